@@ -1,0 +1,177 @@
+//! What crosses the HTTP side: calls, answers and failures.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+pub use reqwest::{Method, StatusCode};
+use tokio::time::Instant;
+
+use crate::{
+    secret::Secret,
+    template::{BadSegment, Template},
+    topic::Captures,
+};
+
+/// The content type of everything that goes upstream: a body is checked to be JSON first.
+const JSON: &str = "application/json";
+
+/// When a call may be sent again after an attempt that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Retry {
+    /// After any transient failure: delivery is at least once.
+    #[default]
+    Always,
+    /// After any transient failure if the method is idempotent [RFC 9110, 9.2.2]; else only when
+    /// the upstream cannot have acted on it.
+    Idempotent,
+    /// Never.
+    Never,
+}
+
+/// One call, complete: it can be sent again as it stands.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The row that asked for it, a label in metrics and logs.
+    pub name: Arc<str>,
+    /// The device it speaks for; limits are kept per device.
+    pub device: Arc<str>,
+    /// HTTP method.
+    pub method: Method,
+    /// Path and query below the upstream's URL; every segment is encoded.
+    pub path: String,
+    /// Body and its content type.
+    pub body: Option<(Bytes, Arc<str>)>,
+    /// The device's key.
+    pub key: Option<Secret>,
+    /// When it may be sent again.
+    pub retry: Retry,
+    /// When it was made.
+    pub made: Instant,
+    /// How long all attempts may take, from `made` or from the end of the last outage.
+    pub deadline: Duration,
+    /// The message's own expiry, outage or not.
+    pub expires: Option<Instant>,
+}
+
+/// A method and a path.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// HTTP method.
+    pub method: Method,
+    /// Path and query below the upstream's URL.
+    pub path: Template,
+}
+
+/// How long a call may be tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// See [`Call::deadline`].
+    pub deadline: Duration,
+    /// See [`Call::expires`].
+    pub expires: Option<Instant>,
+}
+
+/// The common part of every call made for one message.
+#[derive(Debug, Clone)]
+pub struct Caller<'m> {
+    /// The device.
+    pub device: Arc<str>,
+    /// Its key.
+    pub key: Secret,
+    /// What its topic captured.
+    pub captures: &'m Captures,
+}
+
+impl Endpoint {
+    /// Builds the call.
+    ///
+    /// # Errors
+    /// [`BadSegment`] when a captured level cannot stand in the path.
+    pub fn call(
+        &self,
+        name: &Arc<str>,
+        caller: &Caller<'_>,
+        body: Option<Bytes>,
+        retry: Retry,
+        limits: Limits,
+    ) -> Result<Call, BadSegment> {
+        Ok(Call {
+            name: name.clone(),
+            device: caller.device.clone(),
+            method: self.method.clone(),
+            path: self.path.path(|name| caller.captures.get(name))?,
+            body: body.map(|body| (body, JSON.into())),
+            key: Some(caller.key.clone()),
+            retry,
+            made: Instant::now(),
+            deadline: limits.deadline,
+            expires: limits.expires,
+        })
+    }
+
+    /// Whether a request of this method carries a body.
+    pub fn takes_body(&self) -> bool {
+        matches!(self.method, Method::POST | Method::PUT | Method::PATCH)
+    }
+}
+
+/// What the upstream answered, whatever its status.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// `Content-Type` as answered.
+    pub content_type: Option<String>,
+    /// The body, whole.
+    pub body: Bytes,
+    /// `Retry-After`, as the time left [RFC 9110, 10.2.3].
+    pub retry_after: Option<Duration>,
+    /// How many attempts it took.
+    pub attempts: u32,
+}
+
+/// Why a call ended without an answer that counts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind}")]
+pub struct Failure {
+    /// What happened.
+    pub kind: FailureKind,
+    /// How many attempts were made.
+    pub attempts: u32,
+}
+
+/// The ways in which a call fails.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FailureKind {
+    /// No connection: name resolution, TCP or TLS.
+    #[error("the upstream cannot be reached: {0}")]
+    Unreachable(String),
+    /// The attempt took longer than `attempt_timeout`.
+    #[error("the upstream did not answer in time")]
+    Timeout,
+    /// The exchange broke off half-way, or the answer is not HTTP.
+    #[error("the exchange with the upstream broke off: {0}")]
+    Broken(String),
+    /// The answer is larger than `max_response_bytes`.
+    #[error("the answer is larger than {0} bytes")]
+    AnswerTooLarge(usize),
+    /// The message's deadline passed; the last answer was a transient refusal.
+    #[error("the deadline passed; the upstream last answered {0}")]
+    Deadline(StatusCode),
+    /// The message's own expiry passed.
+    #[error("the message expired")]
+    Expired,
+    /// It was held because the upstream is down, and is not held any longer: it has expired, or the
+    /// gateway stops.
+    #[error("the upstream is down")]
+    Held,
+    /// A rate limit leaves no turn before the deadline.
+    #[error("the rate limit leaves no turn for another {} s", .0.as_secs() + 1)]
+    Throttled(Duration),
+}
+
+impl From<FailureKind> for Failure {
+    fn from(kind: FailureKind) -> Self {
+        Self { kind, attempts: 1 }
+    }
+}

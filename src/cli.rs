@@ -1,0 +1,219 @@
+//! The command line: `run`, `check`, `routes`, `explain`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Read, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use clap::{Args, Parser, Subcommand};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
+
+use crate::{
+    config::Config,
+    explain,
+    gateway::{Gateway, Stopped},
+    message::{Message, Properties},
+    mqtt, telemetry, upstream,
+};
+
+/// Exit code for a configuration that cannot be used, `EX_CONFIG` of sysexits.
+const BAD_CONFIGURATION: u8 = 78;
+
+/// Forwards messages of MQTT devices to a REST API and publishes the answers.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Cli {
+    /// Configuration file; without it the compiled-in config.toml is in force.
+    #[arg(long, global = true, env = "GATEWAY_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway (what happens without a command).
+    Run,
+    /// Report every mistake in the configuration; exit code 78 if there is one.
+    Check {
+        /// Also try the broker and the upstream.
+        #[arg(long)]
+        connect: bool,
+    },
+    /// Print the table in force.
+    Routes {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the request that a message would cause, or why it would be refused. Sends nothing.
+    Explain(Explain),
+}
+
+#[derive(Debug, Args)]
+struct Explain {
+    /// Topic of the message.
+    topic: String,
+    /// File with the payload; `-` is standard input.
+    #[arg(long, value_name = "FILE")]
+    payload: Option<PathBuf>,
+    /// User property; may stand more than once.
+    #[arg(long, value_name = "K=V", value_parser = property)]
+    property: Vec<(String, String)>,
+    /// Response Topic.
+    #[arg(long, value_name = "TOPIC")]
+    response_topic: Option<String>,
+}
+
+fn property(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((pair.0.to_owned(), pair.1.to_owned()))
+}
+
+/// Runs the command line to its end.
+pub fn main(cli: Cli) -> ExitCode {
+    let env: BTreeMap<String, String> = std::env::vars().collect();
+    let config = match Config::load(cli.config.as_deref(), &env) {
+        Ok(config) => config,
+        Err(error) => {
+            // Not prefixed: every line already names the file.
+            let _ = writeln!(io::stderr(), "{error}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("no runtime: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = match cli.command.unwrap_or(Command::Run) {
+        Command::Run => runtime.block_on(run(config)),
+        Command::Check { connect } => {
+            runtime.block_on(check(&config, cli.config.as_deref(), connect))
+        }
+        Command::Routes { json } => print(&if json {
+            explain::table_json(&config.table)
+        } else {
+            explain::table(&config.table)
+        }),
+        Command::Explain(arguments) => {
+            arguments.message().and_then(|message| print(&explain::message(&config, &message)))
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            complain(&trouble);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> Result<(), String> {
+    telemetry::install(&config.log);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"), broker = %config.broker.address,
+        upstream = %config.upstream.url, routes = config.table.routes.len(), "starting"
+    );
+    let gateway = Gateway::bind(config).await.map_err(|error| error.to_string())?;
+    if let Some(address) = gateway.admin_address() {
+        tracing::info!(%address, "admin endpoint");
+    }
+    let unusable = |error: io::Error| format!("signals cannot be caught: {error}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(unusable)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(unusable)?;
+    let (told, stop) = tokio::sync::oneshot::channel::<()>();
+    let again = async move {
+        let mut wait = async || {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        wait().await;
+        // The receiver is gone only when the gateway has ended.
+        let _ = told.send(());
+        wait().await;
+    };
+    tokio::select! {
+        stopped = gateway.run(async { let _ = stop.await; }) => match stopped {
+            Stopped::Clean => Ok(()),
+            Stopped::GraceRanOut => Err("the grace ran out; what was unfinished comes back".to_owned()),
+            Stopped::Failed => Err("a defect ended it; what was unfinished comes back".to_owned()),
+        },
+        () = again => Err("told to stop a second time; what was unfinished comes back".to_owned()),
+    }
+}
+
+async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<(), String> {
+    let table = &config.table;
+    let source =
+        file.map_or("the compiled-in configuration".to_owned(), |file| file.display().to_string());
+    print(&format!(
+        "{source} is valid: {} routes, {} fetches",
+        table.routes.len(),
+        table.fetches.len()
+    ))?;
+    if !connect {
+        return Ok(());
+    }
+    let (broker, upstream) =
+        tokio::join!(mqtt::probe(&config.broker), upstream::probe(&config.upstream));
+    let mut bad = Vec::new();
+    for (name, result) in [("broker", broker), ("upstream", upstream)] {
+        match result {
+            Ok(report) => print(&format!("{name}: {report}"))?,
+            Err(trouble) => bad.push(format!("{name}: {trouble}")),
+        }
+    }
+    if bad.is_empty() { Ok(()) } else { Err(bad.join("\n")) }
+}
+
+impl Explain {
+    fn message(self) -> Result<Message, String> {
+        let payload = match &self.payload {
+            None => Vec::new(),
+            Some(file) if file.as_os_str() == "-" => {
+                let mut payload = Vec::new();
+                io::stdin()
+                    .read_to_end(&mut payload)
+                    .map_err(|error| format!("standard input: {error}"))?;
+                payload
+            }
+            Some(file) => fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?,
+        };
+        Ok(Message {
+            topic: self.topic,
+            payload: Bytes::from(payload),
+            properties: Properties {
+                user: self.property,
+                response_topic: self.response_topic,
+                ..Properties::default()
+            },
+            received_at: SystemTime::now(),
+            arrived: Instant::now(),
+        })
+    }
+}
+
+/// Prints to standard output. A reader that went away is not an error worth a panic.
+fn print(text: &str) -> Result<(), String> {
+    writeln!(io::stdout(), "{}", text.trim_end())
+        .map_err(|error| format!("standard output: {error}"))
+}
+
+/// Prints to standard error.
+fn complain(trouble: &dyn std::fmt::Display) {
+    // Where nothing can be said, nothing can be said about it either.
+    let _ = writeln!(io::stderr(), "mqtt-rest-gateway: {trouble}");
+}

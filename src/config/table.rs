@@ -1,0 +1,301 @@
+//! Compiles the rows of `[[route]]` and `[[fetch]]`, and checks that they fit each other.
+
+use std::{ops::Range, sync::Arc};
+
+use toml::{Spanned, de::DeValue};
+
+use super::{
+    reader::{Reader, Section, unknown},
+    values::duration,
+};
+use crate::{
+    call::{Endpoint, Method, Retry, StatusCode},
+    fetch::{Condition, Fetch, Then},
+    filter::Filter,
+    identity::Identity,
+    route::{Credentials, Route},
+    table::Table,
+    template::Template,
+    topic::Pattern,
+};
+
+/// A row whose `then` is not resolved yet.
+struct Draft<'a> {
+    route: Route,
+    then: Vec<Spanned<DeValue<'a>>>,
+    row: Section<'a>,
+}
+
+/// Reads both tables.
+pub(super) fn read<'a>(reader: &'a Reader<'a>, root: &Section<'a>, identity: Identity) -> Table {
+    let fetches: Vec<(Fetch, Range<usize>)> =
+        root.rows("fetch").into_iter().filter_map(fetch).collect();
+    let drafts: Vec<Draft<'a>> = root.rows("route").into_iter().filter_map(route).collect();
+    unique(reader, "route", drafts.iter().map(|draft| (&*draft.route.name, draft.row.span())));
+    unique(reader, "fetch", fetches.iter().map(|(fetch, span)| (&*fetch.name, span.clone())));
+    overlaps(reader, &drafts);
+    let fetches: Vec<Fetch> = fetches.into_iter().map(|(fetch, _)| fetch).collect();
+    let mut routes = Vec::new();
+    for Draft { mut route, then, row } in drafts {
+        route.then = then
+            .into_iter()
+            .filter_map(|entry| self::then(&row, &route, entry, &fetches))
+            .collect();
+        check(&row, &route, &fetches, &identity);
+        row.finish();
+        routes.push(route);
+    }
+    if routes.is_empty() {
+        reader.mistake(None, "route", "the table has no [[route]]; the gateway would do nothing");
+    }
+    Table { routes, fetches, identity }
+}
+
+fn route(row: Section<'_>) -> Option<Draft<'_>> {
+    let name = name(&row);
+    let on = row.required("on", Pattern::parse, "missing: the topic pattern to listen on");
+    let call = row.parsed("call", endpoint);
+    let body = row.parsed("body", Filter::compile);
+    let answer = row.parsed("answer", Filter::compile);
+    if body.is_some() && call.is_none() {
+        row.mistake(None, "body", "a row without `call` sends no body; take it out");
+    }
+    if answer.is_some() && call.is_some() {
+        row.mistake(None, "answer", "the answer comes from `call`; take one of them out");
+    }
+    let route = Route {
+        call,
+        reply: row.parsed("reply", topic_template),
+        body,
+        answer,
+        credentials: row
+            .parsed("credentials", |text| one_of(text, &Credentials::WORDS))
+            .unwrap_or_default(),
+        retry: row
+            .parsed("retry", |text| {
+                one_of(
+                    text,
+                    &[
+                        ("always", Retry::Always),
+                        ("idempotent", Retry::Idempotent),
+                        ("never", Retry::Never),
+                    ],
+                )
+            })
+            .unwrap_or_default(),
+        rate: row.parsed("rate", str::parse),
+        remember: row.parsed("remember", Filter::compile),
+        then: Vec::new(),
+        name: name?,
+        // Kept although it is wrong or missing, so that the rest of the row is checked as well.
+        on: on.unwrap_or_else(|| Pattern::parse("-").expect("a plain word is a pattern")),
+    };
+    Some(Draft { route, then: row.array("then"), row })
+}
+
+fn fetch(row: Section<'_>) -> Option<(Fetch, Range<usize>)> {
+    let name = name(&row);
+    let push = row.required("push", topic_template, "missing: the topic to push on");
+    let call = row.parsed("call", endpoint);
+    let empty_on = row.array("empty_on").into_iter().filter_map(|value| {
+        let status = match value.get_ref() {
+            DeValue::Integer(number) => number.to_string().parse().ok(),
+            _ => None,
+        };
+        let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+        if status.is_none() {
+            row.mistake(
+                Some(value.span()),
+                "empty_on",
+                "HTTP statuses are wanted, [404, 422] for example",
+            );
+        }
+        status
+    });
+    let empty_on = empty_on.collect();
+    let fetch = Fetch {
+        call,
+        response_topic: row.parsed("response_topic", topic_template),
+        payload: row.parsed("payload", Filter::compile),
+        correlation: row.parsed("correlation", Filter::compile),
+        empty_on,
+        redeliver_after: row.parsed("redeliver_after", duration),
+        name: name?,
+        push: push.unwrap_or_else(|| Template::parse("-").expect("a plain word is a template")),
+    };
+    let span = row.span();
+    row.finish();
+    Some((fetch, span))
+}
+
+fn then<'a>(
+    row: &Section<'a>,
+    route: &Route,
+    entry: Spanned<DeValue<'a>>,
+    fetches: &[Fetch],
+) -> Option<Then> {
+    let span = entry.span();
+    let (name, condition) = match entry.into_inner() {
+        DeValue::String(name) => (name.into_owned(), Condition::Always),
+        DeValue::Table(table) => {
+            let entry = row.inline(span.clone(), table);
+            let name =
+                entry.scalar("fetch").map(|scalar| scalar.text.into_owned()).unwrap_or_default();
+            let when = entry.parsed("when", Filter::compile);
+            let on_change = entry.parsed("on_change", Filter::compile);
+            entry.finish();
+            match (when, on_change) {
+                (None, None) => (name, Condition::Always),
+                (Some(when), None) => (name, Condition::When(when)),
+                (None, Some(value)) => (name, Condition::OnChange(value)),
+                (Some(_), Some(_)) => {
+                    row.mistake(
+                        Some(span),
+                        "then",
+                        "`when` and `on_change` exclude each other; take one out",
+                    );
+                    return None;
+                }
+            }
+        }
+        _ => {
+            row.mistake(
+                Some(span),
+                "then",
+                "write \"name\" or { fetch = \"name\", when = \"jq\" }",
+            );
+            return None;
+        }
+    };
+    let Some(fetch) = fetches.iter().position(|fetch| *fetch.name == *name) else {
+        let hint = unknown(fetches.iter().map(|fetch| &*fetch.name), &name);
+        row.mistake(Some(span), "then", format!("there is no fetch `{name}`{hint}"));
+        return None;
+    };
+    // The route listens where the device answers: the names of captures may differ.
+    let answers = fetches[fetch]
+        .response_topic
+        .as_ref()
+        .and_then(|topic| Pattern::parse(topic.as_str()).ok())
+        .is_some_and(|topic| topic.filter() == route.on.filter());
+    Some(Then { fetch, condition, answers })
+}
+
+/// Every name a template uses must be captured by every row that renders it.
+fn check(row: &Section<'_>, route: &Route, fetches: &[Fetch], identity: &Identity) {
+    if route.on.as_str() == "-" {
+        return;
+    }
+    if !route.on.captures(&identity.capture) {
+        row.mistake(
+            None,
+            "on",
+            format!(
+                "`{}` does not capture `{{{}}}`, which names the device ([device] capture)",
+                route.on.as_str(),
+                identity.capture
+            ),
+        );
+    }
+    let uncaptured = |template: &Template| {
+        let names = template.names().filter(|name| !route.on.captures(name));
+        names
+            .map(|name| format!("`{{{name}}}` is not captured by `{}`", route.on.as_str()))
+            .collect::<Vec<_>>()
+    };
+    let own =
+        [("call", route.call.as_ref().map(|call| &call.path)), ("reply", route.reply.as_ref())];
+    for (key, template) in own {
+        for text in template.into_iter().flat_map(uncaptured) {
+            row.mistake(None, key, text);
+        }
+    }
+    for then in &route.then {
+        let fetch = &fetches[then.fetch];
+        let templates = fetch
+            .call
+            .iter()
+            .map(|call| &call.path)
+            .chain([&fetch.push])
+            .chain(&fetch.response_topic);
+        let mut texts: Vec<_> = templates.flat_map(uncaptured).collect();
+        texts.dedup();
+        for text in texts {
+            row.mistake(None, "then", format!("fetch `{}`: {text}", fetch.name));
+        }
+    }
+}
+
+fn overlaps(reader: &Reader<'_>, drafts: &[Draft<'_>]) {
+    for (index, draft) in drafts.iter().enumerate() {
+        let before = drafts[..index].iter().filter(|other| other.route.on.as_str() != "-");
+        for other in before.filter(|other| other.route.on.overlaps(&draft.route.on)) {
+            reader.mistake(
+                Some(draft.row.span()),
+                &format!("route `{}`: on", draft.route.name),
+                format!(
+                    "`{}` and `{}` of route `{}` match the same topics; a topic belongs to one row",
+                    draft.route.on.as_str(),
+                    other.route.on.as_str(),
+                    other.route.name
+                ),
+            );
+        }
+    }
+}
+
+fn unique<'n>(
+    reader: &Reader<'_>,
+    kind: &str,
+    names: impl Iterator<Item = (&'n str, Range<usize>)>,
+) {
+    let mut seen = std::collections::BTreeSet::new();
+    for (name, span) in names {
+        if !seen.insert(name) {
+            let text = "another row has this name; names are labels and must be unique";
+            reader.mistake(Some(span), &format!("{kind} `{name}`: name"), text);
+        }
+    }
+}
+
+fn name(row: &Section<'_>) -> Option<Arc<str>> {
+    let parse = |text: &str| {
+        let legal = |b: u8| b.is_ascii_alphanumeric() || b"_-".contains(&b);
+        if !text.is_empty() && text.bytes().all(legal) {
+            Ok(text.into())
+        } else {
+            Err(format!("`{text}` is a label; use letters, digits, `_` and `-`"))
+        }
+    };
+    row.required("name", parse, "missing: the label of this row in metrics and logs")
+}
+
+fn endpoint(text: &str) -> Result<Endpoint, String> {
+    const METHODS: [Method; 6] =
+        [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::HEAD];
+    let wanted = || format!("`{text}` is no call; write `POST /path/{{device_id}}`");
+    let (method, path) = text.split_once(' ').ok_or_else(wanted)?;
+    let path = path.trim();
+    let method = METHODS.into_iter().find(|known| known.as_str() == method).ok_or_else(|| {
+        format!("`{method}` is no method; write GET, POST, PUT, PATCH, DELETE or HEAD")
+    })?;
+    if !path.starts_with('/') || path.contains(['#', ' ']) {
+        return Err(wanted());
+    }
+    Ok(Endpoint { method, path: Template::parse(path)? })
+}
+
+pub(super) fn topic_template(text: &str) -> Result<Template, String> {
+    if text.contains(['+', '#']) || text.starts_with('$') {
+        return Err(format!("`{text}` is no topic to publish on: no wildcards, no leading `$`"));
+    }
+    Template::parse(text)
+}
+
+/// A closed vocabulary.
+pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        format!("`{text}` is not one of {}", words.join(", "))
+    })
+}

@@ -1,0 +1,201 @@
+//! The way of a message through the gateway. Read this file first.
+//!
+//! 1. `mqtt` delivers a message; `lanes` has put it behind the earlier ones of its device.
+//! 2. The table takes it: its route is known and the speaker's key. Or it is refused or ignored.
+//! 3. The route makes a call of it; the upstream answers, or fails.
+//! 4. The reply goes out, and the dead letter if it ended badly.
+//! 5. What the answer gives news of is fetched and pushed.
+//! 6. It is counted and settled: only now may the broker get its PUBACK.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio::time::Instant;
+
+use crate::{
+    call::{Answer, Call, Failure, FailureKind, Limits, StatusCode},
+    filter::{self, Context, Val},
+    message::Message,
+    metrics::Metrics,
+    mqtt::{Delivery, Publisher},
+    outcome::{Destinations, Outcome},
+    push::Pusher,
+    refusal::Refusal,
+    route::Route,
+    table::{Table, Taken},
+    template::Template,
+    topic::{self, Captures},
+    upstream::Upstream,
+};
+
+/// The label of messages that no route takes.
+const NO_ROUTE: &str = "none";
+
+/// What the configuration says about exchanges.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The gateway's client identifier, the value of `via`.
+    pub via: Arc<str>,
+    /// How long one message may take, all attempts.
+    pub deadline: Duration,
+    /// Largest payload sent upstream, in bytes.
+    pub max_request_bytes: usize,
+    /// Where failures are answered that have no other place.
+    pub errors: Option<Template>,
+    /// Where dead letters go.
+    pub dead_letter: Option<Template>,
+}
+
+/// Handles messages. One for all devices.
+pub struct Exchange {
+    settings: Settings,
+    table: Arc<Table>,
+    upstream: Upstream,
+    publisher: Publisher,
+    pusher: Pusher,
+    metrics: Arc<Metrics>,
+}
+
+impl Exchange {
+    /// Wires an exchange.
+    pub fn new(
+        settings: Settings,
+        table: Arc<Table>,
+        upstream: Upstream,
+        publisher: Publisher,
+        pusher: Pusher,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { settings, table, upstream, publisher, pusher, metrics }
+    }
+
+    /// The label of the route that a subscription belongs to.
+    pub fn route_name(&self, subscription: Option<usize>) -> &str {
+        subscription.map_or(NO_ROUTE, |index| &self.table.routes[index].name)
+    }
+
+    /// Takes a message from its arrival to its settlement. Does not panic, whatever the message.
+    pub async fn serve(&self, delivery: Delivery) {
+        let Delivery { message, subscription, captures, sender, receipt } = delivery;
+        let route = subscription.map(|index| &self.table.routes[index]);
+        let remembered = || self.pusher.devices().key(&sender);
+        let taken = self.table.take(&message, route, &captures, &sender, remembered);
+        let outcome = match &taken {
+            // A defect that one message hits must not take its device's other messages with it.
+            Ok(taken) => {
+                AssertUnwindSafe(self.call(taken)).catch_unwind().await.unwrap_or(Outcome::Panicked)
+            }
+            Err(not_taken) => not_taken.clone().into(),
+        };
+        if matches!(outcome, Outcome::Abandoned) {
+            return;
+        }
+        self.conclude(&outcome, &message, route, &captures).await;
+        if let (Ok(taken), Outcome::Delivered(answer)) = (&taken, &outcome) {
+            let follow = AssertUnwindSafe(self.pusher.follow(taken, answer));
+            if follow.catch_unwind().await.is_err() {
+                tracing::error!(route = %taken.route.name, "a push failed on a defect of the gateway");
+            }
+        }
+        self.metrics.settled(self.route_name(subscription), outcome.word(), outcome.status());
+        receipt.settle().await;
+    }
+
+    /// Makes the route's call, or its answer if it calls nothing.
+    async fn call(&self, taken: &Taken<'_>) -> Outcome {
+        let expires = taken.message.expires();
+        let is_late = || expires.is_some_and(|at| at <= Instant::now());
+        if is_late() {
+            return Outcome::Expired { attempts: 0 };
+        }
+        let result = match self.prepare(taken) {
+            Err(refusal) => return Outcome::Refused(refusal),
+            Ok(None) => return self.derive(taken),
+            Ok(Some(call)) => self.upstream.call(call).await,
+        };
+        if let Ok(answer) = &result {
+            self.pusher.devices().verdict(&taken.caller, answer.status);
+        }
+        match result {
+            Ok(answer) if answer.status.is_success() => Outcome::Delivered(answer),
+            Ok(answer) => Outcome::Rejected(answer),
+            Err(failure) if failure.kind == FailureKind::Expired || is_late() => {
+                Outcome::Expired { attempts: failure.attempts }
+            }
+            Err(Failure { kind: FailureKind::Held, .. }) => Outcome::Abandoned,
+            Err(failure) => Outcome::Failed(failure),
+        }
+    }
+
+    /// The call, complete. `None` if the route calls nothing.
+    fn prepare(&self, taken: &Taken<'_>) -> Result<Option<Call>, Refusal> {
+        let Taken { message, route, caller } = taken;
+        let Some(endpoint) = &route.call else { return Ok(None) };
+        let limits = Limits { deadline: self.settings.deadline, expires: message.expires() };
+        let context = match &route.body {
+            Some(_) => self.pusher.context(taken),
+            None => Context::default(),
+        };
+        let body = route.body(endpoint, message, &context, self.settings.max_request_bytes)?;
+        Ok(Some(endpoint.call(&route.name, caller, body, route.retry, limits)?))
+    }
+
+    /// The answer of a row that calls nothing: what its filter makes of what is known.
+    fn derive(&self, taken: &Taken<'_>) -> Outcome {
+        let (status, body) = match &taken.route.answer {
+            None => (StatusCode::NO_CONTENT, Bytes::new()),
+            Some(answer) => match self.pusher.run(answer, Val::Null, taken).as_slice() {
+                [] => return Outcome::Unknown,
+                [value, ..] => (StatusCode::OK, filter::to_json(value)),
+            },
+        };
+        let content_type = (!body.is_empty()).then(|| "application/json".to_owned());
+        Outcome::Delivered(Answer { status, content_type, body, retry_after: None, attempts: 0 })
+    }
+
+    /// Says how it ended: to the device by a reply, to the operator by a line and a dead letter.
+    async fn conclude(
+        &self,
+        outcome: &Outcome,
+        message: &Message,
+        route: Option<&Route>,
+        captures: &Captures,
+    ) {
+        let name = route.map_or(NO_ROUTE, |route| &route.name);
+        let (via, identity) = (&self.settings.via, &self.table.identity);
+        if let Some(trouble) = outcome.trouble() {
+            let device = captures.get(&identity.capture).unwrap_or_default();
+            let (reason, attempts) = (outcome.word(), outcome.attempts());
+            tracing::warn!(route = name, ?device, reason, attempts, trouble, "not delivered");
+        }
+        let to = self.destinations(message, name, route, captures);
+        if let Some(reply) = outcome.reply(message, &to, name, via) {
+            self.publisher.publish(reply).await;
+        }
+        if let Some(letter) = outcome.dead_letter(message, &to, &identity.key_property, via) {
+            self.publisher.publish(letter).await;
+        }
+    }
+
+    fn destinations(
+        &self,
+        message: &Message,
+        name: &str,
+        route: Option<&Route>,
+        captures: &Captures,
+    ) -> Destinations {
+        let topic = |template: &Template| {
+            let topic = template.topic(|n| if n == "route" { Some(name) } else { captures.get(n) });
+            topic.filter(|topic| topic::is_publishable(topic))
+        };
+        let named = route
+            .filter(|route| route.check_response_topic(message, &self.table.identity).is_ok())
+            .and(message.properties.response_topic.clone());
+        Destinations {
+            reply: named.or_else(|| route?.reply.as_ref().and_then(topic)),
+            errors: self.settings.errors.as_ref().and_then(topic),
+            dead_letter: self.settings.dead_letter.as_ref().and_then(topic),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What an answer can set off: something is fetched and pushed to the device.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use crate::{
+    call::{Endpoint, StatusCode},
+    filter::{self, Context, Filter, FilterError, Val},
+    template::Template,
+};
+
+/// `[[fetch]]`: something is got from the API and pushed to a device.
+#[derive(Debug)]
+pub struct Fetch {
+    /// Unique among fetches.
+    pub name: Arc<str>,
+    /// What is called; without it the input is the answer that triggered the fetch.
+    pub call: Option<Endpoint>,
+    /// Topic of the push.
+    pub push: Template,
+    /// Response Topic put on the push, where the device answers.
+    pub response_topic: Option<Template>,
+    /// Each output is one push. Without it the answer is pushed as it came.
+    pub payload: Option<Filter>,
+    /// Over each push: its Correlation Data, and what makes two pushes the same item.
+    pub correlation: Option<Filter>,
+    /// Statuses that mean "nothing there".
+    pub empty_on: Vec<StatusCode>,
+    /// The same item is not pushed again sooner.
+    pub redeliver_after: Option<Duration>,
+}
+
+/// One entry of `then`.
+#[derive(Debug)]
+pub struct Then {
+    /// Which fetch, as an index into the table's fetches.
+    pub fetch: usize,
+    /// When it runs.
+    pub condition: Condition,
+    /// The route is where the device answers this fetch's pushes, so running it again means that
+    /// what was pushed before has been dealt with.
+    pub answers: bool,
+}
+
+/// When an entry of `then` runs.
+#[derive(Debug)]
+pub enum Condition {
+    /// After every success.
+    Always,
+    /// When the filter is true of the answer.
+    When(Filter),
+    /// When the filter's value differs from the one last seen for this device; no value or null is
+    /// no news.
+    OnChange(Filter),
+}
+
+/// One push to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Push {
+    /// What is published.
+    pub payload: Bytes,
+    /// Its Correlation Data, which also tells one item from another.
+    pub correlation: Option<Bytes>,
+}
+
+impl Fetch {
+    /// Takes the answer apart into pushes; none when there is nothing to push.
+    ///
+    /// # Errors
+    /// When a filter fails, or must run on an answer that is not JSON.
+    pub fn pushes(&self, answer: &Bytes, context: &Context) -> Result<Vec<Push>, FilterError> {
+        let payloads = match &self.payload {
+            None if answer.is_empty() => Vec::new(),
+            None => vec![(answer.clone(), None)],
+            Some(payload) => {
+                let input = if answer.is_empty() { Val::Null } else { filter::parse(answer)? };
+                let outputs = payload.run(input, context)?;
+                outputs.into_iter().map(|val| (filter::to_json(&val), Some(val))).collect()
+            }
+        };
+        payloads
+            .into_iter()
+            .map(|(payload, value)| {
+                let correlation = match &self.correlation {
+                    None => None,
+                    Some(correlation) => {
+                        let value = match value {
+                            Some(value) => value,
+                            None => filter::parse(&payload)?,
+                        };
+                        let outputs = correlation.run(value, context)?;
+                        outputs.first().filter(|id| !matches!(id, Val::Null)).map(filter::to_bytes)
+                    }
+                };
+                Ok(Push { payload, correlation })
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,210 @@
+//! jq filters from the table, compiled at start-up by `jaq`.
+//!
+//! Filters belong to the operator, their input to strangers: what a filter can put out is bounded,
+//! `halt` is an error instead of the end of the process, and the environment cannot be read.
+
+use std::fmt;
+
+use bytes::Bytes;
+use jaq_core::{
+    Ctx, Vars,
+    data::JustLut,
+    load::{self, Arena, File, Loader},
+};
+pub use jaq_json::Val;
+
+/// Most values that one run of a filter may put out.
+const MAX_OUTPUTS: usize = 1000;
+/// Longest error text that is passed on; it may quote the input.
+const MAX_ERROR_BYTES: usize = 200;
+/// What every filter can read besides its input.
+const VARIABLES: [&str; 2] = ["$memory", "$payload"];
+
+/// The values of a filter's variables.
+#[derive(Debug, Clone, Default)]
+pub struct Context {
+    /// `$memory`: what was remembered of the device, or null.
+    pub memory: Val,
+    /// `$payload`: the message's payload if it is JSON, or null.
+    pub payload: Val,
+}
+
+/// A compiled jq filter.
+pub struct Filter {
+    text: Box<str>,
+    program: jaq_core::Filter<JustLut<Val>>,
+}
+
+/// A filter that failed on its input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct FilterError(String);
+
+impl Filter {
+    /// Compiles a filter.
+    ///
+    /// # Errors
+    /// What jq does not understand, on one line.
+    pub fn compile(text: &str) -> Result<Self, String> {
+        let defs = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs());
+        let funs = jaq_core::funs().chain(jaq_std::funs()).chain(jaq_json::funs());
+        let arena = Arena::default();
+        let modules =
+            Loader::new(defs).load(&arena, File { code: text, path: () }).map_err(|errors| {
+                describe(text, errors.into_iter().map(|(_, error)| load_error(error)))
+            })?;
+        let program = jaq_core::Compiler::default()
+            .with_funs(funs.filter(|(name, ..)| *name != "env"))
+            .with_global_vars(VARIABLES)
+            .compile(modules)
+            .map_err(|errors| {
+                let undefined = errors.into_iter().flat_map(|(_, errors)| errors);
+                describe(
+                    text,
+                    undefined.map(|(name, what)| format!("undefined {} `{name}`", what.as_str())),
+                )
+            })?;
+        Ok(Self { text: text.into(), program })
+    }
+
+    /// Runs the filter; all its outputs in order.
+    ///
+    /// # Errors
+    /// [`FilterError`] when the filter fails, halts or puts out more than a thousand values.
+    pub fn run(&self, input: Val, context: &Context) -> Result<Vec<Val>, FilterError> {
+        let variables = Vars::new([context.memory.clone(), context.payload.clone()]);
+        let context = Ctx::<JustLut<Val>>::new(&self.program.lut, variables);
+        let mut outputs = Vec::new();
+        for output in self.program.id.run((context, input)) {
+            if outputs.len() == MAX_OUTPUTS {
+                return Err(FilterError(format!("more than {MAX_OUTPUTS} outputs")));
+            }
+            outputs.push(output.map_err(|exception| match exception.get_err() {
+                Ok(error) => FilterError(shorten(error.to_string())),
+                Err(_) => FilterError("the filter halted".to_owned()),
+            })?);
+        }
+        Ok(outputs)
+    }
+
+    /// The filter as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the filter mentions `$payload`. The hot path spares parsing the payload otherwise.
+    pub fn reads_payload(&self) -> bool {
+        self.text.contains("$payload")
+    }
+}
+
+impl fmt::Debug for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Filter({})", self.text)
+    }
+}
+
+/// Reads one JSON value.
+///
+/// # Errors
+/// When the text is not JSON or nested too deeply.
+pub fn parse(text: &[u8]) -> Result<Val, FilterError> {
+    crate::json::check(text).map_err(|error| FilterError(error.to_string()))?;
+    jaq_json::read::parse_single(text).map_err(|error| FilterError(error.to_string()))
+}
+
+/// The bytes that carry a value on the wire when it is one word: a string's own bytes, anything
+/// else as JSON.
+pub fn to_bytes(value: &Val) -> Bytes {
+    match value {
+        Val::TStr(text) | Val::BStr(text) => (**text).clone(),
+        other => to_json(other),
+    }
+}
+
+/// The value as JSON text.
+pub fn to_json(value: &Val) -> Bytes {
+    value.to_string().into()
+}
+
+/// jq's truth: everything but `false` and `null`.
+pub fn is_true(value: &Val) -> bool {
+    !matches!(value, Val::Null | Val::Bool(false))
+}
+
+fn shorten(mut text: String) -> String {
+    if text.len() > MAX_ERROR_BYTES {
+        let cut = text.floor_char_boundary(MAX_ERROR_BYTES);
+        text.truncate(cut);
+        text.push('…');
+    }
+    text
+}
+
+fn describe(text: &str, errors: impl Iterator<Item = String>) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("`{}` is not jq: {}", shorten(line), errors.collect::<Vec<_>>().join("; "))
+}
+
+fn load_error(error: load::Error<&str>) -> String {
+    let sentence = |what: &str, found: &str| match found.trim() {
+        "" => format!("expected {what} at the end"),
+        found => format!("expected {what} at `{found}`"),
+    };
+    let sentences: Vec<String> = match error {
+        load::Error::Io(errors) => {
+            errors.into_iter().map(|(name, e)| format!("{name}: {e}")).collect()
+        }
+        load::Error::Lex(errors) => {
+            errors.into_iter().map(|(expected, at)| sentence(expected.as_str(), at)).collect()
+        }
+        load::Error::Parse(errors) => {
+            errors.into_iter().map(|(expected, at)| sentence(expected.as_str(), at)).collect()
+        }
+    };
+    sentences.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(filter: &str, input: &str) -> Result<Vec<String>, FilterError> {
+        let memory = parse(br#"{"version":"1.0"}"#).unwrap();
+        let context = Context { memory, payload: Val::Null };
+        let outputs =
+            Filter::compile(filter).unwrap().run(parse(input.as_bytes()).unwrap(), &context)?;
+        Ok(outputs.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn filters_see_their_input_and_the_memory() {
+        assert_eq!(run(".a", r#"{"a":1}"#).unwrap(), ["1"]);
+        assert_eq!(run(".[] | select(. > 1)", "[1,2,3]").unwrap(), ["2", "3"]);
+        assert_eq!(run("$memory.version", "null").unwrap(), ["\"1.0\""]);
+        assert_eq!(run("empty", "null").unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn filters_cannot_hurt() {
+        assert!(run(".a.b", r#"{"a":1}"#).is_err());
+        assert!(run("repeat(1)", "null").unwrap_err().to_string().contains("1000"));
+        assert!(run("halt", "null").unwrap_err().to_string().contains("halted"));
+        assert!(Filter::compile("env").is_err());
+        assert!(run(".a", &format!("\"{}\"", "x".repeat(1000))).unwrap_err().0.len() < 250);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert!(Filter::compile(".a |").unwrap_err().contains("at the end"));
+        assert!(Filter::compile("nosuch(.)").unwrap_err().contains("undefined filter `nosuch`"));
+        assert!(Filter::compile("$x").unwrap_err().contains("undefined variable `$x`"));
+    }
+
+    #[test]
+    fn words_go_out_as_their_own_bytes() {
+        assert_eq!(to_bytes(&parse(b"\"c-1\"").unwrap()), "c-1");
+        assert_eq!(to_bytes(&parse(b"50").unwrap()), "50");
+        assert_eq!(to_json(&parse(b"{\"a\": [1.0, \"x\"]}").unwrap()), "{\"a\":[1.0,\"x\"]}");
+    }
+}

@@ -1,0 +1,185 @@
+//! Wires the parts together, starts them in order and stops them in order.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+
+use crate::{
+    admin,
+    config::Config,
+    devices::Devices,
+    exchange::Exchange,
+    explain,
+    health::Health,
+    lanes::Lanes,
+    metrics::Metrics,
+    mqtt::{Connection, ConnectionSetupError, Delivery, Publisher, Status},
+    push::Pusher,
+    upstream::{ClientError, Upstream},
+};
+
+/// A gateway whose sockets are bound and whose parts are wired, not yet connected to the broker.
+pub struct Gateway {
+    connection: Connection,
+    publisher: Publisher,
+    broker: watch::Receiver<Status>,
+    exchange: Arc<Exchange>,
+    upstream: Upstream,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    admin: Option<TcpListener>,
+    config: Config,
+}
+
+/// Why a gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The admin endpoint's address is taken, for example.
+    #[error("the admin endpoint cannot listen on {0}: {1}")]
+    Admin(SocketAddr, io::Error),
+    /// The broker's settings.
+    #[error(transparent)]
+    Broker(#[from] ConnectionSetupError),
+    /// The upstream's settings.
+    #[error(transparent)]
+    Upstream(#[from] ClientError),
+}
+
+/// How a gateway stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// Everything under way was finished and the broker was told good-bye.
+    Clean,
+    /// The grace ran out; what was unfinished comes back to the next gateway.
+    GraceRanOut,
+    /// The connection task ended by itself, on a defect. Without it nothing is forwarded, whatever else
+    /// still lives; the next gateway goes on where this one stopped.
+    Failed,
+}
+
+impl Gateway {
+    /// Binds the admin endpoint and wires everything.
+    ///
+    /// # Errors
+    /// [`StartError`] when a port or a certificate file cannot be had.
+    pub async fn bind(config: Config) -> Result<Self, StartError> {
+        let admin = match config.admin {
+            None => None,
+            Some(address) => Some(
+                TcpListener::bind(address)
+                    .await
+                    .map_err(|error| StartError::Admin(address, error))?,
+            ),
+        };
+        let metrics = Arc::new(Metrics::default());
+        let upstream = Upstream::new(&config.upstream, metrics.clone())?;
+        let (connection, publisher, broker) =
+            Connection::new(config.broker.clone(), config.subscriptions(), metrics.clone())?;
+        // Longer than a message can be held while everything works.
+        let patience = config.upstream.deadline * 2 + config.upstream.attempt_timeout;
+        let pusher = Pusher::new(
+            config.exchange.via.clone(),
+            config.exchange.deadline,
+            config.table.clone(),
+            Devices::new(config.remembered_devices),
+            upstream.clone(),
+            publisher.clone(),
+            metrics.clone(),
+        );
+        let exchange = Exchange::new(
+            config.exchange.clone(),
+            config.table.clone(),
+            upstream.clone(),
+            publisher.clone(),
+            pusher,
+            metrics.clone(),
+        );
+        Ok(Self {
+            connection,
+            publisher,
+            health: Arc::new(Health::new(
+                broker.clone(),
+                upstream.clone(),
+                metrics.clone(),
+                patience,
+            )),
+            broker,
+            upstream,
+            exchange: Arc::new(exchange),
+            metrics,
+            admin,
+            config,
+        })
+    }
+
+    /// Where the admin endpoint listens.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// How the broker's connection stands, now and later.
+    pub fn broker(&self) -> watch::Receiver<Status> {
+        self.broker.clone()
+    }
+
+    /// Runs until `shutdown`, then stops cleanly within the grace.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Stopped {
+        let Self {
+            connection, publisher, exchange, upstream, health, metrics, admin, config, ..
+        } = self;
+        let admin = admin.map(|listener| {
+            let routes = explain::table_json(&config.table);
+            tokio::spawn(admin::serve(listener, health.clone(), metrics.clone(), routes))
+        });
+        let lanes = Lanes::default();
+        let mut connection = tokio::spawn(connection.run({
+            let lanes = lanes.clone();
+            move |delivery: Delivery| {
+                metrics.received(exchange.route_name(delivery.subscription));
+                let exchange = exchange.clone();
+                lanes.push(delivery.sender.clone(), delivery, move |delivery| {
+                    let exchange = exchange.clone();
+                    async move { exchange.serve(delivery).await }
+                });
+            }
+        }));
+        tokio::select! {
+            () = shutdown => {}
+            _ = &mut connection => {
+                tracing::error!("the connection task ended on a defect of the gateway");
+                return Stopped::Failed;
+            }
+        }
+        tracing::info!(grace = ?config.grace, "stopping: finishing what is under way");
+        health.stop();
+        let stopped =
+            match timeout(config.grace, stop(&publisher, &lanes, &upstream, connection)).await {
+                Ok(()) => Stopped::Clean,
+                Err(_) => Stopped::GraceRanOut,
+            };
+        if let Some(admin) = admin {
+            admin.abort();
+        }
+        tracing::info!(?stopped, "stopped");
+        stopped
+    }
+}
+
+/// Begins nothing more, finishes what is under way, publishes and acknowledges it, disconnects. Neither
+/// unsubscribes nor ends the session: the broker keeps what comes meanwhile.
+async fn stop<K, T>(
+    publisher: &Publisher,
+    lanes: &Lanes<K, T>,
+    upstream: &Upstream,
+    connection: JoinHandle<()>,
+) where
+    K: Eq + std::hash::Hash + Clone + Send + 'static,
+    T: Send + 'static,
+{
+    lanes.close();
+    upstream.stop();
+    lanes.idle().await;
+    publisher.finish().await;
+    // A connection task that failed has nothing left to finish.
+    let _ = connection.await;
+}

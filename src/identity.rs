@@ -1,0 +1,70 @@
+//! Who speaks: the device of the topic and the user properties that must agree with it.
+
+use std::sync::Arc;
+
+use crate::{message::Message, refusal::Refusal, secret::Secret, topic::Captures};
+
+/// Longest key that is taken from a message, in bytes; servers refuse longer headers.
+const MAX_KEY_BYTES: usize = 4096;
+
+/// Where a message says who speaks.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The capture that names the device in every pattern.
+    pub capture: Arc<str>,
+    /// The user property that must equal it.
+    pub id_property: Box<str>,
+    /// The user property that carries the key.
+    pub key_property: Box<str>,
+}
+
+impl Identity {
+    /// Who speaks: the message's own key, `None` if it names nobody.
+    ///
+    /// # Errors
+    /// [`Refusal::Identity`] when the message speaks for another device than its topic or says it
+    /// twice, [`Refusal::NoCredentials`] when it is half a statement or the key is no header value.
+    pub fn key(&self, message: &Message, captures: &Captures) -> Result<Option<Secret>, Refusal> {
+        let once = |name: &str| {
+            let mut values = message.user_property(name);
+            match (values.next(), values.next()) {
+                (value, None) => Ok(value.map(str::to_owned)),
+                _ => Err(Refusal::Identity(format!("the user property `{name}` stands twice"))),
+            }
+        };
+        let (id, key) = (once(&self.id_property)?, once(&self.key_property)?);
+        if let Some(id) = &id
+            && captures.get(&self.capture) != Some(id)
+        {
+            return Err(Refusal::Identity(format!(
+                "the user property `{}` is not the device of the topic",
+                self.id_property
+            )));
+        }
+        let missing =
+            |name: &str| Refusal::NoCredentials(format!("the user property `{name}` is missing"));
+        match (id, key) {
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(missing(&self.id_property)),
+            (Some(_), None) => Err(missing(&self.key_property)),
+            (Some(_), Some(key)) if is_header_value(&key) => Ok(Some(Secret::new(key))),
+            (Some(_), Some(_)) => Err(Refusal::NoCredentials(format!(
+                "the user property `{}` is not a key: 1 to {MAX_KEY_BYTES} printable ASCII \
+                 characters",
+                self.key_property
+            ))),
+        }
+    }
+
+    /// Both properties missing, where a row needs them.
+    pub fn missing(&self) -> Refusal {
+        Refusal::NoCredentials(format!(
+            "the user properties `{}` and `{}` are missing",
+            self.id_property, self.key_property
+        ))
+    }
+}
+
+fn is_header_value(key: &str) -> bool {
+    (1..=MAX_KEY_BYTES).contains(&key.len()) && key.bytes().all(|b| (0x21..0x7f).contains(&b))
+}

@@ -1,0 +1,64 @@
+//! What crosses the MQTT side: messages that came in and publications that go out.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+/// The user property that marks everything a gateway publishes; its value is the client identifier.
+/// A message that carries it is nobody's request, so topics cannot loop.
+pub const VIA: &str = "via";
+
+/// The MQTT v5 properties of a PUBLISH that mean something to the gateway [MQTT 5.0, 3.3.2.3].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Properties {
+    /// User properties in the order in which they stood; a name may stand more than once.
+    pub user: Vec<(String, String)>,
+    /// Response Topic [MQTT 5.0, 3.3.2.3.5].
+    pub response_topic: Option<String>,
+    /// Correlation Data, opaque bytes [MQTT 5.0, 3.3.2.3.6].
+    pub correlation_data: Option<Bytes>,
+    /// Content Type [MQTT 5.0, 3.3.2.3.9].
+    pub content_type: Option<String>,
+    /// Message Expiry Interval, what is left of it when the message came [MQTT 5.0, 3.3.2.3.3].
+    pub expiry: Option<Duration>,
+}
+
+/// A message from a device.
+#[derive(Clone)]
+pub struct Message {
+    /// Topic Name.
+    pub topic: String,
+    /// Application Message, as it came.
+    pub payload: Bytes,
+    /// Its properties.
+    pub properties: Properties,
+    /// Wall clock at arrival, for people.
+    pub received_at: SystemTime,
+    /// Monotonic clock at arrival, for deadlines.
+    pub arrived: Instant,
+}
+
+impl Message {
+    /// The values of all user properties of this name.
+    pub fn user_property<'m>(&'m self, name: &'m str) -> impl Iterator<Item = &'m str> {
+        self.properties.user.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The moment after which the message must not be sent any more.
+    pub fn expires(&self) -> Option<Instant> {
+        self.properties.expiry.map(|left| self.arrived + left)
+    }
+}
+
+/// Something the gateway publishes: a reply, a push or a dead letter. Always at `QoS` 1, never
+/// retained.
+#[derive(Clone)]
+pub struct Publication {
+    /// Topic Name.
+    pub topic: String,
+    /// Application Message.
+    pub payload: Bytes,
+    /// Its properties.
+    pub properties: Properties,
+}

@@ -1,0 +1,311 @@
+//! Every metric: its name, labels and help text, in one place.
+//!
+//! Labels are `route`, `outcome` and `status`, never a device: their number is known at start-up.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+        info::Info,
+    },
+    registry::Registry,
+};
+use tokio::time::Instant;
+
+/// All metrics of one gateway.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    messages: Arc<Messages>,
+    attempts: Family<Status, Counter>,
+    call_seconds: Family<Route, Histogram, fn() -> Histogram>,
+    fetches: Family<Outcome, Counter>,
+    filter_errors: Family<Route, Counter>,
+    publishes_refused: Family<Reason, Counter>,
+    upstream_up: Gauge,
+    upstream_outages: Counter,
+    broker_connected: Gauge,
+    broker_connects: Counter,
+    redelivered: Counter,
+    overruns: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Route {
+    route: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Status {
+    route: String,
+    status: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    route: String,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    outcome: &'static str,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("gateway");
+        let messages = Arc::new(Messages::default());
+        registry.register_collector(Box::new(messages.clone()));
+        registry.register(
+            "build",
+            "The version that runs",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        // A call lasts from a loopback's fraction of a millisecond to a deadline's half minute.
+        let buckets = || {
+            Histogram::new([
+                0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+            ])
+        };
+        let metrics = Self {
+            messages,
+            attempts: Family::default(),
+            call_seconds: Family::new_with_constructor(buckets),
+            fetches: Family::default(),
+            filter_errors: Family::default(),
+            publishes_refused: Family::default(),
+            upstream_up: Gauge::default(),
+            upstream_outages: Counter::default(),
+            broker_connected: Gauge::default(),
+            broker_connects: Counter::default(),
+            redelivered: Counter::default(),
+            overruns: Counter::default(),
+            registry: Registry::default(),
+        };
+        let Self { attempts, call_seconds, fetches, filter_errors, .. } = &metrics;
+        registry.register(
+            "attempts",
+            "HTTP exchanges, by row and by status or failure",
+            attempts.clone(),
+        );
+        registry.register("call_seconds", "Duration of one HTTP exchange", call_seconds.clone());
+        registry.register("fetches", "Fetches that ran, by what came of them", fetches.clone());
+        registry.register(
+            "filter_errors",
+            "jq filters that failed after a call",
+            filter_errors.clone(),
+        );
+        let Self { publishes_refused, broker_connected, broker_connects, redelivered, .. } =
+            &metrics;
+        registry.register(
+            "publishes_refused",
+            "Publications that the broker refused or could not take",
+            publishes_refused.clone(),
+        );
+        registry.register(
+            "broker_connected",
+            "1 while connected to the broker",
+            broker_connected.clone(),
+        );
+        registry.register(
+            "broker_connects",
+            "Connections made to the broker",
+            broker_connects.clone(),
+        );
+        registry.register(
+            "redelivered",
+            "Messages that came again while they were held, and were not handled again",
+            redelivered.clone(),
+        );
+        let Self { upstream_up, upstream_outages, .. } = &metrics;
+        registry.register("upstream_up", "0 while the breaker is open", upstream_up.clone());
+        registry.register("upstream_outages", "Times the breaker opened", upstream_outages.clone());
+        registry.register(
+            "overruns",
+            "Times the broker sent more than max_pending_bytes",
+            metrics.overruns.clone(),
+        );
+        Self { registry, ..metrics }
+    }
+}
+
+impl Metrics {
+    /// The text that Prometheus scrapes.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing into a string cannot fail.
+        let _ = text::encode(&mut text, &self.registry);
+        text
+    }
+
+    /// A message was taken.
+    pub fn received(&self, route: &str) {
+        let mut tally = self.messages.tally();
+        *tally.received.entry(route.into()).or_default() += 1;
+    }
+
+    /// A message has its outcome.
+    pub fn settled(&self, route: &str, outcome: &'static str, status: u16) {
+        let mut tally = self.messages.tally();
+        *tally.settled.entry((route.into(), outcome, status)).or_default() += 1;
+        tally.last_settled = Some(Instant::now());
+    }
+
+    /// How many messages are held, and how long ago the last one was settled.
+    pub fn progress(&self) -> (u64, Option<Duration>) {
+        let tally = self.messages.tally();
+        (tally.pending(), tally.last_settled.map(|at| at.elapsed()))
+    }
+
+    /// One HTTP exchange ended.
+    pub fn attempt(&self, route: &str, status: &str, elapsed: Duration) {
+        let label = Status { route: route.to_owned(), status: status.to_owned() };
+        self.attempts.get_or_create(&label).inc();
+        let label = Route { route: route.to_owned() };
+        self.call_seconds.get_or_create(&label).observe(elapsed.as_secs_f64());
+    }
+
+    /// A fetch ended.
+    pub fn fetched(&self, fetch: &str, outcome: &'static str) {
+        self.fetches.get_or_create(&Outcome { route: fetch.to_owned(), outcome }).inc();
+    }
+
+    /// A filter failed after the call.
+    pub fn filter_failed(&self, route: &str) {
+        self.filter_errors.get_or_create(&Route { route: route.to_owned() }).inc();
+    }
+
+    /// A publication did not reach its subscribers.
+    pub fn publish_refused(&self, reason: &'static str) {
+        self.publishes_refused.get_or_create(&Reason { outcome: reason }).inc();
+    }
+
+    /// The upstream is up again, or down.
+    pub fn upstream_up(&self, up: bool) {
+        self.upstream_up.set(i64::from(up));
+        if !up {
+            self.upstream_outages.inc();
+        }
+    }
+
+    /// The connection to the broker stands.
+    pub fn connected(&self) {
+        self.broker_connects.inc();
+        self.broker_connected.set(1);
+    }
+
+    /// The connection to the broker is gone.
+    pub fn disconnected(&self) {
+        self.broker_connected.set(0);
+    }
+
+    /// The broker sent more than may be held.
+    pub fn overrun(&self) {
+        self.overruns.inc();
+    }
+
+    /// A message came again while it was held.
+    pub fn redelivered(&self) {
+        self.redelivered.inc();
+    }
+}
+
+/// Messages received and settled, counted under one lock so that `received = settled + pending`
+/// holds in every scrape.
+#[derive(Default)]
+struct Messages(Mutex<Tally>);
+
+#[derive(Default)]
+struct Tally {
+    received: BTreeMap<Box<str>, u64>,
+    settled: BTreeMap<(Box<str>, &'static str, u16), u64>,
+    last_settled: Option<Instant>,
+}
+
+impl Tally {
+    fn pending(&self) -> u64 {
+        self.received.values().sum::<u64>() - self.settled.values().sum::<u64>()
+    }
+}
+
+impl Messages {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Messages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Messages")
+    }
+}
+
+impl Collector for Messages {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let tally = self.tally();
+        let kind = ConstCounter::new(0u64).metric_type();
+        let mut family = encoder.encode_descriptor(
+            "messages_received",
+            "Messages taken from the broker",
+            None,
+            kind,
+        )?;
+        for (route, count) in &tally.received {
+            let labels = [("route", &**route)];
+            ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "messages_settled",
+            "Messages that have their outcome",
+            None,
+            kind,
+        )?;
+        for ((route, outcome, status), count) in &tally.settled {
+            let status = status.to_string();
+            let labels = [("route", &**route), ("outcome", *outcome), ("status", status.as_str())];
+            ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
+        }
+        let pending = ConstGauge::new(i64::try_from(tally.pending()).unwrap_or(i64::MAX));
+        let family = encoder.encode_descriptor(
+            "messages_pending",
+            "Messages taken and not settled: received - settled",
+            None,
+            pending.metric_type(),
+        )?;
+        pending.encode(family)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn received_is_settled_plus_pending() {
+        let metrics = Metrics::default();
+        metrics.received("telemetry");
+        metrics.received("telemetry");
+        metrics.settled("telemetry", "delivered", 201);
+        let text = metrics.render();
+        for line in [
+            r#"gateway_messages_received_total{route="telemetry"} 2"#,
+            r#"gateway_messages_settled_total{route="telemetry",outcome="delivered",status="201"} 1"#,
+            "gateway_messages_pending 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+        }
+        assert_eq!(metrics.progress().0, 1);
+    }
+}

@@ -1,0 +1,212 @@
+//! The broker, as events and commands: deliveries come out, publications and settlements go in.
+//! Knows nothing of HTTP. All use of `rumqttc` is in here.
+
+mod connection;
+mod options;
+mod outbox;
+mod packet;
+mod probe;
+mod session;
+mod window;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+
+use self::window::Ticket;
+pub use self::{
+    connection::{Connection, ConnectionSetupError},
+    probe::probe,
+};
+use crate::{
+    message::{Message, Publication},
+    secret::Secret,
+    tls,
+    topic::{Captures, Pattern},
+};
+
+/// How many commands may wait for the connection; who sends more waits.
+const COMMANDS: usize = 256;
+
+/// What the configuration says about the broker.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where it listens.
+    pub address: Address,
+    /// Client Identifier: the session belongs to it.
+    pub client_id: Arc<str>,
+    /// Group of a shared subscription; replicas of a group share the messages.
+    pub share_group: Option<Box<str>>,
+    /// How long the broker keeps the session while we are away [MQTT 5.0, 3.1.2.11.2].
+    pub session_expiry: Duration,
+    /// Keep Alive [MQTT 5.0, 3.1.2.10].
+    pub keep_alive: Duration,
+    /// Receive Maximum: messages taken and not yet acknowledged [MQTT 5.0, 3.1.2.11.3].
+    pub max_pending: u16,
+    /// Messages taken and not yet settled, in bytes: our own bound, for brokers that overrun the
+    /// Receive Maximum.
+    pub max_pending_bytes: usize,
+    /// Largest packet the broker may send, in bytes [MQTT 5.0, 3.1.2.11.4].
+    pub max_packet: u32,
+    /// How long an unsettled message may hold back later PUBACKs; `None` is for ever.
+    pub ack_hold: Option<Duration>,
+    /// User Name.
+    pub username: Option<String>,
+    /// Password.
+    pub password: Option<Secret>,
+    /// Certificates.
+    pub tls: tls::Settings,
+}
+
+/// A broker's address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// How to speak to it.
+    pub transport: Transport,
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// The whole URL, for web sockets; its query may hold a token.
+    pub url: Secret,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match self.transport {
+            Transport::Mqtt => "mqtt",
+            Transport::Mqtts => "mqtts",
+            Transport::Ws => "ws",
+            Transport::Wss => "wss",
+        };
+        write!(f, "{scheme}://{}:{}", self.host, self.port)
+    }
+}
+
+/// How MQTT travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP.
+    Mqtt,
+    /// TLS.
+    Mqtts,
+    /// Web socket.
+    Ws,
+    /// Web socket over TLS.
+    Wss,
+}
+
+/// How the connection stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Status {
+    /// Not connected, and why.
+    Down(String),
+    /// Connected; the broker has not confirmed the subscriptions yet.
+    Connected,
+    /// Connected and subscribed.
+    Subscribed,
+    /// Connected; the broker refused these filters.
+    Refused(Vec<String>),
+    /// Ended on purpose.
+    Ended,
+}
+
+/// What to subscribe to, and how to tell which subscription a message came for.
+#[derive(Debug, Clone)]
+pub struct Subscriptions {
+    /// The patterns; no two overlap.
+    pub patterns: Vec<Pattern>,
+    /// The capture that names the sender.
+    pub sender: Arc<str>,
+}
+
+impl Subscriptions {
+    /// Which pattern matches the topic, by index, and what it captures: a scan over tens of rows.
+    pub fn find(&self, topic: &str) -> Option<(usize, Captures)> {
+        let mut patterns = self.patterns.iter().enumerate();
+        patterns.find_map(|(index, pattern)| Some((index, pattern.matches(topic)?)))
+    }
+}
+
+/// A message and the duty to settle it.
+#[must_use = "a delivery that is not settled is never acknowledged"]
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// Which subscription it came for; none if an earlier table left one in the session.
+    pub subscription: Option<usize>,
+    /// What its topic captured.
+    pub captures: Captures,
+    /// Who sent it: the device, or the whole topic where there is none.
+    pub sender: Arc<str>,
+    /// Settles it.
+    pub receipt: Receipt,
+}
+
+/// The right to settle one message, once.
+pub struct Receipt {
+    ticket: Ticket,
+    commands: mpsc::Sender<Command>,
+    /// Released with the receipt.
+    _held: Held,
+}
+
+/// A message's share of the bytes that are held.
+struct Held {
+    bytes: usize,
+    total: Arc<AtomicUsize>,
+}
+
+impl Held {
+    fn new(bytes: usize, total: &Arc<AtomicUsize>) -> Self {
+        total.fetch_add(bytes, Ordering::Relaxed);
+        Self { bytes, total: total.clone() }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Receipt {
+    /// Lets the message be acknowledged, after everything published before this. When the
+    /// connection task is gone nothing can be acknowledged and the broker keeps the message.
+    pub async fn settle(self) {
+        let _ = self.commands.send(Command::Settle(self.ticket)).await;
+    }
+}
+
+/// Publishes. Cheap to clone.
+#[derive(Clone)]
+pub struct Publisher {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Publisher {
+    /// Hands a publication over; it reaches the broker in the order of these calls. Waits while the
+    /// broker takes nothing.
+    pub async fn publish(&self, publication: Publication) {
+        let _ = self.commands.send(Command::Publish(publication)).await;
+    }
+
+    /// Ends the connection, and the task, when everything published and settled is through.
+    pub async fn finish(&self) {
+        let _ = self.commands.send(Command::Finish).await;
+    }
+}
+
+/// What the connection can be told.
+enum Command {
+    Publish(Publication),
+    Settle(Ticket),
+    Finish,
+}

@@ -1,0 +1,230 @@
+//! The window, played through as a broker and a gateway would.
+
+use super::*;
+
+const HOLD: Duration = Duration::from_secs(2);
+const NONE: [PacketId; 0] = [];
+
+struct Model {
+    window: Window,
+    now: Instant,
+}
+
+impl Model {
+    fn new(hold: Option<Duration>) -> Self {
+        Self { window: Window::new(hold, 4), now: Instant::now() }
+    }
+
+    fn send(&mut self, packet_id: PacketId, sender: &str, dup: bool) -> Arrival {
+        let fingerprint = u64::from(packet_id) * 1000;
+        self.window.arrive(Arrived { packet_id, dup, fingerprint, sender: sender.into() })
+    }
+
+    fn arrive(&mut self, packet_id: PacketId, sender: &str) -> Ticket {
+        match self.send(packet_id, sender, false) {
+            Arrival::New(ticket) => ticket,
+            other => panic!("{packet_id} is not new: {other:?}"),
+        }
+    }
+
+    fn settle(&mut self, ticket: Ticket) {
+        self.window.settle(ticket, self.now);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.window.pass(self.now);
+    }
+
+    fn acks(&mut self) -> Vec<PacketId> {
+        std::iter::from_fn(|| self.window.next_due()).collect()
+    }
+}
+
+#[test]
+fn acks_go_out_in_order_of_arrival() {
+    let mut model = Model::new(Some(HOLD));
+    let (a, b, c) = (model.arrive(1, "a"), model.arrive(2, "b"), model.arrive(3, "c"));
+    model.settle(b);
+    model.settle(c);
+    assert_eq!(model.acks(), NONE);
+    model.settle(a);
+    assert_eq!(model.acks(), [1, 2, 3]);
+    assert_eq!(model.window.len(), 0);
+}
+
+#[test]
+fn a_late_sender_holds_back_nobody_and_only_once() {
+    let mut model = Model::new(Some(HOLD));
+    let (a1, b, a2) = (model.arrive(1, "a"), model.arrive(2, "b"), model.arrive(3, "a"));
+    let c = model.arrive(4, "c");
+    model.settle(b);
+    model.settle(c);
+    model.pass(HOLD);
+    assert_eq!(model.acks(), [2, 4], "the others go, also past the late one's second message");
+    // While it is late, its new messages hold back nobody from the start.
+    let (a3, d) = (model.arrive(5, "a"), model.arrive(6, "d"));
+    model.settle(d);
+    assert_eq!(model.acks(), [6]);
+    assert_eq!(model.window.len(), 3);
+    for ticket in [a1, a2, a3] {
+        model.settle(ticket);
+    }
+    assert_eq!(model.acks(), [1, 3, 5]);
+    // It has caught up: the order holds again.
+    let (_, e) = (model.arrive(7, "a"), model.arrive(8, "e"));
+    model.settle(e);
+    assert_eq!(model.acks(), NONE);
+}
+
+#[test]
+fn a_message_of_qos_0_does_not_end_the_lateness_of_its_sender() {
+    let mut model = Model::new(Some(HOLD));
+    let (_, z) = (model.arrive(1, "a"), model.arrive(9, "z"));
+    model.settle(z);
+    model.pass(HOLD);
+    assert_eq!(model.acks(), [9]);
+    let passing = model.arrive(0, "a");
+    model.settle(passing);
+    model.arrive(2, "a");
+    let b = model.arrive(3, "b");
+    model.settle(b);
+    assert_eq!(model.acks(), [3]);
+}
+
+#[test]
+fn where_nobody_waits_nobody_is_late() {
+    let mut model = Model::new(Some(HOLD));
+    let (a, b, c) = (model.arrive(1, "a"), model.arrive(2, "b"), model.arrive(3, "c"));
+    // An outage: nothing is settled for an hour. Then everything is, nearly at once.
+    model.pass(Duration::from_hours(1));
+    assert_eq!(model.window.next_late(), None);
+    model.settle(b);
+    model.settle(c);
+    model.pass(Duration::from_millis(5));
+    assert_eq!(model.acks(), NONE);
+    model.settle(a);
+    assert_eq!(model.acks(), [1, 2, 3]);
+}
+
+#[test]
+fn several_senders_that_hang_hold_back_for_one_hold_together() {
+    let mut model = Model::new(Some(HOLD));
+    for id in 1..=9 {
+        model.arrive(id, &format!("hung {id}"));
+    }
+    let well = model.arrive(10, "well");
+    model.settle(well);
+    model.pass(HOLD);
+    assert_eq!(model.acks(), [10]);
+}
+
+#[test]
+fn hold_can_be_for_ever_or_nothing() {
+    let mut strict = Model::new(None);
+    let (_, b) = (strict.arrive(1, "a"), strict.arrive(2, "b"));
+    strict.settle(b);
+    strict.pass(Duration::from_hours(1));
+    assert_eq!(strict.acks(), NONE);
+    assert_eq!(strict.window.next_late(), None);
+
+    let mut free = Model::new(Some(Duration::ZERO));
+    let (a, b) = (free.arrive(1, "a"), free.arrive(2, "b"));
+    free.settle(b);
+    free.settle(a);
+    assert_eq!(free.acks(), [2, 1]);
+}
+
+#[test]
+fn what_comes_again_is_not_handled_again() {
+    let mut model = Model::new(Some(HOLD));
+    let (a, b) = (model.arrive(1, "a"), model.arrive(2, "b"));
+    let c = model.arrive(3, "c");
+    model.settle(a);
+    assert_eq!(model.acks(), [1], "sent, but the broker may not have read it");
+    model.settle(c);
+    model.window.disconnected();
+    model.window.connected(true);
+    assert_eq!(model.send(1, "a", true), Arrival::Settled(a));
+    assert_eq!(model.send(2, "b", true), Arrival::Held);
+    assert_eq!(model.send(3, "c", true), Arrival::Settled(c));
+    assert_eq!(model.acks(), NONE);
+    for ticket in [a, c, b] {
+        model.settle(ticket);
+    }
+    assert_eq!(model.acks(), [1, 2, 3], "in the order of this connection");
+}
+
+#[test]
+fn what_the_broker_has_read_the_acknowledgement_of_cannot_come_again() {
+    let mut model = Model::new(Some(HOLD));
+    let a = model.arrive(1, "a");
+    model.settle(a);
+    assert_eq!(model.acks(), [1]);
+    model.window.ping_answered();
+    let b = model.arrive(2, "b");
+    model.settle(b);
+    model.window.ping_answered();
+    model.window.disconnected();
+    model.window.connected(true);
+    assert_eq!(model.send(2, "b", true), Arrival::Settled(b), "perhaps not read");
+    assert!(matches!(model.send(1, "a", true), Arrival::New(_)), "an equal one, not the same");
+}
+
+#[test]
+fn a_settlement_from_before_never_acknowledges_another_message() {
+    let mut model = Model::new(Some(HOLD));
+    let a = model.arrive(1, "a");
+    model.window.disconnected();
+    model.window.connected(false);
+    let other = model.arrive(1, "b");
+    model.settle(a);
+    assert_eq!(model.acks(), NONE, "the session is lost: packet identifier 1 is another message");
+    model.settle(other);
+    assert_eq!(model.acks(), [1]);
+
+    // A session kept, but the identifier is used again for something else.
+    let c = model.arrive(2, "c");
+    model.window.disconnected();
+    model.window.connected(true);
+    let d = model.arrive(2, "d");
+    model.settle(c);
+    assert_eq!(model.acks(), NONE);
+    model.settle(d);
+    assert_eq!(model.acks(), [2]);
+}
+
+#[test]
+fn settled_between_two_connections() {
+    let mut model = Model::new(Some(HOLD));
+    let a = model.arrive(1, "a");
+    model.window.disconnected();
+    model.settle(a);
+    model.window.connected(true);
+    assert_eq!(model.send(1, "a", true), Arrival::Settled(a));
+}
+
+#[test]
+fn closing_acknowledges_what_is_settled_in_order() {
+    let mut model = Model::new(None);
+    let (_, b) = (model.arrive(1, "a"), model.arrive(2, "b"));
+    let c = model.arrive(3, "c");
+    model.settle(c);
+    model.settle(b);
+    model.window.close();
+    assert_eq!(model.acks(), [2, 3]);
+}
+
+#[test]
+fn qos_0_is_never_acknowledged() {
+    let mut model = Model::new(None);
+    let (x, a) = (model.arrive(0, "a"), model.arrive(1, "a"));
+    assert_eq!(model.window.len(), 2);
+    model.settle(x);
+    model.settle(a);
+    assert_eq!(model.acks(), [1]);
+    let y = model.arrive(0, "a");
+    model.window.disconnected();
+    model.settle(y);
+    assert_eq!(model.window.len(), 0);
+}

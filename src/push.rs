@@ -1,0 +1,196 @@
+//! What follows an answer: what it gives news of is fetched and pushed to the device, once.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use crate::{
+    call::{Answer, Limits, Retry},
+    devices::{self, Devices, Item},
+    fetch::{Condition, Fetch, Push, Then},
+    filter::{self, Context, Filter, Val},
+    fingerprint::fingerprint,
+    message::{Properties, Publication, VIA},
+    metrics::Metrics,
+    mqtt::Publisher,
+    table::{Table, Taken},
+    topic::{self, Captures},
+    upstream::Upstream,
+};
+
+/// Fetches and pushes.
+pub struct Pusher {
+    /// The gateway's client identifier, the value of `via`.
+    via: Arc<str>,
+    /// How long one fetch may take, all attempts.
+    deadline: Duration,
+    table: Arc<Table>,
+    devices: Devices,
+    upstream: Upstream,
+    publisher: Publisher,
+    metrics: Arc<Metrics>,
+}
+
+impl Pusher {
+    /// Wires a pusher.
+    pub fn new(
+        via: Arc<str>,
+        deadline: Duration,
+        table: Arc<Table>,
+        devices: Devices,
+        upstream: Upstream,
+        publisher: Publisher,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { via, deadline, table, devices, upstream, publisher, metrics }
+    }
+
+    /// What is known of the devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// Remembers what the route says, and fetches what the answer gives news of, in the row's
+    /// order. A fetch that fails stops no other: its news stays news and comes again.
+    pub async fn follow(&self, taken: &Taken<'_>, answer: &Answer) {
+        let Taken { route, caller, .. } = taken;
+        if route.then.is_empty() && route.remember.is_none() {
+            return;
+        }
+        let input = filter::parse(&answer.body).unwrap_or_default();
+        for value in route.remember.iter().flat_map(|f| self.run(f, input.clone(), taken)) {
+            if !self.devices.remember(&caller.device, &value) {
+                let (route, device) = (&route.name, &caller.device);
+                tracing::warn!(%route, %device, "not remembered: no object, or too large");
+            }
+        }
+        for then in &route.then {
+            let Some(news) = self.news(then, &input, taken) else { continue };
+            let fetch = &self.table.fetches[then.fetch];
+            if then.answers
+                && let Some(topic) = push_topic(fetch, caller.captures)
+            {
+                self.devices.answered(&caller.device, &topic);
+            }
+            match self.fetch(fetch, taken, &answer.body).await {
+                Ok(word) => {
+                    self.metrics.fetched(&fetch.name, word);
+                    self.devices.saw(&caller.device, news);
+                }
+                Err(trouble) => {
+                    self.metrics.fetched(&fetch.name, "failed");
+                    let (fetch, device) = (&fetch.name, &caller.device);
+                    tracing::warn!(%fetch, %device, trouble, "nothing pushed");
+                }
+            }
+        }
+    }
+
+    /// Whether an entry of `then` runs, and what to remember once it has.
+    fn news(&self, then: &Then, answer: &Val, taken: &Taken<'_>) -> Option<devices::News> {
+        let entry = fingerprint((&taken.route.name, then.fetch));
+        match &then.condition {
+            Condition::Always => Some(devices::News::none(entry)),
+            Condition::When(when) => {
+                let values = self.run(when, answer.clone(), taken);
+                values.iter().any(filter::is_true).then(|| devices::News::none(entry))
+            }
+            Condition::OnChange(value) => {
+                let values = self.run(value, answer.clone(), taken);
+                let value = values.first().filter(|value| !matches!(value, Val::Null))?;
+                let news = devices::News::of(entry, &filter::to_json(value));
+                self.devices.is_news(&taken.caller.device, news).then_some(news)
+            }
+        }
+    }
+
+    /// Gets one thing and pushes it. A word for what came of it, or what went wrong.
+    async fn fetch(
+        &self,
+        fetch: &Fetch,
+        taken: &Taken<'_>,
+        trigger: &Bytes,
+    ) -> Result<&'static str, String> {
+        let Taken { caller, route, .. } = taken;
+        let body = match &fetch.call {
+            None => trigger.clone(),
+            Some(endpoint) => {
+                let limits = Limits { deadline: self.deadline, expires: None };
+                let call = endpoint
+                    .call(&fetch.name, caller, None, Retry::Always, limits)
+                    .map_err(|segment| segment.to_string())?;
+                let answer = self.upstream.call(call).await.map_err(|f| f.to_string())?;
+                self.devices.verdict(caller, answer.status);
+                if fetch.empty_on.contains(&answer.status) {
+                    return Ok("empty");
+                }
+                if !answer.status.is_success() {
+                    return Err(format!("the upstream answered {}", answer.status));
+                }
+                answer.body
+            }
+        };
+        let pushes = fetch.pushes(&body, &self.context(taken)).map_err(|e| e.to_string())?;
+        let topic = push_topic(fetch, caller.captures).ok_or("no topic to push on")?;
+        // Who asks for a push by a row of its own gets it, pushed before or not.
+        let again = if route.call.is_none() { None } else { fetch.redeliver_after };
+        let mut word = "empty";
+        for push in pushes {
+            let item = Item::new(&topic, push.correlation.as_ref().unwrap_or(&push.payload));
+            if again.is_some_and(|p| self.devices.pushed_within(&caller.device, item, p)) {
+                word = if word == "empty" { "repeated" } else { word };
+                continue;
+            }
+            self.publisher.publish(self.publication(fetch, push, &topic, caller.captures)).await;
+            self.devices.pushed(&caller.device, item);
+            word = "pushed";
+        }
+        Ok(word)
+    }
+
+    fn publication(
+        &self,
+        fetch: &Fetch,
+        push: Push,
+        topic: &str,
+        captures: &Captures,
+    ) -> Publication {
+        let response_topic = fetch.response_topic.as_ref();
+        Publication {
+            topic: topic.to_owned(),
+            payload: push.payload,
+            properties: Properties {
+                user: vec![(VIA.to_owned(), self.via.to_string())],
+                response_topic: response_topic.and_then(|t| t.topic(|name| captures.get(name))),
+                correlation_data: push.correlation,
+                content_type: Some("application/json".to_owned()),
+                ..Properties::default()
+            },
+        }
+    }
+
+    /// What filters see besides their input. The payload is parsed only for a row that reads it.
+    pub fn context(&self, taken: &Taken<'_>) -> Context {
+        let Taken { message, route, caller } = taken;
+        let payload = if route.reads_payload() {
+            filter::parse(&message.payload).unwrap_or_default()
+        } else {
+            Val::Null
+        };
+        Context { memory: self.devices.memory(caller), payload }
+    }
+
+    /// Runs a filter over an answer. One that fails puts out nothing: the message is delivered all
+    /// the same.
+    pub fn run(&self, filter: &Filter, input: Val, taken: &Taken<'_>) -> Vec<Val> {
+        filter.run(input, &self.context(taken)).unwrap_or_else(|error| {
+            self.metrics.filter_failed(&taken.route.name);
+            tracing::warn!(route = %taken.route.name, ?filter, %error, "filter failed");
+            Vec::new()
+        })
+    }
+}
+
+fn push_topic(fetch: &Fetch, captures: &Captures) -> Option<String> {
+    fetch.push.topic(|name| captures.get(name)).filter(|topic| topic::is_publishable(topic))
+}

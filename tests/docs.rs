@@ -1,0 +1,86 @@
+//! The documentation says what the program does: tables in the README against the table in force.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use mqtt_rest_gateway::config::{Config, SHIPPED};
+
+fn text(file: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
+}
+
+#[test]
+fn the_readme_shows_every_row_of_the_shipped_table() {
+    let readme = text("README.md");
+    let config = Config::parse(SHIPPED, &BTreeMap::new()).unwrap();
+    assert_eq!(config.table.routes.len(), 12);
+    for route in &config.table.routes {
+        let topic = route.on.as_str().strip_prefix("v1/device/{device_id}/").unwrap();
+        let call = route.call.as_ref().map_or(String::new(), |call| {
+            let path = call.path.as_str().strip_prefix("/v1/devices/{device_id}").unwrap();
+            format!("`{} {path}`", call.method)
+        });
+        let row = format!("| `{}` | `{topic}` | {call}", route.name);
+        assert!(readme.contains(&row), "the README has no row `{row}`");
+    }
+}
+
+#[test]
+fn the_readme_shows_every_code_of_a_failure() {
+    let readme = text("README.md");
+    let sources = text("src/outcome.rs") + &text("src/refusal.rs");
+    let words = sources.lines().filter_map(|line| line.split("=> \"").nth(1)?.split('"').next());
+    let mut count = 0;
+    // Those have no error reply, or no reply at all.
+    for word in words.filter(|w| {
+        !["delivered", "rejected", "loop", "not_a_request", "no_route", "abandoned"].contains(w)
+    }) {
+        assert!(readme.contains(&format!("`{word}`")), "the README does not explain `{word}`");
+        count += 1;
+    }
+    assert!(count > 10, "{count} words found");
+}
+
+#[test]
+fn the_architecture_names_only_files_and_tests_that_exist() {
+    let page = text("docs/ARCHITECTURE.md");
+    for file in [
+        "exchange.rs",
+        "lanes.rs",
+        "table.rs",
+        "outcome.rs",
+        "push.rs",
+        "mqtt/window.rs",
+        "mqtt/outbox.rs",
+    ] {
+        assert!(page.contains(file), "{file} is not on the map");
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file).exists());
+    }
+    let modules = [
+        "delivery",
+        "flow",
+        "hostile",
+        "identity",
+        "secrets",
+        "second_table",
+        "stop",
+        "shipped_table",
+    ];
+    let tests: String = modules.iter().map(|m| text(&format!("tests/gateway/{m}.rs"))).collect();
+    let mut count = 0;
+    for name in page
+        .split('`')
+        .filter_map(|word| word.split_once("::"))
+        .filter(|(m, _)| modules.contains(m))
+    {
+        assert!(
+            name.1 == "*" || tests.contains(&format!("fn {}(", name.1)),
+            "no test {}::{}",
+            name.0,
+            name.1
+        );
+        count += 1;
+    }
+    assert!(count > 8, "{count} tests named");
+}

@@ -1,0 +1,165 @@
+//! The admin endpoint and the command line, from outside.
+
+use serde_json::Value;
+
+use crate::harness::{Broker, Gateway, Options, Upstream, eventually, nobody, program, run};
+
+#[tokio::test]
+async fn readiness_says_why_not() {
+    let upstream = Upstream::start().await;
+    let (_socket, nobody) = nobody();
+    let options = Options::default().set("UPSTREAM_URL", &upstream.url());
+    let gateway = options.set("BROKER_URL", &format!("mqtt://{nobody}")).spawn().await;
+    let (status, reason) = eventually("a reason", || async {
+        let (status, reason) = gateway.get("/readyz").await;
+        reason.contains("refused").then_some((status, reason))
+    })
+    .await;
+    assert_eq!(status, 503);
+    assert!(reason.starts_with("broker: not connected:"), "{reason}");
+    assert_eq!(gateway.get("/livez").await.0, 200);
+    assert_eq!(gateway.get("/nothing").await.0, 404);
+}
+
+#[tokio::test]
+async fn readiness_follows_the_broker() {
+    let (mut broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&broker, &upstream).await;
+    broker.stop().await;
+    eventually("not ready", || async { (gateway.get("/readyz").await.0 == 503).then_some(()) })
+        .await;
+    broker.start_again().await;
+    gateway.ready().await;
+    assert!(gateway.metric("gateway_broker_connects_total", &[]).await >= 2);
+}
+
+#[tokio::test]
+async fn a_broker_that_refuses_subscriptions_is_named() {
+    let acl = tempfile::tempdir().unwrap();
+    let file = acl.path().join("acl");
+    std::fs::write(&file, "topic readwrite other/#\n").unwrap();
+    let broker = Broker::configured(&format!("acl_file {}", file.display())).await;
+    let options = Options::default().set("BROKER_URL", &broker.url());
+    let gateway = options.set("UPSTREAM_URL", "http://127.0.0.1:9").spawn().await;
+    eventually("the connection", || async {
+        (gateway.metric("gateway_broker_connected", &[]).await == 1).then_some(())
+    })
+    .await;
+    // mosquitto grants subscriptions and only drops messages, unless asked for more; either way the
+    // gateway reports what the broker says.
+    gateway.logs("subscri").await;
+}
+
+#[tokio::test]
+async fn metrics_are_named_once_and_for_all() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&broker, &upstream).await;
+    let mut device = broker.device("d1").await;
+    upstream
+        .answers("POST", "/v1/devices/d1/telemetry", 200, serde_json::json!({"command": true}))
+        .await;
+    device.send("telemetry", serde_json::json!({})).await;
+    gateway.metric_reaches("gateway_messages_settled_total", &[], 1).await;
+    let (_, text) = gateway.get("/metrics").await;
+    let names: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .map(|l| l.split(' ').next().unwrap())
+        .collect();
+    let expected = [
+        "gateway_build",
+        "gateway_attempts",
+        "gateway_call_seconds",
+        "gateway_fetches",
+        "gateway_publishes_refused",
+        "gateway_filter_errors",
+        "gateway_upstream_up",
+        "gateway_upstream_outages",
+        "gateway_broker_connected",
+        "gateway_broker_connects",
+        "gateway_redelivered",
+        "gateway_overruns",
+        "gateway_messages_received",
+        "gateway_messages_settled",
+        "gateway_messages_pending",
+    ];
+    let (mut names, mut expected) = (names, expected.to_vec());
+    names.sort_unstable();
+    expected.sort_unstable();
+    expected.retain(|name| {
+        names.contains(name)
+            || !["gateway_publishes_refused", "gateway_filter_errors"].contains(name)
+    });
+    assert_eq!(names, expected, "{text}");
+    assert!(!text.contains("d1"), "never a device");
+    assert!(text.ends_with("# EOF\n"));
+    let (_, routes) = gateway.get("/routes").await;
+    let routes: Value = serde_json::from_str(&routes).unwrap();
+    assert_eq!(routes["routes"].as_array().unwrap().len(), 12);
+}
+
+#[tokio::test]
+async fn check_connect_reports_what_it_found() {
+    let (broker, upstream) =
+        (Broker::configured("max_inflight_messages 20").await, Upstream::start().await);
+    let mut command = program();
+    command.args(["check", "--connect"]);
+    command.env("GATEWAY_BROKER_URL", broker.url()).env("GATEWAY_UPSTREAM_URL", upstream.url());
+    let output = command.output().await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for line in ["12 routes", "takes at once        20", "shared subscriptions yes", "answers 404"]
+    {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
+
+    let mut command = program();
+    command.args(["check", "--connect"]);
+    let (_socket, nobody) = nobody();
+    command.env("GATEWAY_BROKER_URL", format!("mqtt://{nobody}"));
+    command.env("GATEWAY_UPSTREAM_URL", format!("http://{nobody}"));
+    let output = command.output().await.unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("broker: ") && text.contains("upstream: "), "{text}");
+}
+
+#[tokio::test]
+async fn explain_prints_the_request_or_the_refusal() {
+    let credentials = ["--property", "device_id=d1", "--property", "access_key=k"];
+    let explain = async |topic: &'static str, more: &[&'static str], payload: &'static str| {
+        let arguments = [&["explain", topic, "--payload", "-"], more].concat();
+        let (code, out, error) = run(&arguments, payload).await;
+        assert_eq!(code, 0, "{error}");
+        out
+    };
+    let out =
+        explain("v1/device/d1/commands/update", &credentials, r#"{"id":1,"status":"error"}"#).await;
+    for line in [
+        "request  POST https://hub.example.com/v1/devices/d1/command",
+        "authorization: <redacted",
+        r#"body     {"id":1,"status":"failed"}"#,
+        "-> v1/device/d1/commands",
+    ] {
+        assert!(out.contains(line), "{line} is not in {out}");
+    }
+    for (topic, more, payload, expected) in [
+        ("v1/device/d2/telemetry", &credentials[..], "{}", "refused  403 identity"),
+        ("v1/device/d1/telemetry", &[], "{}", "refused  401 no_credentials"),
+        ("v1/device/d1/telemetry", &credentials, "{", "refused  400 bad_payload"),
+        ("v1/device/d1/nothing", &credentials, "{}", "refused  404 no_route"),
+        ("v1/device/d1/config", &[], "", "ignored  it carries no credentials"),
+    ] {
+        let out = explain(topic, more, payload).await;
+        assert!(out.contains(expected), "{topic}: {expected} is not in {out}");
+    }
+}
+
+#[tokio::test]
+async fn routes_prints_the_table() {
+    let (code, out, _) = run(&["routes"], "").await;
+    assert_eq!(code, 0);
+    assert!(out.contains("POST /v1/devices/{device_id}/telemetry"), "{out}");
+    let (code, out, _) = run(&["--version"], "").await;
+    assert_eq!((code, out.as_str()), (0, "mqtt-rest-gateway 0.1.0\n"));
+}

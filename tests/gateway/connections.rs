@@ -1,0 +1,291 @@
+//! Ways to the broker and to the API: TLS, mutual TLS, web sockets, passwords, a proxy, shared
+//! subscriptions.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        crypto::ring,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    },
+};
+
+use crate::harness::{Broker, Gateway, Options, Upstream, eventually, free_port};
+
+/// A certificate authority, and files signed by it.
+struct Certificates {
+    dir: TempDir,
+}
+
+impl Certificates {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "the authority of a test");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        fs::write(dir.path().join("ca.pem"), ca.pem()).unwrap();
+        for name in ["server", "client"] {
+            let key = KeyPair::generate().unwrap();
+            let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+            let mut params = CertificateParams::new(names).unwrap();
+            // OpenSSL takes a certificate for self-signed that is named like its issuer.
+            params.distinguished_name.push(DnType::CommonName, name);
+            let certificate = params.signed_by(&key, &ca).unwrap();
+            fs::write(dir.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
+            fs::write(dir.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
+        }
+        Self { dir }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.file(name).display().to_string()
+    }
+
+    /// Lines of `mosquitto.conf` for one more listener.
+    fn listener(&self, port: u16, more: &str) -> String {
+        format!(
+            "listener {port} 127.0.0.1\ncafile {}\ncertfile {}\nkeyfile {}\n{more}",
+            self.path("ca.pem"),
+            self.path("server.pem"),
+            self.path("server.key"),
+        )
+    }
+}
+
+/// A message crosses and is answered.
+async fn crosses(broker: &Broker, upstream: &Upstream, gateway: &Gateway) {
+    gateway.ready().await;
+    upstream.answers("POST", "/v1/devices/d1/telemetry", 200, json!({"ok": true})).await;
+    let mut device = broker.device("d1").await;
+    assert_eq!(device.ask("telemetry", json!({})).await.json(), json!({"ok": true}));
+}
+
+#[tokio::test]
+async fn mutual_tls_and_web_sockets_lead_to_the_broker() {
+    let certificates = Certificates::new();
+    let (tls, ws, wss) = (free_port(), free_port(), free_port());
+    let broker = Broker::configured(&format!(
+        "{}\nlistener {ws} 127.0.0.1\nprotocol websockets\n{}",
+        certificates.listener(tls, "require_certificate true"),
+        certificates.listener(wss, "protocol websockets"),
+    ))
+    .await;
+    let upstream = Upstream::start().await;
+    let urls = [
+        format!("mqtts://127.0.0.1:{tls}"),
+        format!("mqtts://localhost:{tls}"),
+        format!("ws://127.0.0.1:{ws}/mqtt"),
+        format!("wss://localhost:{wss}/mqtt"),
+    ];
+    for url in urls {
+        let mut gateway = Options::default()
+            .set("BROKER_URL", &url)
+            .set("BROKER_CA_FILE", &certificates.path("ca.pem"))
+            .set("BROKER_CERT_FILE", &certificates.path("client.pem"))
+            .set("BROKER_KEY_FILE", &certificates.path("client.key"))
+            .set("UPSTREAM_URL", &upstream.url())
+            .spawn()
+            .await;
+        crosses(&broker, &upstream, &gateway).await;
+        assert_eq!(gateway.stop().await.code(), Some(0), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_cannot_be_trusted_is_not_spoken_to() {
+    let certificates = Certificates::new();
+    let port = free_port();
+    let _broker = Broker::configured(&certificates.listener(port, "")).await;
+    let other = Certificates::new();
+    let gateway = Options::default()
+        .set("BROKER_URL", &format!("mqtts://127.0.0.1:{port}"))
+        .set("BROKER_CA_FILE", &other.path("ca.pem"))
+        .spawn()
+        .await;
+    eventually("the reason", || async {
+        let (status, reason) = gateway.get("/readyz").await;
+        (status == 503 && reason.contains("certificate")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_password_is_taken_or_its_refusal_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("passwords");
+    // A hash that `mosquitto_passwd -b FILE gateway right` wrote.
+    let status = std::process::Command::new("mosquitto_passwd")
+        .args(["-c", "-b", file.to_str().unwrap(), "gateway", "right"])
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let lines = format!("per_listener_settings false\npassword_file {}", file.display());
+    let broker = Broker::configured(&lines).await;
+    let options = |password: &str| {
+        Options::default()
+            .set("BROKER_URL", &broker.url())
+            .set("BROKER_USERNAME", "gateway")
+            .set("BROKER_PASSWORD", password)
+    };
+    let gateway = options("right").spawn().await;
+    gateway.ready().await;
+    let gateway = options("wrong").spawn().await;
+    eventually("the reason", || async {
+        gateway
+            .get("/readyz")
+            .await
+            .1
+            .contains("check client id, user name and password")
+            .then_some(())
+    })
+    .await;
+}
+
+/// An HTTPS server that answers every request alike.
+async fn https(certificates: &Certificates) -> String {
+    let provider = Arc::new(ring::default_provider());
+    let chain = CertificateDer::pem_file_iter(certificates.file("server.pem")).unwrap();
+    let chain: Vec<_> = chain.map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_file(certificates.file("server.key")).unwrap();
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let (acceptor, listener) =
+        (TlsAcceptor::from(Arc::new(config)), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // A client that does not trust us goes away here.
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let mut request = [0; 4096];
+                while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n\"ok\"";
+                    if stream.write_all(answer).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn the_upstream_is_trusted_by_its_certificate() {
+    let certificates = Certificates::new();
+    let (broker, url) = (Broker::start().await, https(&certificates).await);
+    let options = || Options::default().set("BROKER_URL", &broker.url()).set("UPSTREAM_URL", &url);
+    let mut device = broker.device("d1").await;
+    let mut gateway = options().set("UPSTREAM_CA_FILE", &certificates.path("ca.pem")).spawn().await;
+    gateway.ready().await;
+    let answer = device.ask("telemetry", json!({})).await;
+    assert_eq!((answer.user("status"), answer.json()), ("200", json!("ok")));
+    gateway.stop().await;
+    let other = Certificates::new();
+    let gateway = options().set("UPSTREAM_CA_FILE", &other.path("ca.pem")).spawn().await;
+    gateway.ready().await;
+    device.send("telemetry", json!({})).await;
+    eventually("the reason", || async {
+        let reason = gateway.get("/readyz").await.1;
+        (reason.contains("upstream: down") && reason.contains("certificate")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_proxy_is_used_when_it_is_named() {
+    let (broker, proxy) = (Broker::start().await, Upstream::start().await);
+    let gateway = Options::default()
+        .set("BROKER_URL", &broker.url())
+        .set("UPSTREAM_URL", "http://api.invalid")
+        .set("UPSTREAM_PROXY", &proxy.url())
+        .spawn()
+        .await;
+    crosses(&broker, &proxy, &gateway).await;
+    assert_eq!(proxy.requests().await[0].headers["host"], "api.invalid");
+}
+
+#[tokio::test]
+async fn replicas_of_a_group_share_the_messages_and_know_their_own() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let options = |id: &str| {
+        Options::default().set("BROKER_SHARE_GROUP", "gateways").set("BROKER_CLIENT_ID", id)
+    };
+    let first = options("g1").start(&broker, &upstream).await;
+    let second = options("g2").start(&broker, &upstream).await;
+    upstream.answers("GET", "/v1/devices/d1/config", 200, json!({"version": 1})).await;
+    let mut device = broker.device("d1").await;
+    for _ in 0..20 {
+        // Its reply goes to a topic that a row listens on, and No Local cannot be had.
+        device.send("config", json!(null)).await;
+        assert_eq!(device.next().await.topic, "v1/device/d1/config/update");
+    }
+    eventually("every reply came back and was known", || async {
+        let loops = async |gateway: &Gateway| {
+            gateway.metric("gateway_messages_settled_total", &["loop"]).await
+        };
+        (loops(&first).await + loops(&second).await == 20).then_some(())
+    })
+    .await;
+    assert_eq!(upstream.count("GET /v1/devices/d1/config").await, 20);
+    for gateway in [&first, &second] {
+        assert!(gateway.metric("gateway_messages_settled_total", &["delivered"]).await > 0);
+    }
+}
+
+#[tokio::test]
+async fn two_gateways_with_one_client_id_are_told_and_do_not_fight() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let first = Gateway::start(&broker, &upstream).await;
+    let options = Options::default().set("BROKER_URL", &broker.url());
+    let second = options.set("UPSTREAM_URL", &upstream.url()).spawn().await;
+    eventually("one of them asks", || async {
+        let question = "is another client connected with the same client id?";
+        (first.log().contains(question) || second.log().contains(question)).then_some(())
+    })
+    .await;
+    // Each throws the other out, and each waits longer every time.
+    let mut connects = 0;
+    for gateway in [&first, &second] {
+        connects += gateway.metric("gateway_broker_connects_total", &[]).await;
+    }
+    assert!((3..30).contains(&connects), "{connects} connections");
+}
+
+#[tokio::test]
+async fn a_publication_that_the_access_list_denies_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("acl");
+    fs::write(&file, "topic read v1/device/#\ntopic write v1/device/+/telemetry\n").unwrap();
+    let broker = Broker::configured(&format!("acl_file {}", file.display())).await;
+    let upstream = Upstream::start().await;
+    upstream.answers("POST", "/v1/devices/d1/telemetry", 200, json!({})).await;
+    let gateway = Gateway::start(&broker, &upstream).await;
+    let mut device = broker.device("d1").await;
+    let mut message = device.message("telemetry", "{}");
+    message.props.response_topic = Some(device.topic("answers"));
+    device.publish(message).await;
+    gateway.metric_reaches("gateway_publishes_refused_total", &["refused"], 1).await;
+    gateway.logs("NotAuthorized").await;
+    // The message itself is done: what the broker refuses is not said again.
+    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+}

@@ -1,0 +1,215 @@
+//! A broker that does exactly what a test tells it, also what no real broker does on demand.
+//!
+//! It takes connections one after another; the test writes down what happens on each, packet by
+//! packet. Everything that is expected must come next, within [`PATIENCE`]; only pings may come in
+//! between, they are answered and counted.
+
+use std::{collections::VecDeque, io, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    time::{Instant, error::Elapsed, timeout, timeout_at},
+};
+
+use crate::wire::{Packet, Props, Publish, Wire};
+
+/// How long something expected may take on a slow machine.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The listener.
+pub struct FakeBroker {
+    listener: TcpListener,
+}
+
+impl FakeBroker {
+    pub async fn start() -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+    }
+
+    pub fn url(&self) -> String {
+        format!("mqtt://{}", self.listener.local_addr().unwrap())
+    }
+
+    /// The next connection, its CONNECT read and not answered.
+    pub async fn accept(&self) -> Link {
+        self.accept_within(PATIENCE).await
+    }
+
+    /// The same where back-off, or a watchdog, may take longer.
+    pub async fn accept_within(&self, patience: Duration) -> Link {
+        let (stream, _) = timeout(patience, self.listener.accept())
+            .await
+            .unwrap_or_else(|_| panic!("no connection within {patience:?}"))
+            .unwrap();
+        let mut link = Link {
+            wire: Wire::new(stream),
+            client_id: String::new(),
+            clean_start: false,
+            keep_alive: 0,
+            props: Props::default(),
+            pings: 0,
+            seen: VecDeque::new(),
+        };
+        match link.next("CONNECT").await {
+            Packet::Connect { client_id, clean_start, keep_alive, props, .. } => {
+                Link { client_id, clean_start, keep_alive, props, ..link }
+            }
+            other => link.fail("CONNECT", &other),
+        }
+    }
+
+    /// The next connection, accepted and subscribed.
+    pub async fn serve(&self, session_present: bool, props: Props) -> Link {
+        let mut link = self.accept().await;
+        link.connack(session_present, props).await;
+        link.subscribed().await;
+        link
+    }
+}
+
+/// One connection, and what its CONNECT said.
+pub struct Link {
+    wire: Wire,
+    pub client_id: String,
+    pub clean_start: bool,
+    pub keep_alive: u16,
+    pub props: Props,
+    /// Pings answered so far.
+    pub pings: usize,
+    /// The last packets, for the message of a panic.
+    seen: VecDeque<String>,
+}
+
+impl Link {
+    pub async fn connack(&mut self, session_present: bool, props: Props) {
+        self.send(&Packet::ConnAck { session_present, reason: 0, props }).await;
+    }
+
+    /// Answers the SUBSCRIBE, which must come next, with success; its filters and option bytes.
+    pub async fn subscribed(&mut self) -> Vec<(String, u8)> {
+        match self.next("SUBSCRIBE").await {
+            Packet::Subscribe { packet_id, filters } => {
+                let reasons = filters.iter().map(|(_, options)| options & 3).collect();
+                self.send(&Packet::SubAck { packet_id, reasons }).await;
+                filters
+            }
+            other => self.fail("SUBSCRIBE", &other),
+        }
+    }
+
+    pub async fn deliver(&mut self, publish: &Publish) {
+        self.send(&Packet::Publish(publish.clone())).await;
+    }
+
+    /// Acknowledges a publication of the gateway.
+    pub async fn puback(&mut self, packet_id: u16) {
+        self.send(&Packet::PubAck { packet_id, reason: 0 }).await;
+    }
+
+    pub async fn send(&mut self, packet: &Packet) {
+        let sent = timeout(PATIENCE, self.wire.send(packet)).await;
+        self.check(sent);
+    }
+
+    pub async fn send_raw(&mut self, bytes: &[u8]) {
+        let sent = timeout(PATIENCE, self.wire.send_raw(bytes)).await;
+        self.check(sent);
+    }
+
+    fn check(&self, sent: Result<io::Result<()>, Elapsed>) {
+        if let Err(error) = sent.expect("the gateway reads") {
+            panic!("cannot send, the connection is gone: {error}; before it: {:#?}", self.seen);
+        }
+    }
+
+    /// The next packet that is no ping. `what` is for the message when none comes.
+    pub async fn next(&mut self, what: &str) -> Packet {
+        let packet = timeout(PATIENCE, self.receive()).await.unwrap_or_else(|_| {
+            panic!("{what} expected, nothing within {PATIENCE:?}; before: {:#?}", self.seen)
+        });
+        packet.unwrap_or_else(|| {
+            panic!("{what} expected, but the gateway closed; before: {:#?}", self.seen)
+        })
+    }
+
+    /// A PUBACK must come next; its packet identifier.
+    pub async fn expect_puback(&mut self) -> u16 {
+        match self.next("PUBACK").await {
+            Packet::PubAck { packet_id, reason: 0 } => packet_id,
+            other => self.fail("PUBACK", &other),
+        }
+    }
+
+    /// A PUBLISH must come next. It is not acknowledged.
+    pub async fn expect_publish(&mut self) -> Publish {
+        match self.next("PUBLISH").await {
+            Packet::Publish(publish) => publish,
+            other => self.fail("PUBLISH", &other),
+        }
+    }
+
+    /// Nothing but pings comes for so long, and the connection stands.
+    pub async fn expect_nothing(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        match timeout_at(until, self.receive()).await {
+            Err(_) => {}
+            Ok(Some(packet)) => self.fail("nothing", &packet),
+            Ok(None) => panic!("nothing expected, but the gateway closed: {:#?}", self.seen),
+        }
+    }
+
+    /// Everything that comes until nothing has come for so long.
+    pub async fn until_quiet(&mut self, time: Duration) -> Vec<Packet> {
+        let mut packets = Vec::new();
+        while let Ok(packet) = timeout(time, self.receive()).await {
+            let Some(packet) = packet else {
+                panic!("quiet expected, but the gateway closed: {:#?}", self.seen)
+            };
+            packets.push(packet);
+        }
+        packets
+    }
+
+    /// Closes the connection without a word.
+    pub fn cut(self) {
+        drop(self);
+    }
+
+    /// The next packet that is no ping; `None` when the gateway has closed. Cancel-safe but for the
+    /// answer to a ping.
+    async fn receive(&mut self) -> Option<Packet> {
+        loop {
+            let packet = match self.wire.receive().await {
+                Ok(packet) => packet?,
+                Err(error) => panic!("cannot read: {error}; before: {:#?}", self.seen),
+            };
+            if self.seen.len() == 20 {
+                self.seen.pop_front();
+            }
+            self.seen.push_back(brief(&packet));
+            if packet != Packet::PingReq {
+                return Some(packet);
+            }
+            self.pings += 1;
+            self.send(&Packet::PingResp).await;
+        }
+    }
+
+    fn fail(&self, expected: &str, packet: &Packet) -> ! {
+        panic!("{expected} expected, {} came; at last: {:#?}", brief(packet), self.seen)
+    }
+}
+
+/// A packet in a line: payloads can be large.
+fn brief(packet: &Packet) -> String {
+    match packet {
+        Packet::Publish(Publish { topic, payload, packet_id, props, .. }) => {
+            let correlation = props.correlation.as_deref().map(String::from_utf8_lossy);
+            format!(
+                "PUBLISH {packet_id} on {topic}, {} bytes, correlation {correlation:?}",
+                payload.len()
+            )
+        }
+        other => format!("{other:?}"),
+    }
+}

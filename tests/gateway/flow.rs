@@ -1,0 +1,259 @@
+//! The flow: what an answer gives news of is fetched and pushed, once; queues drain by themselves;
+//! a snapshot pushes everything in order.
+
+use serde_json::{Value, json};
+use wiremock::ResponseTemplate;
+
+use crate::harness::{Broker, Device, Gateway, Upstream, eventually};
+
+const DEVICE: &str = "/v1/devices/d1";
+
+async fn stage() -> (Broker, Upstream, Gateway, Device) {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let gateway = Gateway::start(&broker, &upstream).await;
+    let device = broker.device("d1").await;
+    (broker, upstream, gateway, device)
+}
+
+/// Answers telemetry with these flags from now on.
+async fn flags(upstream: &Upstream, news: Value) {
+    let mut flags = json!({
+        "success": true, "command": false, "new_licenses": false, "config_version": null,
+        "space_data_version": 0, "latest_fw_version": null, "latest_fw_file_id": null,
+    });
+    flags.as_object_mut().unwrap().extend(news.as_object().unwrap().clone());
+    upstream.answers("POST", &format!("{DEVICE}/telemetry"), 201, flags).await;
+}
+
+async fn serves(upstream: &Upstream, below: &str, body: Value) {
+    upstream.answers("GET", &format!("{DEVICE}/{below}"), 200, body).await;
+}
+
+/// Sends telemetry and waits until it is settled, follow-ups included.
+async fn telemetry(device: &mut Device, gateway: &Gateway) {
+    let labels = ["route=\"telemetry\""];
+    let before = gateway.metric("gateway_messages_settled_total", &labels).await;
+    device.send("telemetry", json!({"status": "online", "telemetries": {}})).await;
+    gateway.metric_reaches("gateway_messages_settled_total", &labels, before + 1).await;
+}
+
+#[tokio::test]
+async fn a_new_config_is_pushed_once_for_each_version() {
+    let (_broker, upstream, gateway, mut device) = stage().await;
+    let config = json!({"version": 7, "last_updated": "2021-08-04T07:45:44.122Z", "mode": 1.50});
+    serves(&upstream, "config", config.clone()).await;
+    flags(&upstream, json!({"config_version": 7})).await;
+    telemetry(&mut device, &gateway).await;
+    let push = device.next().await;
+    assert_eq!(push.topic, "v1/device/d1/config");
+    assert_eq!(push.json(), config);
+    assert_eq!(push.props.response_topic.as_deref(), Some("v1/device/d1/config/update"));
+    assert_eq!(push.user("via"), "mqtt-rest-gateway");
+    telemetry(&mut device, &gateway).await;
+    device.silent().await;
+    flags(&upstream, json!({"config_version": 8})).await;
+    telemetry(&mut device, &gateway).await;
+    assert_eq!(device.next().await.topic, "v1/device/d1/config");
+    assert_eq!(upstream.count("GET /v1/devices/d1/config").await, 2);
+}
+
+#[tokio::test]
+async fn a_config_that_the_device_itself_has_set_is_no_news_to_it() {
+    let (_broker, upstream, gateway, mut device) = stage().await;
+    serves(&upstream, "config", json!({"version": 8})).await;
+    let set = json!({"success": true, "version": 7});
+    upstream.answers("POST", &format!("{DEVICE}/config"), 200, set).await;
+    device.ask("config/update", json!({"version": 6, "mode": 2})).await;
+    flags(&upstream, json!({"config_version": 7})).await;
+    telemetry(&mut device, &gateway).await;
+    device.silent().await;
+    flags(&upstream, json!({"config_version": 8})).await;
+    telemetry(&mut device, &gateway).await;
+    assert_eq!(device.next().await.json(), json!({"version": 8}));
+}
+
+#[tokio::test]
+async fn a_fetch_that_failed_is_tried_again_with_the_next_news() {
+    let (_broker, upstream, gateway, mut device) = stage().await;
+    flags(&upstream, json!({"config_version": 7})).await;
+    upstream.answers("GET", &format!("{DEVICE}/config"), 403, json!({"error": "not now"})).await;
+    telemetry(&mut device, &gateway).await;
+    gateway.metric_reaches("gateway_fetches_total", &["config", "failed"], 1).await;
+    device.silent().await;
+    serves(&upstream, "config", json!({"version": 7})).await;
+    telemetry(&mut device, &gateway).await;
+    assert_eq!(device.next().await.json(), json!({"version": 7}));
+}
+
+#[tokio::test]
+async fn commands_are_pushed_once_and_the_queue_drains_by_itself() {
+    let (_broker, upstream, gateway, mut device) = stage().await;
+    flags(&upstream, json!({"command": true})).await;
+    upstream.answers("POST", &format!("{DEVICE}/command"), 200, json!({"success": true})).await;
+    let command =
+        |id: Value| json!({"id": id, "status": "pending", "name": "reboot", "parameters": {}});
+    serves(&upstream, "command", command(json!("c1"))).await;
+    telemetry(&mut device, &gateway).await;
+    let push = device.next().await;
+    assert_eq!(push.topic, "v1/device/d1/commands");
+    assert_eq!(push.json(), command(json!("c1")));
+    assert_eq!(push.props.response_topic.as_deref(), Some("v1/device/d1/commands/update"));
+    assert_eq!(push.props.correlation.as_deref(), Some(&b"c1"[..]));
+
+    // The flag stays up while the device works: the same command is not news.
+    telemetry(&mut device, &gateway).await;
+    device.send("commands/update", json!({"id": "c1", "status": "in_progress"})).await;
+    telemetry(&mut device, &gateway).await;
+    device.silent().await;
+
+    // A final status brings the next one at once, until there is none.
+    serves(&upstream, "command", command(json!(50))).await;
+    device.send("commands/update", json!({"id": "c1", "status": "done"})).await;
+    let push = device.next().await;
+    assert_eq!(push.json()["id"], 50);
+    assert_eq!(push.props.correlation.as_deref(), Some(&b"50"[..]));
+    serves(&upstream, "command", json!({})).await;
+    device.send("commands/update", json!({"id": 50, "status": "failed"})).await;
+    gateway.metric_reaches("gateway_fetches_total", &["command", "empty"], 1).await;
+    device.silent().await;
+    let bodies: Vec<Value> = upstream
+        .requests()
+        .await
+        .iter()
+        .filter(|r| r.method.as_str() == "POST" && r.url.path().ends_with("/command"))
+        .map(|r| r.body_json::<Value>().unwrap()["status"].clone())
+        .collect();
+    assert_eq!(bodies, ["in_progress", "done", "failed"]);
+}
+
+#[tokio::test]
+async fn an_item_the_device_has_answered_may_come_again() {
+    let (_broker, upstream, _gateway, mut device) = stage().await;
+    flags(&upstream, json!({"command": true})).await;
+    upstream.answers("POST", &format!("{DEVICE}/command"), 200, json!({"success": true})).await;
+    serves(&upstream, "command", json!({"id": "c1", "status": "pending"})).await;
+    device.send("telemetry", json!({"status": "online"})).await;
+    assert_eq!(device.next().await.json()["id"], "c1");
+    device.send("commands/update", json!({"id": "c1", "status": "failed"})).await;
+    assert_eq!(device.next().await.json()["id"], "c1", "queued anew by the operator");
+}
+
+#[tokio::test]
+async fn licenses_come_one_after_another_in_the_form_of_the_page() {
+    let (_broker, upstream, _gateway, mut device) = stage().await;
+    flags(&upstream, json!({"new_licenses": true})).await;
+    upstream.answers("POST", &format!("{DEVICE}/licenses"), 200, json!({"id": "l1"})).await;
+    let first = json!({"id": "l1", "data": "d", "signature": "s", "action": "add"});
+    serves(&upstream, "license", first).await;
+    device.send("telemetry", json!({"status": "online"})).await;
+    let push = device.next().await;
+    assert_eq!(push.topic, "v1/device/d1/license");
+    assert_eq!(push.props.response_topic.as_deref(), Some("v1/device/d1/license/update"));
+    let expected = json!({"id": "l1", "data": "d", "signature": "s", "add": true, "update": false, "remove": false});
+    assert_eq!(push.json(), expected);
+    serves(&upstream, "license", json!({"id": "l2", "remove": true})).await;
+    // The page shows this one without credentials: the key last accepted is used.
+    let mut update = device.message("license/update", r#"{"id":"l1","state":"inuse"}"#);
+    update.props.user.clear();
+    device.publish(update).await;
+    let push = device.next().await;
+    assert_eq!(push.json(), json!({"id": "l2", "add": false, "update": false, "remove": true}));
+    serves(&upstream, "license", json!({})).await;
+    device.send("license/update", json!({"id": "l2", "state": "removed"})).await;
+    upstream.arrived("GET /v1/devices/d1/license", 3).await;
+    device.silent().await;
+}
+
+#[tokio::test]
+async fn space_and_firmware_are_pushed_when_they_are_news() {
+    let (_broker, upstream, gateway, mut device) = stage().await;
+    serves(&upstream, "space", json!({"name": "room"})).await;
+    upstream.answers("PUT", DEVICE, 200, json!({"id": "d1"})).await;
+    flags(&upstream, json!({"space_data_version": 0})).await;
+    telemetry(&mut device, &gateway).await;
+    device.silent().await;
+    let firmware = json!({"latest_fw_version": "1.0.8", "latest_fw_file_id": "f1"});
+    let mut news = firmware.clone();
+    news["space_data_version"] = 4.into();
+    flags(&upstream, news.clone()).await;
+    telemetry(&mut device, &gateway).await;
+    let (space, push) = (device.next().await, device.next().await);
+    assert_eq!(
+        (space.topic.as_str(), space.json()),
+        ("v1/device/d1/space_info", json!({"name": "room"}))
+    );
+    assert_eq!((push.topic.as_str(), push.json()), ("v1/device/d1/firmware", firmware.clone()));
+    telemetry(&mut device, &gateway).await;
+    device.silent().await;
+
+    // Asked for, it is answered from what is known, with the request's Correlation Data.
+    let answer = device.ask("firmware", Value::Null).await;
+    assert_eq!((answer.user("status"), answer.json()), ("200", firmware));
+
+    // A device that says it runs the latest version is not told about it.
+    device.send("update", json!({"firmware_version": "1.0.9"})).await;
+    upstream.arrived("PUT /v1/devices/d1", 1).await;
+    news["latest_fw_version"] = "1.0.9".into();
+    flags(&upstream, news).await;
+    telemetry(&mut device, &gateway).await;
+    device.silent().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_pushes_everything_in_order_and_survives_failing_parts() {
+    let (_broker, upstream, gateway, mut device) = stage().await;
+    let firmware = json!({"latest_fw_version": "2.0", "latest_fw_file_id": "f2"});
+    flags(&upstream, firmware.clone()).await;
+    telemetry(&mut device, &gateway).await;
+    assert_eq!(device.next().await.topic, "v1/device/d1/firmware");
+    serves(&upstream, "space", json!({"name": "room"})).await;
+    serves(&upstream, "config", json!({"version": 1})).await;
+    serves(&upstream, "command", json!({"id": "c1"})).await;
+    serves(&upstream, "licenses", json!([{"id": "l1", "add": true}, {"id": "l2", "update": true}]))
+        .await;
+    for _ in 0..2 {
+        // Asked for twice, pushed twice: a device that has restarted knows nothing.
+        device.send("get", Value::Null).await;
+        let mut topics = Vec::new();
+        for _ in 0..6 {
+            topics.push(device.next().await.topic);
+        }
+        let below = ["space_info", "config", "commands", "license", "license", "firmware"];
+        assert_eq!(topics, below.map(|below| format!("v1/device/d1/{below}")));
+    }
+
+    // Nothing there, refused, broken: the rest is pushed all the same.
+    upstream
+        .answers("GET", &format!("{DEVICE}/space"), 422, json!({"error": "Device not in space"}))
+        .await;
+    upstream.responds("GET", &format!("{DEVICE}/config"), ResponseTemplate::new(404)).await;
+    let html = ResponseTemplate::new(200).set_body_string("<html>");
+    upstream.responds("GET", &format!("{DEVICE}/command"), html).await;
+    serves(&upstream, "licenses", json!([])).await;
+    device.send("get", Value::Null).await;
+    assert_eq!(device.next().await.topic, "v1/device/d1/firmware");
+    device.silent().await;
+    assert_eq!(gateway.metric("gateway_fetches_total", &["space_info", "empty"]).await, 1);
+    assert_eq!(gateway.metric("gateway_fetches_total", &["config", "failed"]).await, 1);
+    assert_eq!(gateway.metric("gateway_fetches_total", &["command", "failed"]).await, 1);
+}
+
+#[tokio::test]
+async fn what_the_gateway_pushes_is_not_a_request() {
+    let (_broker, upstream, gateway, mut device) = stage().await;
+    serves(&upstream, "config", json!({"version": 1})).await;
+    // Another gateway's push, and a device's own message without credentials.
+    let mut push = device.message("config", "{}");
+    push.props.user.push(("via".into(), "another".into()));
+    device.publish(push).await;
+    let mut echo = device.message("config", "{}");
+    echo.props.user.clear();
+    device.publish(echo).await;
+    eventually("both ignored", || async {
+        let loops = gateway.metric("gateway_messages_settled_total", &["loop"]).await;
+        let others = gateway.metric("gateway_messages_settled_total", &["not_a_request"]).await;
+        (loops == 1 && others == 1).then_some(())
+    })
+    .await;
+    assert_eq!(upstream.calls().await, Vec::<String>::new());
+}

@@ -1,0 +1,28 @@
+//! The gateway against the real thing: mosquitto, wiremock and the compiled program. One binary, a
+//! module for each subject.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::print_stderr, reason = "the gateway's log helps when a test has failed")]
+#![expect(unreachable_pub, reason = "one binary: nothing is reachable from outside")]
+
+mod fake_broker;
+mod harness;
+mod link;
+mod load;
+mod rig;
+mod wire;
+
+mod admin;
+mod connections;
+mod delivery;
+mod faults;
+mod flow;
+mod hostile;
+mod identity;
+mod outage;
+mod request_response;
+mod rumqttc;
+mod second_table;
+mod secrets;
+mod shipped_table;
+mod stop;

@@ -1,0 +1,866 @@
+//! What the gateway needs of its MQTT client library, whichever that is: each test holds one
+//! workaround for a fault of `rumqttc` 0.25.1 (P1 to P24 in the notes on the library), seen from
+//! outside, as packets and HTTP requests. A new version, or a fork, is judged by running them.
+//!
+//! Not here, because it cannot be seen from outside: P13 (a poll that is dropped half-way). Not
+//! here, because the gateway never does it: P16 (`QoS` 2).
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Bytes,
+    http::{StatusCode, Uri},
+};
+use serde_json::json;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout},
+};
+use wiremock::ResponseTemplate;
+
+use crate::{
+    fake_broker::{FakeBroker, Link, PATIENCE},
+    harness::{Gateway, Options, QUIET, Upstream},
+    wire::{Packet, Props, Publish},
+};
+
+const SETTLED: &str = "gateway_messages_settled_total";
+const REFUSED: &str = "gateway_publishes_refused_total";
+/// The log line of a connection that ended.
+const LOST: &str = "no connection to the broker";
+
+/// A message of a device with its credentials; a device's API path is told by its name.
+fn telemetry(packet_id: u16, device: &str) -> Publish {
+    Publish {
+        topic: format!("v1/device/{device}/telemetry"),
+        payload: json!({ "message": packet_id }).to_string().into(),
+        qos: 1,
+        packet_id,
+        props: Props {
+            user: vec![
+                ("device_id".to_owned(), device.to_owned()),
+                ("access_key".to_owned(), "k1".to_owned()),
+            ],
+            ..Props::default()
+        },
+        ..Publish::default()
+    }
+}
+
+/// The same, asking for a reply.
+fn question(packet_id: u16, device: &str) -> Publish {
+    let mut message = telemetry(packet_id, device);
+    message.props.response_topic = Some(format!("v1/device/{device}/answers"));
+    message.props.correlation = Some(packet_id.to_string().into_bytes());
+    message
+}
+
+/// The message as a broker sends it again.
+fn again(message: &Publish) -> Publish {
+    Publish { dup: true, ..message.clone() }
+}
+
+/// Which question this is the reply to.
+fn answered(reply: &Publish) -> u16 {
+    let correlation = reply.props.correlation.clone().expect("a reply carries Correlation Data");
+    String::from_utf8(correlation).unwrap().parse().unwrap()
+}
+
+fn takes_at_once(receive_maximum: u16) -> Props {
+    Props { receive_maximum: Some(receive_maximum), ..Props::default() }
+}
+
+/// A gateway between the two, not connected yet.
+async fn gateway(broker: &FakeBroker, upstream: &str, options: Options) -> Gateway {
+    options.set("BROKER_URL", &broker.url()).set("UPSTREAM_URL", upstream).spawn().await
+}
+
+/// An API that takes everything from these devices at once.
+async fn quick(devices: &[&str]) -> Upstream {
+    let upstream = Upstream::start().await;
+    for device in devices {
+        upstream.answers("POST", &path(device), 200, json!({})).await;
+    }
+    upstream
+}
+
+fn path(device: &str) -> String {
+    format!("/v1/devices/{device}/telemetry")
+}
+
+/// An API whose answers the test gives one by one, so that "while in flight" is no matter of time.
+struct Gate {
+    url: String,
+    calls: mpsc::Receiver<Call>,
+}
+
+/// A request that waits for its answer.
+struct Call {
+    path: String,
+    body: Bytes,
+    answer: oneshot::Sender<(StatusCode, String)>,
+}
+
+impl Gate {
+    async fn start() -> Self {
+        let (sender, calls) = mpsc::channel(1);
+        let app = Router::new().fallback(async move |uri: Uri, body: Bytes| {
+            let (answer, answered) = oneshot::channel();
+            // A test that has ended answers no more.
+            let _ = sender.send(Call { path: uri.path().to_owned(), body, answer }).await;
+            answered.await.unwrap_or((StatusCode::GONE, String::new()))
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async { axum::serve(listener, app).await });
+        Self { url, calls }
+    }
+
+    /// The next request; it must be this device's.
+    async fn call(&mut self, device: &str) -> Call {
+        let call = timeout(PATIENCE, self.calls.recv()).await;
+        let call = call.unwrap_or_else(|_| panic!("no request of {device}")).unwrap();
+        assert_eq!(call.path, path(device));
+        call
+    }
+
+    /// There was no request that the test has not seen.
+    fn is_quiet(&mut self) {
+        if let Ok(call) = self.calls.try_recv() {
+            panic!("unexpected request: {} {:?}", call.path, call.body);
+        }
+    }
+}
+
+impl Call {
+    fn accept(self) {
+        self.answers("{}".to_owned());
+    }
+
+    fn answers(self, body: String) {
+        self.answer.send((StatusCode::OK, body)).expect("the gateway waits for its answer");
+    }
+}
+
+/// When the answer for a message comes whose connection has been cut.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Answer {
+    BeforeConnack,
+    BeforeRedelivery,
+    AfterRedelivery,
+}
+
+const ANSWERS: [Answer; 3] =
+    [Answer::BeforeConnack, Answer::BeforeRedelivery, Answer::AfterRedelivery];
+
+/// P1: the library sends an acknowledgement that was queued after the connection broke on the next
+/// connection, where the packet identifier belongs to another message: that one would be lost.
+#[tokio::test]
+async fn a_late_answer_acknowledges_no_message_of_a_new_session() {
+    for when in ANSWERS {
+        let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
+        let gateway = gateway(&broker, &api.url, Options::default()).await;
+        let mut link = broker.serve(false, Props::default()).await;
+        link.deliver(&telemetry(1, "d1")).await;
+        let mut first = Some(api.call("d1").await);
+        link.cut();
+
+        let mut link = broker.accept().await;
+        let mut answer_if = async |now| {
+            if when == now {
+                first.take().unwrap().accept();
+                gateway.metric_reaches(SETTLED, &[], 1).await;
+            }
+        };
+        answer_if(Answer::BeforeConnack).await;
+        link.connack(false, Props::default()).await;
+        link.subscribed().await;
+        answer_if(Answer::BeforeRedelivery).await;
+        link.deliver(&telemetry(1, "d2")).await;
+        let second = api.call("d2").await;
+        answer_if(Answer::AfterRedelivery).await;
+        link.expect_nothing(QUIET).await;
+        second.accept();
+        assert_eq!(link.expect_puback().await, 1, "{when:?}");
+        link.expect_nothing(QUIET).await;
+        api.is_quiet();
+    }
+}
+
+/// P2: a message that comes again in a resumed session gets one PUBACK, not two, whenever its answer
+/// comes: a broker may give the identifier to another message after the first. And P3: it is still
+/// the same message, so there is one request.
+#[tokio::test]
+async fn a_message_that_comes_again_is_sent_once_and_acknowledged_once() {
+    for when in ANSWERS {
+        let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
+        let gateway = gateway(&broker, &api.url, Options::default()).await;
+        let mut link = broker.serve(false, Props::default()).await;
+        let message = telemetry(1, "d1");
+        link.deliver(&message).await;
+        let mut first = Some(api.call("d1").await);
+        link.cut();
+
+        let mut link = broker.accept().await;
+        let mut answer_if = async |now| {
+            if when == now {
+                first.take().unwrap().accept();
+                gateway.metric_reaches(SETTLED, &[], 1).await;
+            }
+        };
+        answer_if(Answer::BeforeConnack).await;
+        link.connack(true, Props::default()).await;
+        link.subscribed().await;
+        answer_if(Answer::BeforeRedelivery).await;
+        link.expect_nothing(QUIET).await;
+        link.deliver(&again(&message)).await;
+        gateway.metric_reaches("gateway_redelivered_total", &[], 1).await;
+        if when == Answer::AfterRedelivery {
+            link.expect_nothing(QUIET).await;
+        }
+        answer_if(Answer::AfterRedelivery).await;
+        assert_eq!(link.expect_puback().await, 1, "{when:?}");
+
+        // The broker is free to use the identifier for something else.
+        link.deliver(&telemetry(1, "d2")).await;
+        let second = api.call("d2").await;
+        link.expect_nothing(QUIET).await;
+        second.accept();
+        assert_eq!(link.expect_puback().await, 1, "{when:?}");
+        api.is_quiet();
+    }
+}
+
+/// P3: the library hands out messages of the old connection after it has made the new one. Handled,
+/// they would be sent twice.
+#[tokio::test]
+async fn what_was_read_but_not_handled_before_a_reconnect_is_left_to_the_broker() {
+    let broker = FakeBroker::start().await;
+    let devices = ["d1", "d2", "d3"];
+    let upstream = quick(&devices).await;
+    let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    let messages: Vec<_> = (1..).zip(devices).map(|(id, device)| telemetry(id, device)).collect();
+
+    let mut link = broker.serve(false, Props::default()).await;
+    gateway.logs("subscribed").await;
+    // In one piece, so that the library reads the end together with what stands before it.
+    let mut bytes: Vec<u8> =
+        messages.iter().flat_map(|message| Packet::Publish(message.clone()).encode()).collect();
+    bytes.extend(Packet::Disconnect { reason: 0x8B, props: Props::default() }.encode());
+    link.send_raw(&bytes).await;
+
+    let mut link = broker.serve(true, Props::default()).await;
+    for message in &messages {
+        link.deliver(&again(message)).await;
+    }
+    for message in &messages {
+        assert_eq!(link.expect_puback().await, message.packet_id);
+    }
+    link.expect_nothing(QUIET).await;
+    for device in devices {
+        assert_eq!(upstream.count(&format!("POST {}", path(device))).await, 1, "{device}");
+    }
+}
+
+/// P4: the library's queues are bounded, and whoever waits for them while polling waits for ever.
+#[tokio::test]
+async fn more_at_once_than_every_queue_holds_passes() {
+    const COUNT: u16 = 500;
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1", "d2"]).await);
+    let _gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    let mut link = broker.serve(false, takes_at_once(20)).await;
+    for id in 1..=COUNT {
+        link.deliver(&question(id, if id % 2 == 0 { "d1" } else { "d2" })).await;
+    }
+    let (mut acknowledged, mut replies) = (Vec::new(), BTreeSet::new());
+    while acknowledged.len() < COUNT.into() || replies.len() < COUNT.into() {
+        match link.next("PUBLISH or PUBACK").await {
+            Packet::PubAck { packet_id, .. } => acknowledged.push(packet_id),
+            Packet::Publish(reply) => {
+                assert!(replies.insert(answered(&reply)), "twice: {}", answered(&reply));
+                link.puback(reply.packet_id).await;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(acknowledged, (1..=COUNT).collect::<Vec<_>>());
+}
+
+/// P4: nor may what does not fit be dropped. One that is slow has held back all the others.
+#[tokio::test]
+async fn more_acknowledgements_at_once_than_the_library_takes_all_go_out() {
+    const COUNT: u16 = 500;
+    let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
+    let options = Options::default().set("BROKER_ACK_HOLD", "1m");
+    let _gateway = gateway(&broker, &api.url, options).await;
+    let mut link = broker.serve(false, Props::default()).await;
+    link.deliver(&telemetry(1, "d1")).await;
+    let slow = api.call("d1").await;
+    for id in 2..=COUNT {
+        link.deliver(&telemetry(id, "d2")).await;
+    }
+    for _ in 2..=COUNT {
+        api.call("d2").await.accept();
+    }
+    slow.accept();
+    for id in 1..=COUNT {
+        assert_eq!(link.expect_puback().await, id);
+    }
+}
+
+/// Questions, their PUBACKs and their replies, over several connections.
+struct Tally {
+    count: usize,
+    /// Questions without a PUBACK, which a broker that keeps the session sends again.
+    open: BTreeSet<u16>,
+    /// Replies that the broker has not acknowledged: packet identifier and question.
+    held: VecDeque<(u16, u16)>,
+    /// Questions in the order in which the broker first acknowledged a reply.
+    replies: Vec<u16>,
+}
+
+impl Tally {
+    fn new(count: u16) -> Self {
+        let open = (1..=count).collect();
+        Self { count: count.into(), open, held: VecDeque::new(), replies: Vec::new() }
+    }
+
+    fn take(&mut self, packet: Packet) {
+        match packet {
+            Packet::PubAck { packet_id, .. } => {
+                assert!(self.open.remove(&packet_id), "PUBACK {packet_id} for nothing");
+            }
+            Packet::Publish(reply) => {
+                let id = reply.packet_id;
+                assert!(self.held.iter().all(|(held, _)| *held != id), "{id} is taken");
+                self.held.push_back((id, answered(&reply)));
+            }
+            other => panic!("PUBLISH or PUBACK expected, {other:?} came"),
+        }
+    }
+
+    /// Acknowledges the oldest reply: from now on it is the broker's.
+    async fn release(&mut self, link: &mut Link) {
+        let (packet_id, question) = self.held.pop_front().expect("a reply is held");
+        link.puback(packet_id).await;
+        if !self.replies.contains(&question) {
+            self.replies.push(question);
+        }
+    }
+
+    /// Every question has a reply that is acknowledged or held.
+    fn all_came(&self) -> bool {
+        let new = self.held.iter().filter(|(_, question)| !self.replies.contains(question));
+        self.replies.len() + new.count() == self.count
+    }
+
+    fn is_complete(&self) -> bool {
+        self.replies.len() == self.count && self.open.is_empty()
+    }
+
+    fn assert_in_order(&self) {
+        assert!(self.replies.is_sorted() && self.replies.len() == self.count, "{:?}", self.replies);
+    }
+}
+
+/// Asks 30 questions of a broker that takes 5 replies at once and cuts the connection while as many
+/// as possible have no PUBACK, again and again.
+async fn replies_survive_cuts(session_present: bool) {
+    const COUNT: u16 = 30;
+    const AT_ONCE: u16 = 5;
+    const CUTS: usize = 3;
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
+    let _gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    let questions: Vec<_> = (1..=COUNT).map(|id| question(id, "d1")).collect();
+    let mut tally = Tally::new(COUNT);
+    for connection in 0..=CUTS {
+        let session_present = connection > 0 && session_present;
+        let mut link = broker.serve(session_present, takes_at_once(AT_ONCE)).await;
+        if connection == 0 {
+            for question in &questions {
+                link.deliver(question).await;
+            }
+        } else if session_present {
+            for id in &tally.open {
+                link.deliver(&again(&questions[usize::from(id - 1)])).await;
+            }
+        } else {
+            tally.open.clear();
+        }
+        tally.held.clear();
+        let enough = if connection == CUTS { usize::MAX } else { tally.replies.len() + 6 };
+        while !tally.is_complete() {
+            // The gateway sends one less than it may at once, then it waits.
+            let waits = tally.held.len() == usize::from(AT_ONCE - 1) || tally.all_came();
+            if !waits || tally.held.is_empty() {
+                tally.take(link.next("PUBLISH or PUBACK").await);
+            } else if tally.replies.len() < enough {
+                tally.release(&mut link).await;
+            } else {
+                break;
+            }
+        }
+        for packet in link.until_quiet(QUIET).await {
+            tally.take(packet);
+        }
+        assert!(tally.held.len() <= AT_ONCE.into(), "{} in flight", tally.held.len());
+        link.cut();
+    }
+    tally.assert_in_order();
+    assert_eq!(upstream.count(&format!("POST {}", path("d1"))).await, usize::from(COUNT));
+}
+
+/// P6: the library sends again more than the broker takes, overwrites what collides, and loses it.
+#[tokio::test]
+async fn replies_survive_cuts_of_a_session_that_is_kept() {
+    replies_survive_cuts(true).await;
+}
+
+/// P5: the library drops every publication without a PUBACK when the session is lost.
+#[tokio::test]
+async fn replies_survive_cuts_of_a_session_that_is_lost() {
+    replies_survive_cuts(false).await;
+}
+
+/// P7: PUBACKs out of order lead the library into a collision of packet identifiers, in which it
+/// sends nothing any more, acknowledgements included, also after the session is lost.
+#[tokio::test]
+async fn pubacks_out_of_order_stop_nothing() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1", "d2"]).await);
+    let _gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    let mut link = broker.serve(false, takes_at_once(5)).await;
+    let mut tally = Tally::new(12);
+    for id in 1..=12 {
+        link.deliver(&question(id, "d1")).await;
+    }
+    while tally.held.len() < 4 {
+        tally.take(link.next("PUBLISH or PUBACK").await);
+    }
+    let oldest = tally.held.pop_front().unwrap();
+    while !tally.held.is_empty() {
+        tally.release(&mut link).await;
+    }
+    tally.held.push_back(oldest);
+    for packet in link.until_quiet(QUIET).await {
+        tally.take(packet);
+    }
+    link.cut();
+
+    let mut link = broker.serve(false, takes_at_once(5)).await;
+    tally.open.clear();
+    tally.held.clear();
+    while !tally.is_complete() {
+        tally.take(link.next("PUBLISH").await);
+        tally.release(&mut link).await;
+    }
+    link.deliver(&telemetry(1, "d2")).await;
+    assert_eq!(link.expect_puback().await, 1);
+}
+
+/// P8: a publication over the broker's Maximum Packet Size ends the connection, and the next one,
+/// and so on. And limits count only on the connection that announced them (P20).
+#[tokio::test]
+async fn what_is_larger_than_the_broker_takes_is_dropped_and_counted() {
+    const LARGEST: usize = 1024;
+    let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
+    let gateway = gateway(&broker, &api.url, Options::default()).await;
+    let limited = Props { maximum_packet_size: u32::try_from(LARGEST).ok(), ..Props::default() };
+    let mut link = broker.serve(false, limited).await;
+    let (mut dropped, mut largest) = (0, 0);
+    // Around the limit, byte by byte: what the packet adds to the payload is less than 200 bytes.
+    for size in LARGEST - 200..=LARGEST {
+        link.deliver(&question(1, "d1")).await;
+        api.call("d1").await.answers("x".repeat(size));
+        match link.next("PUBLISH or PUBACK").await {
+            Packet::Publish(reply) => {
+                link.puback(reply.packet_id).await;
+                largest = Packet::Publish(reply).encode().len();
+                assert_eq!(link.expect_puback().await, 1);
+            }
+            Packet::PubAck { packet_id, .. } => {
+                assert_eq!(packet_id, 1);
+                dropped += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((LARGEST - 16..=LARGEST).contains(&largest), "the largest that passed: {largest}");
+    assert!(dropped > 0, "nothing was too large");
+    let counted = gateway.metric(REFUSED, &["too_large"]).await;
+    assert_eq!(counted, dropped);
+    link.deliver(&question(1, "d1")).await;
+    api.call("d1").await.accept();
+    link.expect_publish().await;
+    assert_eq!(link.expect_puback().await, 1);
+    link.cut();
+
+    let mut link = broker.serve(false, Props::default()).await;
+    assert_eq!(answered(&link.expect_publish().await), 1, "it had no PUBACK");
+    link.deliver(&question(2, "d1")).await;
+    api.call("d1").await.answers("x".repeat(LARGEST));
+    assert_eq!(link.expect_publish().await.payload.len(), LARGEST);
+    assert_eq!(gateway.metric(REFUSED, &["too_large"]).await, counted);
+}
+
+/// P9: by default the library ends the connection at a message over 10 KiB, which the broker sends
+/// again for ever, since the limit is not announced.
+#[tokio::test]
+async fn a_large_message_passes_and_the_limit_is_announced() {
+    let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
+    let options = Options::default().set("BROKER_MAX_PACKET", "2MiB");
+    let _gateway = gateway(&broker, &api.url, options).await;
+    let mut link = broker.serve(false, Props::default()).await;
+    assert_eq!(link.props.maximum_packet_size, Some(2 * 1024 * 1024));
+    let payload = format!("\"{}\"", "x".repeat(100 * 1024)).into_bytes();
+    link.deliver(&Publish { payload: payload.clone(), ..telemetry(1, "d1") }).await;
+    let call = api.call("d1").await;
+    assert_eq!(call.body, payload);
+    call.accept();
+    assert_eq!(link.expect_puback().await, 1);
+}
+
+/// How a connection ends again and again.
+struct Flap {
+    /// Whether the broker lets the gateway in first.
+    connack: bool,
+    /// What it says then, before it closes.
+    last_words: &'static [u8],
+    /// What the operator reads.
+    hint: &'static str,
+}
+
+/// The gateway survives it, waits longer and longer, says what is wrong, and goes on afterwards.
+async fn flaps(flap: Flap) {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
+    let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    let began = Instant::now();
+    for _ in 0..6 {
+        let mut link = broker.accept().await;
+        if flap.connack {
+            link.connack(false, Props::default()).await;
+            link.subscribed().await;
+        }
+        link.send_raw(flap.last_words).await;
+        link.cut();
+    }
+    // Five waits of 0.2 to 3.2 s at most, by chance: to be as short together is one in a million.
+    assert!(began.elapsed() >= Duration::from_millis(100), "a tight loop: {:?}", began.elapsed());
+    let mut link = broker.serve(false, Props::default()).await;
+    link.deliver(&telemetry(1, "d1")).await;
+    assert_eq!(link.expect_puback().await, 1);
+    let log = gateway.log();
+    assert_eq!(log.matches(LOST).count(), 6, "one line for each");
+    assert!(log.contains(flap.hint), "no {:?}", flap.hint);
+}
+
+const TWICE: &str = "is another client connected with the same client id?";
+
+/// P10: the library does not understand a DISCONNECT that is a reason code only, as mosquitto sends.
+#[tokio::test]
+async fn flaps_on_a_disconnect_with_a_reason_code_only() {
+    flaps(Flap { connack: true, last_words: b"\xe0\x01\x8e", hint: TWICE }).await;
+}
+
+/// P10: nor one that is empty.
+#[tokio::test]
+async fn flaps_on_an_empty_disconnect() {
+    flaps(Flap { connack: true, last_words: b"\xe0\x00", hint: TWICE }).await;
+}
+
+/// P10: this form it understands, and the operator reads what the broker says.
+#[tokio::test]
+async fn flaps_on_a_disconnect_with_a_reason() {
+    let last_words = b"\xe0\x09\x89\x07\x1f\x00\x04full";
+    flaps(Flap { connack: true, last_words, hint: "ServerBusy full" }).await;
+}
+
+/// P11: the CONNACK of a broker without MQTT 5 is no packet for the library.
+#[tokio::test]
+async fn flaps_on_a_connack_of_mqtt_3() {
+    let last_words = b"\x20\x02\x00\x01";
+    flaps(Flap { connack: false, last_words, hint: "does it speak MQTT 5?" }).await;
+}
+
+/// P11: a refusal is told by its name.
+#[tokio::test]
+async fn flaps_on_a_refusal() {
+    let last_words = b"\x20\x03\x00\x87\x00";
+    flaps(Flap { connack: false, last_words, hint: "NotAuthorized" }).await;
+}
+
+/// P24: a message that the library cannot decode ends the connection, and the broker sends it again:
+/// a user property that is not UTF-8.
+#[tokio::test]
+async fn flaps_on_a_message_that_is_malformed() {
+    let last_words = b"\x32\x0e\x00\x01t\x00\x01\x07\x26\x00\x01a\x00\x01\xffx";
+    flaps(Flap { connack: true, last_words, hint: TWICE }).await;
+}
+
+/// P12: while the broker does not read, the library waits for ever, pings included.
+#[tokio::test]
+async fn a_broker_that_stops_reading_is_left() {
+    const COUNT: u16 = 20;
+    let (broker, upstream) = (FakeBroker::start().await, Upstream::start().await);
+    // More together than the sockets of both sides buffer.
+    let large = ResponseTemplate::new(200).set_body_bytes(vec![b'x'; 1_000_000]);
+    upstream.responds("POST", &path("d1"), large).await;
+    let options = Options::default().set("BROKER_KEEP_ALIVE", "5s");
+    let gateway = gateway(&broker, &upstream.url(), options).await;
+    let mut deaf = broker.serve(false, Props::default()).await;
+    for id in 1..=COUNT {
+        deaf.deliver(&question(id, "d1")).await;
+    }
+    // Twice the keep-alive and 5 s.
+    let mut link = broker.accept_within(Duration::from_secs(25)).await;
+    assert!(gateway.log().contains("the broker has stopped reading"));
+    link.connack(false, Props::default()).await;
+    link.subscribed().await;
+    let mut tally = Tally::new(COUNT);
+    tally.open.clear();
+    while !tally.is_complete() {
+        tally.take(link.next("PUBLISH").await);
+        tally.release(&mut link).await;
+    }
+    tally.assert_in_order();
+}
+
+/// P14, P15, P16: topic aliases, subscription identifiers and `QoS` 2 do not work in the library, so
+/// the gateway asks for none of them (the codec takes no SUBSCRIBE with an identifier).
+#[tokio::test]
+async fn connect_and_subscribe_ask_for_what_works() {
+    // QoS 1, no local, no retained messages.
+    let own = 0b10_0101;
+    // No local is a protocol error on a shared subscription [MQTT-3.8.3-4].
+    let shared = 0b10_0001;
+    for (group, options, start) in
+        [("", own, "v1/device/+/"), ("g", shared, "$share/g/v1/device/+/")]
+    {
+        let (broker, upstream) = (FakeBroker::start().await, quick(&[]).await);
+        let settings = Options::default()
+            .set("BROKER_SHARE_GROUP", group)
+            .set("BROKER_CLIENT_ID", "here")
+            .set("BROKER_MAX_PENDING", "77");
+        let _gateway = gateway(&broker, &upstream.url(), settings).await;
+        let mut link = broker.accept().await;
+        assert_eq!(link.client_id, "here");
+        assert!(!link.clean_start, "the session is kept");
+        assert_eq!(link.keep_alive, 30);
+        let expected = Props {
+            receive_maximum: Some(77),
+            session_expiry: Some(3600),
+            maximum_packet_size: Some(16 * 1024 * 1024),
+            ..Props::default()
+        };
+        assert_eq!(link.props, expected);
+        link.connack(false, Props::default()).await;
+        let filters = link.subscribed().await;
+        assert!(filters.iter().any(|(filter, _)| *filter == format!("{start}telemetry")));
+        for (filter, asked) in filters {
+            assert!(filter.starts_with(start), "{filter}");
+            assert_eq!(asked, options, "{filter}");
+        }
+    }
+}
+
+/// P17: when as many publications are in flight as the broker takes, the library sends no
+/// acknowledgements either.
+#[tokio::test]
+async fn acknowledgements_go_on_while_publications_wait() {
+    const REPLIES: u16 = 4;
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1", "d2"]).await);
+    let _gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    let mut link = broker.serve(false, takes_at_once(REPLIES + 1)).await;
+    for id in 1..=REPLIES {
+        link.deliver(&question(id, "d1")).await;
+        assert_eq!(answered(&link.expect_publish().await), id);
+        assert_eq!(link.expect_puback().await, id);
+    }
+    for id in 5..20 {
+        link.deliver(&telemetry(id, "d2")).await;
+        assert_eq!(link.expect_puback().await, id);
+    }
+    // And whatever more goes out takes its acknowledgement with it.
+    for id in 20..30 {
+        link.deliver(&question(id, "d1")).await;
+    }
+    let packets = link.until_quiet(QUIET).await;
+    let (publications, acknowledgements): (Vec<_>, Vec<_>) =
+        packets.iter().partition(|packet| matches!(packet, Packet::Publish(_)));
+    assert_eq!(publications.len(), acknowledgements.len(), "{packets:?}");
+}
+
+/// P19: a broker that turns keep-alive off makes the library ping without pause, and give up.
+#[tokio::test]
+async fn server_keep_alive_0_makes_no_storm_of_pings() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
+    let _gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    let off = Props { server_keep_alive: Some(0), ..Props::default() };
+    let mut link = broker.serve(false, off).await;
+    link.expect_nothing(QUIET).await;
+    assert!(link.pings <= 1, "{} pings", link.pings);
+    link.deliver(&telemetry(1, "d1")).await;
+    assert_eq!(link.expect_puback().await, 1);
+}
+
+/// And any other Server Keep Alive is obeyed [MQTT-3.1.2-21], without that workaround in its way.
+#[tokio::test]
+async fn server_keep_alive_is_obeyed() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&[]).await);
+    let _gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    let short = Props { server_keep_alive: Some(1), ..Props::default() };
+    let mut link = broker.serve(false, short).await;
+    let connected = Instant::now();
+    while link.pings == 0 {
+        assert!(connected.elapsed() < PATIENCE, "no ping within {PATIENCE:?}");
+        link.expect_nothing(Duration::from_millis(100)).await;
+    }
+}
+
+/// P19, P20: what one CONNACK says about the connection and the session is not what the next
+/// CONNECT asks for.
+#[tokio::test]
+async fn every_connect_asks_for_what_is_configured() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&[]).await);
+    let _gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    let answers = [
+        Props { server_keep_alive: Some(0), ..Props::default() },
+        Props { server_keep_alive: Some(7), ..Props::default() },
+        Props { session_expiry: Some(7), ..Props::default() },
+        Props::default(),
+    ];
+    for answer in answers {
+        let mut link = broker.accept().await;
+        assert_eq!((link.keep_alive, link.props.session_expiry), (30, Some(3600)));
+        link.connack(false, answer).await;
+        link.subscribed().await;
+        link.cut();
+    }
+}
+
+/// P20: a Receive Maximum stays in the library when a later CONNACK names none.
+#[tokio::test]
+async fn a_receive_maximum_ends_with_its_connection() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
+    let _gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    broker.serve(false, takes_at_once(3)).await.cut();
+    let mut link = broker.serve(false, Props::default()).await;
+    for id in 1..=50 {
+        link.deliver(&question(id, "d1")).await;
+        assert_eq!(answered(&link.expect_publish().await), id);
+        assert_eq!(link.expect_puback().await, id);
+    }
+}
+
+/// P20: nor does the library's count of packet identifiers fit a smaller Receive Maximum: past the
+/// end of its table every publication ends the connection.
+#[tokio::test]
+async fn a_smaller_receive_maximum_is_kept_from_the_first_publication_on() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
+    let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    for (connection, limits) in [Props::default(), takes_at_once(5)].into_iter().enumerate() {
+        let mut link = broker.serve(false, limits).await;
+        for id in 1..=60 {
+            link.deliver(&question(id, "d1")).await;
+            let reply = link.expect_publish().await;
+            assert_eq!(answered(&reply), id);
+            link.puback(reply.packet_id).await;
+            assert_eq!(link.expect_puback().await, id);
+        }
+        // Answered, so the last PUBACK above has been read and nothing goes out again.
+        link.deliver(&telemetry(61, "d1")).await;
+        assert_eq!(link.expect_puback().await, 61);
+        assert_eq!(gateway.log().matches(LOST).count(), connection, "only the cut");
+        link.cut();
+    }
+}
+
+/// P21, P23: SUBSCRIBE shares its packet identifiers with publications, and one that is queued when
+/// the connection breaks may be kept or not: there is exactly one on each connection, before
+/// anything else, whatever waits.
+#[tokio::test]
+async fn every_connection_begins_with_one_subscribe() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
+    let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    let mut link = broker.serve(false, Props::default()).await;
+    for id in 1..=10 {
+        link.deliver(&question(id, "d1")).await;
+    }
+    gateway.metric_reaches(SETTLED, &[], 10).await;
+    link.cut();
+    // Cut before the SUBSCRIBE is answered, and possibly before it is sent.
+    let mut link = broker.accept().await;
+    link.connack(true, Props::default()).await;
+    link.cut();
+    let mut link = broker.serve(true, Props::default()).await;
+    for packet in link.until_quiet(QUIET).await {
+        assert!(matches!(packet, Packet::Publish(_)), "{packet:?}");
+    }
+}
+
+/// P22: a PUBACK that refuses a publication is a line in the library's log and nothing else.
+#[tokio::test]
+async fn a_refused_publication_is_counted_and_the_next_one_passes() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
+    let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
+    let mut link = broker.serve(false, takes_at_once(5)).await;
+    // Not authorized, quota exceeded, and "no matching subscribers", which is no refusal.
+    for (id, reason) in (1..).zip([0x87, 0x97, 0x10, 0x00, 0x87, 0x87, 0x87, 0x87, 0x00]) {
+        link.deliver(&question(id, "d1")).await;
+        let reply = link.expect_publish().await;
+        assert_eq!(answered(&reply), id);
+        link.send(&Packet::PubAck { packet_id: reply.packet_id, reason }).await;
+        assert_eq!(link.expect_puback().await, id);
+    }
+    gateway.metric_reaches(REFUSED, &["refused"], 6).await;
+    assert_eq!(gateway.metric(REFUSED, &[]).await, 6);
+    assert!(gateway.log().contains("NotAuthorized"));
+}
+
+/// The library keeps no order of acknowledgements: [MQTT-4.6.0-2] is ours.
+#[tokio::test]
+async fn pubacks_go_out_in_the_order_of_arrival() {
+    let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
+    let options = Options::default().set("BROKER_ACK_HOLD", "1m");
+    let gateway = gateway(&broker, &api.url, options).await;
+    let mut link = broker.serve(false, Props::default()).await;
+    link.deliver(&telemetry(9, "d1")).await;
+    let slow = api.call("d1").await;
+    for (id, device) in [(3, "d2"), (7, "d3")] {
+        link.deliver(&telemetry(id, device)).await;
+        api.call(device).await.accept();
+    }
+    gateway.metric_reaches(SETTLED, &[], 2).await;
+    link.expect_nothing(QUIET).await;
+    slow.accept();
+    for id in [9, 3, 7] {
+        assert_eq!(link.expect_puback().await, id);
+    }
+}
+
+/// Nor may one that hangs hold back the others for ever, and with them the Receive Maximum.
+#[tokio::test]
+async fn pubacks_pass_one_that_is_held_too_long() {
+    let hold = Duration::from_millis(500);
+    let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
+    let options = Options::default().set("BROKER_ACK_HOLD", "500ms");
+    let _gateway = gateway(&broker, &api.url, options).await;
+    let mut link = broker.serve(false, Props::default()).await;
+    let began = Instant::now();
+    link.deliver(&telemetry(9, "d1")).await;
+    let slow = api.call("d1").await;
+    for (id, device) in [(3, "d2"), (7, "d3")] {
+        link.deliver(&telemetry(id, device)).await;
+        api.call(device).await.accept();
+    }
+    assert_eq!(link.expect_puback().await, 3);
+    assert!(began.elapsed() >= hold, "already after {:?}", began.elapsed());
+    assert_eq!(link.expect_puback().await, 7);
+    link.expect_nothing(QUIET).await;
+    slow.accept();
+    assert_eq!(link.expect_puback().await, 9);
+}

@@ -1,0 +1,185 @@
+//! A recognisable key goes along every path there is; nowhere but in the header may it come out.
+
+use std::time::Duration;
+
+use serde_json::json;
+use wiremock::ResponseTemplate;
+
+use crate::harness::{Broker, Device, Gateway, Options, Upstream, run};
+
+const KEY: &str = "RECOGNISABLE-c0ffee-KEY";
+const PASSWORD: &str = "RECOGNISABLE-c0ffee-PASSWORD";
+
+#[tokio::test]
+async fn no_path_prints_a_key() {
+    let passwords = tempfile::tempdir().unwrap();
+    let file = passwords.path().join("password");
+    std::fs::write(&file, format!("{PASSWORD}\n")).unwrap();
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let gateway = Options::default()
+        .set("LOG_LEVEL", "trace")
+        .set("BROKER_USERNAME", "gateway")
+        .set("BROKER_PASSWORD_FILE", file.to_str().unwrap())
+        .set("UPSTREAM_DEADLINE", "100ms")
+        .set("UPSTREAM_ATTEMPT_TIMEOUT", "80ms")
+        .start(&broker, &upstream)
+        .await;
+    let mut device = broker.device("d1").await;
+    let mut everything = broker.observer("#").await;
+    let sent = every_answer(&upstream, &mut device).await + every_refusal(&mut device).await;
+    gateway.metric_reaches("gateway_messages_settled_total", &[], sent).await;
+    let requests = upstream.requests().await;
+    assert!(requests.iter().any(|request| request.headers["authorization"] == KEY), "it was used");
+
+    let mut places = commands().await;
+    for path in ["/livez", "/readyz", "/metrics", "/routes", "/nothing"] {
+        places.push((path.to_owned(), gateway.get(path).await.1));
+    }
+    let letters = letters(&gateway).await;
+    assert!(letters > 20, "{letters}");
+    places.extend(publications(&mut everything, letters).await);
+    let log = gateway.log();
+    assert!(log.contains("TRACE") && log.contains("DEBUG"), "the log is at its fullest");
+    places.push(("the log".into(), log));
+    for (place, text) in places {
+        for secret in [KEY, PASSWORD] {
+            if let Some((before, _)) = text.split_once(secret) {
+                let line = before.lines().next_back().unwrap_or_default();
+                panic!("{place} shows {secret} behind: {line}");
+            }
+        }
+    }
+}
+
+/// Every row, with a payload that is JSON and one that is not, against every kind of answer. How many
+/// messages that were.
+async fn every_answer(upstream: &Upstream, device: &mut Device) -> u64 {
+    let flags = json!({
+        "config_version": 1, "command": true, "new_licenses": true, "space_data_version": 1,
+        "latest_fw_version": "2", "latest_fw_file_id": "f",
+    });
+    let answers = [
+        ResponseTemplate::new(200).set_body_json(flags),
+        ResponseTemplate::new(401).set_body_json(json!({"error": "Not authorized"})),
+        ResponseTemplate::new(404).set_body_string("<html>"),
+        ResponseTemplate::new(500),
+        ResponseTemplate::new(302).insert_header("location", "http://127.0.0.1:1/"),
+        ResponseTemplate::new(200).set_delay(Duration::from_mins(1)),
+    ];
+    let calls = [
+        ("POST", "/telemetry"),
+        ("POST", "/config"),
+        ("POST", "/command"),
+        ("POST", "/licenses"),
+        ("PUT", ""),
+        ("PUT", "/cloud_settings"),
+        ("GET", "/config"),
+        ("GET", "/command"),
+        ("GET", "/license"),
+        ("GET", "/licenses"),
+        ("GET", "/space"),
+    ];
+    let rows = [
+        "telemetry",
+        "config/update",
+        "commands/update",
+        "license/update",
+        "update",
+        "cloud_settings/update",
+        "get",
+        "config",
+        "commands",
+        "license",
+        "space_info",
+        "firmware",
+    ];
+    let mut sent = 0;
+    for answer in answers {
+        for (verb, below) in calls {
+            upstream.responds(verb, &format!("/v1/devices/d1{below}"), answer.clone()).await;
+        }
+        for below in rows {
+            for payload in ["{\"status\":\"done\",\"id\":\"1\"}", "not JSON"] {
+                let mut message = device.message(below, payload);
+                message.props.user[1].1 = KEY.into();
+                message.props.user.push(("note".into(), "kept".into()));
+                device.publish(message).await;
+                sent += 1;
+            }
+        }
+    }
+    sent
+}
+
+/// The key twice, for another device, with letters that no header takes, alone.
+async fn every_refusal(device: &mut Device) -> u64 {
+    let odd = format!("{KEY} \u{e9}");
+    let refusals = [
+        vec![("device_id", "d1"), ("access_key", KEY), ("access_key", KEY)],
+        vec![("device_id", "d2"), ("access_key", KEY)],
+        vec![("device_id", "d1"), ("access_key", &odd)],
+        vec![("access_key", KEY)],
+    ];
+    let mut sent = 0;
+    for user in refusals {
+        let mut message = device.message("telemetry", "{}");
+        message.props.user = user.into_iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+        device.publish(message).await;
+        sent += 1;
+    }
+    sent
+}
+
+/// What the command line prints of a message with the key.
+async fn commands() -> Vec<(String, String)> {
+    let property = format!("access_key={KEY}");
+    let mut places = Vec::new();
+    for topic in
+        ["v1/device/d1/update", "v1/device/d1/telemetry", "v1/device/../telemetry", "other"]
+    {
+        let credentials = ["--property", "device_id=d1", "--property", &property];
+        let arguments = [&["explain", topic, "--payload", "-"], &credentials[..]].concat();
+        let (_, out, error) = run(&arguments, "{}").await;
+        places.push((format!("explain {topic}"), out + &error));
+    }
+    places
+}
+
+/// Replies, pushes and dead letters, until that many dead letters have come. The device's own messages
+/// carry the key, of course.
+async fn publications(everything: &mut Device, letters: u64) -> Vec<(String, String)> {
+    let (mut places, mut left) = (Vec::new(), letters);
+    while left > 0 {
+        let heard = everything.next().await;
+        if heard.user("via").is_empty() {
+            continue;
+        }
+        left -= u64::from(heard.topic.contains("dead-letter"));
+        let text = format!("{heard:?} {}", String::from_utf8_lossy(&heard.payload));
+        places.push((heard.topic, text));
+    }
+    places
+}
+
+/// How many dead letters there must be: everything that is neither delivered nor ignored.
+async fn letters(gateway: &Gateway) -> u64 {
+    let settled = |outcome: &'static str| async move {
+        gateway.metric("gateway_messages_settled_total", &[&format!("outcome=\"{outcome}\"")]).await
+    };
+    let all = gateway.metric("gateway_messages_settled_total", &[]).await;
+    all - settled("delivered").await - settled("unknown").await - settled("not_a_request").await
+}
+
+#[tokio::test]
+async fn configuration_mistakes_do_not_show_the_password() {
+    let config = format!(
+        "[broker]\npassword = \"{PASSWORD}\"\npasword = \"{PASSWORD}\"\nurl = \"mqtt://u:{PASSWORD}@h\"\n"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, config).unwrap();
+    let (code, out, error) = run(&["--config", file.to_str().unwrap(), "check"], "").await;
+    assert_eq!(code, 78);
+    assert!(error.contains("do you mean `password`"), "{error}");
+    assert!(!format!("{out}{error}").contains(PASSWORD), "{error}");
+}
