@@ -1,4 +1,4 @@
-//! The command line: `run`, `check`, `routes`, `explain`.
+//! The command line: `run`, `check`, `routes`, `explain`, `drain`.
 
 use std::{
     collections::BTreeMap,
@@ -6,7 +6,7 @@ use std::{
     io::{self, Read, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -56,6 +56,13 @@ enum Command {
     },
     /// Print the request that a message would cause, or why it would be refused. Sends nothing.
     Explain(Explain),
+    /// Deliver what the broker still holds for this client id, take nothing new, and end the session:
+    /// for a replica, or a gateway, that is gone for good.
+    Drain {
+        /// It is drained when nothing has come for so long.
+        #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+        quiet: Duration,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -98,6 +105,7 @@ pub fn main(cli: Cli) -> ExitCode {
     };
     let result = match cli.command.unwrap_or(Command::Run) {
         Command::Run => runtime.block_on(run(config)),
+        Command::Drain { quiet } => runtime.block_on(drain(config, quiet)),
         Command::Check { connect } => {
             runtime.block_on(check(&config, cli.config.as_deref(), connect))
         }
@@ -120,12 +128,46 @@ pub fn main(cli: Cli) -> ExitCode {
 }
 
 async fn run(config: Config) -> Result<(), String> {
+    start(&config);
+    let gateway = Gateway::bind(config).await.map_err(|error| error.to_string())?;
+    live(gateway, std::future::pending()).await.map(|_told| ())
+}
+
+async fn drain(config: Config, quiet: Duration) -> Result<(), String> {
+    start(&config);
+    let broker = config.broker.clone();
+    let gateway = Gateway::bind_draining(config).await.map_err(|error| error.to_string())?;
+    let drained = gateway.drained(quiet);
+    match live(gateway, drained).await? {
+        End::Told => {
+            Err("told to stop before it was drained; the session is still there".to_owned())
+        }
+        End::Done => {
+            mqtt::end_session(&broker).await?;
+            tracing::info!(client_id = &*broker.client_id, "drained; the session is ended");
+            Ok(())
+        }
+    }
+}
+
+fn start(config: &Config) {
     telemetry::install(&config.log);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"), broker = %config.broker.address,
         upstream = %config.upstream.url, routes = config.table.routes.len(), "starting"
     );
-    let gateway = Gateway::bind(config).await.map_err(|error| error.to_string())?;
+}
+
+/// Why a gateway ended well.
+enum End {
+    /// A signal.
+    Told,
+    /// There was nothing left to do.
+    Done,
+}
+
+/// Runs the gateway until a signal, or until it is done.
+async fn live(gateway: Gateway, done: impl Future<Output = ()>) -> Result<End, String> {
     if let Some(address) = gateway.admin_address() {
         tracing::info!(%address, "admin endpoint");
     }
@@ -145,13 +187,23 @@ async fn run(config: Config) -> Result<(), String> {
         let _ = told.send(());
         wait().await;
     };
-    tokio::select! {
-        stopped = gateway.run(async { let _ = stop.await; }) => match stopped {
-            Stopped::Clean => Ok(()),
-            Stopped::GraceRanOut => Err("the grace ran out; what was unfinished comes back".to_owned()),
-            Stopped::Failed => Err("a defect ended it; what was unfinished comes back".to_owned()),
-        },
-        () = again => Err("told to stop a second time; what was unfinished comes back".to_owned()),
+    let mut end = End::Done;
+    let shutdown = async {
+        tokio::select! {
+            _ = stop => end = End::Told,
+            () = done => {}
+        }
+    };
+    let stopped = tokio::select! {
+        stopped = gateway.run(shutdown) => stopped,
+        () = again => {
+            return Err("told to stop a second time; what was unfinished comes back".to_owned());
+        }
+    };
+    match stopped {
+        Stopped::Clean => Ok(end),
+        Stopped::GraceRanOut => Err("the grace ran out; what was unfinished comes back".to_owned()),
+        Stopped::Failed => Err("a defect ended it; what was unfinished comes back".to_owned()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! jq filters from the table, compiled at start-up by `jaq`.
 //!
-//! Filters belong to the operator, their input to strangers: what a filter can put out is bounded,
-//! `halt` is an error instead of the end of the process, and the environment cannot be read.
+//! Filters belong to the operator, their input to strangers: every filter ends, what it can put out is
+//! bounded, `halt` is an error instead of the end of the process, and the environment cannot be read.
 
 use std::fmt;
 
@@ -9,7 +9,10 @@ use bytes::Bytes;
 use jaq_core::{
     Ctx, Vars,
     data::JustLut,
-    load::{self, Arena, File, Loader},
+    load::{
+        self, Arena, File, Loader,
+        lex::{Lexer, StrPart, Tok, Token},
+    },
 };
 pub use jaq_json::Val;
 
@@ -19,6 +22,8 @@ const MAX_OUTPUTS: usize = 1000;
 const MAX_ERROR_BYTES: usize = 200;
 /// What every filter can read besides its input.
 const VARIABLES: [&str; 2] = ["$memory", "$payload"];
+/// What can run for ever, or nearly. Nothing can stop a filter that runs, and it has a thread to itself.
+const LOOPS: [&str; 7] = ["def", "repeat", "recurse", "while", "until", "range", "combinations"];
 
 /// The values of a filter's variables.
 #[derive(Debug, Clone, Default)]
@@ -44,8 +49,16 @@ impl Filter {
     /// Compiles a filter.
     ///
     /// # Errors
-    /// What jq does not understand, on one line.
+    /// What jq does not understand, or what could run for ever, on one line.
     pub fn compile(text: &str) -> Result<Self, String> {
+        // What is no token at all is said by the loader.
+        let tokens = Lexer::new(text).lex().unwrap_or_default();
+        if let Some(word) = find_loop(&tokens) {
+            return Err(format!(
+                "`{word}` could run for ever, and a message with it; a filter has no loops but `.[]`, `..`, \
+                 `reduce` and `foreach`"
+            ));
+        }
         let defs = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs());
         let funs = jaq_core::funs().chain(jaq_std::funs()).chain(jaq_json::funs());
         let arena = Arena::default();
@@ -132,6 +145,25 @@ pub fn is_true(value: &Val) -> bool {
     !matches!(value, Val::Null | Val::Bool(false))
 }
 
+/// A word that starts a loop; not the name of a field, which follows a `.` or stands before a `:`.
+fn find_loop<'t>(tokens: &[Token<&'t str>]) -> Option<&'t str> {
+    tokens.iter().enumerate().find_map(|(index, Token(text, kind))| match kind {
+        Tok::Word if LOOPS.contains(text) => {
+            let before = index.checked_sub(1).and_then(|index| tokens.get(index));
+            let after = tokens.get(index + 1);
+            let is_field = before.is_some_and(|token| token.0 == ".")
+                || after.is_some_and(|token| token.0 == ":");
+            (!is_field).then_some(*text)
+        }
+        Tok::Block(tokens) => find_loop(tokens),
+        Tok::Str(parts) => parts.iter().find_map(|part| match part {
+            StrPart::Term(token) => find_loop(std::slice::from_ref(token)),
+            StrPart::Str(_) | StrPart::Char(_) => None,
+        }),
+        _ => None,
+    })
+}
+
 fn shorten(mut text: String) -> String {
     if text.len() > MAX_ERROR_BYTES {
         let cut = text.floor_char_boundary(MAX_ERROR_BYTES);
@@ -188,10 +220,29 @@ mod tests {
     #[test]
     fn filters_cannot_hurt() {
         assert!(run(".a.b", r#"{"a":1}"#).is_err());
-        assert!(run("repeat(1)", "null").unwrap_err().to_string().contains("1000"));
+        assert!(run(".[]", &format!("[{}0]", "0,".repeat(1000))).unwrap_err().0.contains("1000"));
         assert!(run("halt", "null").unwrap_err().to_string().contains("halted"));
         assert!(Filter::compile("env").is_err());
         assert!(run(".a", &format!("\"{}\"", "x".repeat(1000))).unwrap_err().0.len() < 250);
+    }
+
+    #[test]
+    fn every_filter_ends() {
+        let endless = [
+            "def f: f; f",
+            "repeat(.)",
+            ".a | recurse(.)",
+            "[range(.n)]",
+            "\"\\(until(false; .))\"",
+            "{a: [while(true; .)]}",
+            "combinations(9)",
+        ];
+        for filter in endless {
+            let mistake = Filter::compile(filter).unwrap_err();
+            assert!(mistake.contains("could run for ever"), "{filter}: {mistake}");
+        }
+        let fields = run(".range, .a.repeat, {until: .range}, \"def\"", r#"{"range":1,"a":{}}"#);
+        assert_eq!(fields.unwrap(), ["1", "null", r#"{"until":1}"#, "\"def\""]);
     }
 
     #[test]

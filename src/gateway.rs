@@ -1,8 +1,13 @@
 //! Wires the parts together, starts them in order and stops them in order.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
 use crate::{
     admin,
@@ -13,7 +18,7 @@ use crate::{
     health::Health,
     lanes::Lanes,
     metrics::Metrics,
-    mqtt::{Connection, ConnectionSetupError, Delivery, Publisher, Status},
+    mqtt::{Connection, ConnectionSetupError, Delivery, Publisher, Status, Subscriptions},
     push::Pusher,
     upstream::{ClientError, Upstream},
 };
@@ -63,6 +68,20 @@ impl Gateway {
     /// # Errors
     /// [`StartError`] when a port or a certificate file cannot be had.
     pub async fn bind(config: Config) -> Result<Self, StartError> {
+        let subscriptions = config.subscriptions();
+        Self::assemble(config, subscriptions).await
+    }
+
+    /// The same for a gateway that takes nothing new: it delivers what its session still holds.
+    ///
+    /// # Errors
+    /// [`StartError`] as with [`Gateway::bind`].
+    pub async fn bind_draining(config: Config) -> Result<Self, StartError> {
+        let subscriptions = Subscriptions { drain: true, ..config.subscriptions() };
+        Self::assemble(config, subscriptions).await
+    }
+
+    async fn assemble(config: Config, subscriptions: Subscriptions) -> Result<Self, StartError> {
         let admin = match config.admin {
             None => None,
             Some(address) => Some(
@@ -74,7 +93,7 @@ impl Gateway {
         let metrics = Arc::new(Metrics::default());
         let upstream = Upstream::new(&config.upstream, metrics.clone())?;
         let (connection, publisher, broker) =
-            Connection::new(config.broker.clone(), config.subscriptions(), metrics.clone())?;
+            Connection::new(config.broker.clone(), subscriptions, metrics.clone())?;
         // Longer than a message can be held while everything works.
         let patience = config.upstream.deadline * 2 + config.upstream.attempt_timeout;
         let pusher = Pusher::new(
@@ -120,6 +139,29 @@ impl Gateway {
     /// How the broker's connection stands, now and later.
     pub fn broker(&self) -> watch::Receiver<Status> {
         self.broker.clone()
+    }
+
+    /// Waits until a gateway that drains has nothing left: everything is settled, and for so long
+    /// nothing has come. MQTT has no word for an empty queue.
+    pub fn drained(&self, quiet: Duration) -> impl Future<Output = ()> + use<> {
+        let (mut broker, metrics) = (self.broker.clone(), self.metrics.clone());
+        async move {
+            loop {
+                if broker.wait_for(|status| *status == Status::Draining).await.is_err() {
+                    // The connection task ended, which `run` reports.
+                    return std::future::pending().await;
+                }
+                tokio::select! {
+                    _ = broker.changed() => {}
+                    () = sleep(quiet) => {
+                        let (pending, settled) = metrics.progress();
+                        if pending == 0 && settled.is_none_or(|since| since >= quiet) {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// Runs until `shutdown`, then stops cleanly within the grace.

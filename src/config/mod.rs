@@ -183,6 +183,7 @@ impl Config {
         Subscriptions {
             patterns: self.table.routes.iter().map(|route| route.on.clone()).collect(),
             sender: self.table.identity.capture.clone(),
+            drain: false,
         }
     }
 }

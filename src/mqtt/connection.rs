@@ -31,6 +31,8 @@ const RECONNECT: Backoff =
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
 /// How long the broker may take to close the connection after our DISCONNECT.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// The same when it is pouring out what we do not take: it reads in between.
+const OVERRUN_FAREWELL: Duration = Duration::from_secs(10);
 /// So many short connections in a row look like a second client with the same identifier.
 const SHORT_CONNECTIONS: u32 = 3;
 
@@ -157,9 +159,6 @@ impl Connection {
                             }
                             batch.drain(..).for_each(|command| session.command(command));
                             session.pump();
-                            if session.is_overrun() {
-                                return End::Overrun;
-                            }
                         }
                         event = &mut poll => break event,
                         () = &mut clock => {
@@ -179,8 +178,13 @@ impl Connection {
                     // The broker closes the connection when it has read everything. Who closes first
                     // may cut off the last PUBACKs: a broker that is writing gives up on reading.
                     let closed = async { while event_loop.poll().await.is_ok() {} };
-                    let _ = timeout(FAREWELL, closed).await;
-                    return End::Finished;
+                    let (end, patience) = if session.is_finished() {
+                        (End::Finished, FAREWELL)
+                    } else {
+                        (End::Overrun, OVERRUN_FAREWELL)
+                    };
+                    let _ = timeout(patience, closed).await;
+                    return end;
                 }
                 Ok(event) => session.event(event, last_event, deliver),
                 Err(error) => return End::Broken(describe(&error)),
@@ -192,9 +196,6 @@ impl Connection {
             }
             patience = self::patience(event_loop.options.keep_alive());
             session.pump();
-            if session.is_overrun() {
-                return End::Overrun;
-            }
         }
     }
 

@@ -5,8 +5,8 @@ mod connection;
 mod options;
 mod outbox;
 mod packet;
-mod probe;
 mod session;
+mod visit;
 mod window;
 
 use std::{
@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use self::window::Ticket;
 pub use self::{
     connection::{Connection, ConnectionSetupError},
-    probe::probe,
+    visit::{end_session, probe},
 };
 use crate::{
     message::{Message, Publication},
@@ -112,6 +112,8 @@ pub enum Status {
     Connected,
     /// Connected and subscribed.
     Subscribed,
+    /// Connected, and every subscription is ended: what still comes was held before.
+    Draining,
     /// Connected; the broker refused these filters.
     Refused(Vec<String>),
     /// Ended on purpose.
@@ -125,6 +127,8 @@ pub struct Subscriptions {
     pub patterns: Vec<Pattern>,
     /// The capture that names the sender.
     pub sender: Arc<str>,
+    /// End them instead: what the broker has queued still comes, nothing is queued any more.
+    pub drain: bool,
 }
 
 impl Subscriptions {
@@ -154,8 +158,7 @@ pub struct Delivery {
 pub struct Receipt {
     ticket: Ticket,
     commands: mpsc::Sender<Command>,
-    /// Released with the receipt.
-    _held: Held,
+    held: Held,
 }
 
 /// A message's share of the bytes that are held.
@@ -181,7 +184,10 @@ impl Receipt {
     /// Lets the message be acknowledged, after everything published before this. When the
     /// connection task is gone nothing can be acknowledged and the broker keeps the message.
     pub async fn settle(self) {
-        let _ = self.commands.send(Command::Settle(self.ticket)).await;
+        let Self { ticket, commands, held } = self;
+        // First, so that the connection sees the room when it hears the command.
+        drop(held);
+        let _ = commands.send(Command::Settle(ticket)).await;
     }
 }
 

@@ -58,23 +58,25 @@ pub(super) struct Session {
     connected_at: Option<Instant>,
     /// This process has had a session, so the next connection should find it.
     expected: bool,
+    /// UNSUBACKs that are still to come.
+    unsubscribing: usize,
     /// Largest packet the broker takes, in bytes.
     max_packet: usize,
     /// Bytes of messages that are held, wherever they are.
     held: Arc<AtomicUsize>,
-    /// The broker has sent more than may be held: nothing more is taken on this connection, lest a
-    /// later message overtake an earlier one of its device.
-    overrun: bool,
-    farewell: Farewell,
+    taking: Taking,
+    /// Told to finish what is to be said.
+    finishing: bool,
 }
 
-/// How far the end has come.
+/// Whether messages are taken on this connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Farewell {
-    /// It has not.
-    Not,
-    /// Told to finish what is to be said.
-    Finishing,
+enum Taking {
+    /// They are.
+    Yes,
+    /// The broker has sent more than may be held: no more of them, lest a later message overtake an
+    /// earlier one of its device.
+    Overrun,
     /// Everything is said, and a DISCONNECT is on its way.
     Leaving,
 }
@@ -87,10 +89,8 @@ impl Session {
         metrics: Arc<Metrics>,
         status: watch::Sender<Status>,
     ) -> Self {
-        // Acknowledgements that a broken connection can have swallowed: a window full, and some.
-        let remembered = usize::from(settings.max_pending).max(1024);
         Self {
-            window: Window::new(settings.ack_hold, remembered),
+            window: Window::new(settings.ack_hold),
             outbox: Outbox::new(),
             settings,
             subscriptions,
@@ -100,26 +100,23 @@ impl Session {
             client: None,
             connected_at: None,
             expected: false,
+            unsubscribing: 0,
             max_packet: usize::MAX,
             held: Arc::default(),
-            overrun: false,
-            farewell: Farewell::Not,
+            taking: Taking::Yes,
+            finishing: false,
         }
     }
 
     /// A connection is being made with this client.
     pub(super) fn connecting(&mut self, client: AsyncClient) {
         self.client = Some(client);
-        if self.farewell == Farewell::Leaving {
-            // That DISCONNECT went down with its connection.
-            self.farewell = Farewell::Finishing;
-        }
     }
 
     /// The connection is gone; how long it lasted, if there was one.
     pub(super) fn disconnected(&mut self) -> Option<Duration> {
         self.client = None;
-        self.overrun = false;
+        self.taking = Taking::Yes;
         self.window.disconnected();
         self.outbox.disconnected();
         self.connected_at.take().map(|since| since.elapsed())
@@ -132,12 +129,15 @@ impl Session {
 
     /// Told to finish with nothing left to say: a connection would serve nothing.
     pub(super) fn is_finished(&self) -> bool {
-        self.farewell != Farewell::Not && self.outbox.is_empty()
+        self.finishing && self.outbox.is_empty()
     }
 
-    /// More came than may be held, and all that was taken of it is through.
-    pub(super) fn is_overrun(&self) -> bool {
-        self.overrun && self.window.is_empty() && self.outbox.is_empty()
+    /// More came than may be held, and of what was taken enough is through to take more: not all of it,
+    /// lest one message that hangs stop everybody.
+    fn is_overrun(&self) -> bool {
+        self.taking == Taking::Overrun
+            && self.held.load(Ordering::Relaxed) <= self.settings.max_pending_bytes / 2
+            && self.outbox.is_empty()
     }
 
     /// When the next message becomes late.
@@ -154,14 +154,14 @@ impl Session {
         match command {
             Command::Publish(publication) => self.outbox.push(Entry::Publish(publication)),
             Command::Settle(ticket) => self.outbox.push(Entry::Settled(ticket)),
-            Command::Finish => self.farewell = Farewell::Finishing,
+            Command::Finish => self.finishing = true,
         }
     }
 
     pub(super) fn event(&mut self, event: Event, now: Instant, deliver: &mut impl FnMut(Delivery)) {
         match event {
             Event::Incoming(Incoming::ConnAck(connack)) => self.connected(&connack, now),
-            Event::Incoming(Incoming::Publish(publish)) if !self.overrun => {
+            Event::Incoming(Incoming::Publish(publish)) if self.taking == Taking::Yes => {
                 self.arrived(publish, now, deliver);
             }
             Event::Incoming(Incoming::PubAck(puback)) => {
@@ -169,6 +169,7 @@ impl Session {
             }
             Event::Incoming(Incoming::PingResp(_)) => self.window.ping_answered(),
             Event::Incoming(Incoming::SubAck(suback)) => self.subscribed(&suback),
+            Event::Incoming(Incoming::UnsubAck(_)) => self.unsubscribed(),
             Event::Outgoing(Outgoing::Publish(packet_id)) => self.outbox.sent(packet_id),
             _ => {}
         }
@@ -198,14 +199,28 @@ impl Session {
             receive_maximum,
             "connected to the broker"
         );
-        // Always, also to a session that has them: the table may have changed since. It goes into
-        // an empty queue, before anything else.
         let group = self.settings.share_group.as_deref();
-        let filters = self.subscriptions.patterns.iter().map(|p| packet::filter(p, group));
-        if client.try_subscribe_many(filters).is_err() {
-            tracing::error!("the client library takes no subscription");
+        let mut filters = self.subscriptions.patterns.iter().map(|p| packet::filter(p, group));
+        // It goes into an empty queue, before anything else.
+        let taken = if self.subscriptions.drain {
+            self.unsubscribing = filters.len();
+            filters.try_for_each(|filter| client.try_unsubscribe(filter.path))
+        } else {
+            // Always, also to a session that has them: the table may have changed since.
+            client.try_subscribe_many(filters)
+        };
+        if taken.is_err() {
+            tracing::error!("the client library does not take every subscription");
         }
         self.status.send_replace(Status::Connected);
+    }
+
+    fn unsubscribed(&mut self) {
+        self.unsubscribing = self.unsubscribing.saturating_sub(1);
+        if self.unsubscribing == 0 {
+            tracing::info!("unsubscribed: draining what the broker still holds");
+            self.status.send_replace(Status::Draining);
+        }
     }
 
     fn subscribed(&mut self, suback: &SubAck) {
@@ -239,7 +254,7 @@ impl Session {
                  held is through"
             );
             self.metrics.overrun();
-            self.overrun = true;
+            self.taking = Taking::Overrun;
             return;
         }
         let Publish { dup, qos, pkid, .. } = publish;
@@ -274,7 +289,7 @@ impl Session {
             subscription,
             captures,
             sender,
-            receipt: Receipt { ticket, commands, _held: held },
+            receipt: Receipt { ticket, commands, held },
         });
     }
 
@@ -295,15 +310,15 @@ impl Session {
     /// outbox, whose settlements make more acknowledgements due. What is left over goes when the
     /// library has made room, which is an event.
     pub(super) fn pump(&mut self) {
-        let Some(client) = self.client.clone().filter(|_| self.connected_at.is_some()) else {
-            return;
-        };
+        // Nothing goes out after a DISCONNECT [MQTT-3.14.4-1].
+        let open = self.connected_at.is_some() && self.taking != Taking::Leaving;
+        let Some(client) = self.client.clone().filter(|_| open) else { return };
         let through = self.pump_acknowledgements(&client) && self.pump_outbox(&client);
-        if through && self.farewell == Farewell::Finishing && self.outbox.is_empty() {
+        if through && (self.is_overrun() || self.is_finished()) {
             self.window.close();
             // If there is no room for the DISCONNECT, it goes with the next event.
             if self.pump_acknowledgements(&client) && client.try_disconnect().is_ok() {
-                self.farewell = Farewell::Leaving;
+                self.taking = Taking::Leaving;
             }
         }
     }

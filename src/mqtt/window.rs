@@ -83,6 +83,9 @@ struct Carried {
     settled: bool,
 }
 
+/// So many acknowledgements a broken connection can have swallowed: one for each packet identifier.
+const MAX_ACKED: usize = PacketId::MAX as usize;
+
 /// The window.
 #[derive(Debug)]
 pub(super) struct Window {
@@ -101,8 +104,6 @@ pub(super) struct Window {
     acked: VecDeque<(PacketId, Carried)>,
     /// How many of them were there when the last ping was answered.
     acked_before_ping: usize,
-    /// How many of them are remembered at most.
-    remembered: usize,
     /// What came on the connection before, by packet identifier.
     carried: HashMap<PacketId, Carried>,
     /// PUBACKs that may go out, in this order.
@@ -110,9 +111,8 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// A window that lets a message hold back later PUBACKs for `hold`, and after a reconnect knows
-    /// again the last `remembered` messages it acknowledged.
-    pub(super) fn new(hold: Option<Duration>, remembered: usize) -> Self {
+    /// A window that lets a message hold back later PUBACKs for `hold`.
+    pub(super) fn new(hold: Option<Duration>) -> Self {
         Self {
             hold,
             next_ticket: 0,
@@ -123,7 +123,6 @@ impl Window {
             late_senders: HashMap::new(),
             acked: VecDeque::new(),
             acked_before_ping: 0,
-            remembered,
             carried: HashMap::new(),
             due: VecDeque::new(),
         }
@@ -132,11 +131,6 @@ impl Window {
     /// Messages that came on this connection and are not acknowledged yet.
     pub(super) fn len(&self) -> usize {
         self.late.len() + self.slots.iter().filter(|slot| slot.state != State::Late).count()
-    }
-
-    /// Whether every message is acknowledged, as far as this side can tell.
-    pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0 && self.due.is_empty()
     }
 
     /// The broker has answered a ping: what was acknowledged before the ping before, it has read. It
@@ -220,9 +214,12 @@ impl Window {
     /// Nothing more will be settled on this connection: what is settled need not wait for what is
     /// not. The PUBACKs that go out are still in order.
     pub(super) fn close(&mut self) {
+        self.waiting.clear();
         for slot in std::mem::take(&mut self.slots) {
-            if slot.state == State::Settled {
-                self.acknowledge(slot.ticket, slot.packet_id, slot.fingerprint);
+            match slot.state {
+                State::Settled => self.acknowledge(slot.ticket, slot.packet_id, slot.fingerprint),
+                State::Held => self.slots.push_back(slot),
+                State::Late => {}
             }
         }
     }
@@ -283,7 +280,7 @@ impl Window {
         if packet_id == 0 {
             return;
         }
-        if self.acked.len() == self.remembered {
+        if self.acked.len() == MAX_ACKED {
             self.acked.pop_front();
             self.acked_before_ping = self.acked_before_ping.saturating_sub(1);
         }

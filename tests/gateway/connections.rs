@@ -1,5 +1,4 @@
-//! Ways to the broker and to the API: TLS, mutual TLS, web sockets, passwords, a proxy, shared
-//! subscriptions.
+//! Ways to the broker and to the API: TLS, mutual TLS, web sockets, passwords, a proxy.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -222,34 +221,6 @@ async fn a_proxy_is_used_when_it_is_named() {
         .await;
     crosses(&broker, &proxy, &gateway).await;
     assert_eq!(proxy.requests().await[0].headers["host"], "api.invalid");
-}
-
-#[tokio::test]
-async fn replicas_of_a_group_share_the_messages_and_know_their_own() {
-    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
-    let options = |id: &str| {
-        Options::default().set("BROKER_SHARE_GROUP", "gateways").set("BROKER_CLIENT_ID", id)
-    };
-    let first = options("g1").start(&broker, &upstream).await;
-    let second = options("g2").start(&broker, &upstream).await;
-    upstream.answers("GET", "/v1/devices/d1/config", 200, json!({"version": 1})).await;
-    let mut device = broker.device("d1").await;
-    for _ in 0..20 {
-        // Its reply goes to a topic that a row listens on, and No Local cannot be had.
-        device.send("config", json!(null)).await;
-        assert_eq!(device.next().await.topic, "v1/device/d1/config/update");
-    }
-    eventually("every reply came back and was known", || async {
-        let loops = async |gateway: &Gateway| {
-            gateway.metric("gateway_messages_settled_total", &["loop"]).await
-        };
-        (loops(&first).await + loops(&second).await == 20).then_some(())
-    })
-    .await;
-    assert_eq!(upstream.count("GET /v1/devices/d1/config").await, 20);
-    for gateway in [&first, &second] {
-        assert!(gateway.metric("gateway_messages_settled_total", &["delivered"]).await > 0);
-    }
 }
 
 #[tokio::test]

@@ -1,13 +1,16 @@
 //! Delivery: acknowledged after the outcome, in order per device, devices side by side, again after
 //! transient failures, not twice after a reconnect.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use wiremock::ResponseTemplate;
 
-use crate::harness::{Broker, Gateway, Options, Upstream, eventually};
+use crate::{
+    harness::{Broker, Gateway, Options, Upstream, eventually},
+    load::Api,
+};
 
 fn path(device: &str) -> String {
     format!("/v1/devices/{device}/telemetry")
@@ -125,6 +128,14 @@ async fn retry_after_holds_back_that_device_alone() {
     assert!(began.elapsed() >= Duration::from_secs(1));
     assert_eq!(upstream.count("POST /v1/devices/d1/telemetry").await, 2);
     assert_eq!(gateway.metric("gateway_attempts_total", &["status=\"429\""]).await, 1);
+
+    // As a date, which counts whole seconds.
+    let date = humantime::format_rfc3339_seconds(SystemTime::now() + Duration::from_secs(3));
+    let date = httpdate::fmt_http_date(humantime::parse_rfc3339(&date.to_string()).unwrap());
+    let busy = ResponseTemplate::new(503).insert_header("retry-after", date.as_str());
+    upstream.responds_times("POST", &path("d1"), 1, busy).await;
+    d1.ask("telemetry", json!({"n": 1})).await;
+    assert!(httpdate::parse_http_date(&date).unwrap() <= SystemTime::now());
 }
 
 #[tokio::test]
@@ -239,18 +250,62 @@ async fn received_is_settled_plus_pending_at_any_moment() {
 async fn a_backlog_larger_than_may_be_held_is_taken_in_parts_and_in_order() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     upstream.responds("POST", &path("d1"), ok()).await;
+    upstream.responds("POST", &path("hung"), ok().set_delay(Duration::from_mins(1))).await;
     let mut first = Gateway::start(&broker, &upstream).await;
     first.stop().await;
+    // One that hangs all the while holds up nobody.
+    broker.device("hung").await.send("telemetry", json!({"n": 0})).await;
     let mut device = broker.device("d1").await;
     for n in 0..60 {
         device.send("telemetry", json!({"n": n, "filler": "x".repeat(1000)})).await;
     }
-    let options = Options::default().set("BROKER_MAX_PENDING_BYTES", "10KiB");
-    let gateway = options.set("BROKER_MAX_PENDING", "60").start(&broker, &upstream).await;
+    let options = Options::default()
+        .set("BROKER_MAX_PENDING_BYTES", "10KiB")
+        .set("BROKER_MAX_PENDING", "61")
+        .set("BROKER_ACK_HOLD", "50ms");
+    let gateway = options.start(&broker, &upstream).await;
     gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 60).await;
     let expected: Vec<u64> = (0..60).collect();
     assert_eq!(numbers(&upstream, "d1").await, expected);
+    assert_eq!(numbers(&upstream, "hung").await, [0]);
     assert!(gateway.metric("gateway_overruns_total", &[]).await > 0);
+}
+
+/// mosquitto 2.0.11 sends a backlog far beyond the Receive Maximum as long as PUBACKs come in order.
+#[tokio::test]
+async fn memory_does_not_grow_with_the_backlog() {
+    let (small, large) = (peak_of_a_backlog(4000).await, peak_of_a_backlog(20_000).await);
+    assert!(large < small * 5 / 4, "{} and {} KiB", small >> 10, large >> 10);
+}
+
+/// The most memory that a gateway needs which finds so many messages of 1 KiB, of which it may hold 2 MiB.
+async fn peak_of_a_backlog(count: u64) -> u64 {
+    let broker = Broker::configured("max_queued_messages 0").await;
+    let api = Api::start().await;
+    // Slower than the broker.
+    api.delay(Duration::from_millis(200));
+    let upstream = format!("http://127.0.0.1:{}/1", api.port);
+    let options =
+        || Options::default().set("BROKER_URL", &broker.url()).set("UPSTREAM_URL", &upstream);
+    let mut first = options().spawn().await;
+    first.ready().await;
+    first.stop().await;
+    let mut device = broker.device("d1").await;
+    for n in 0..count {
+        let mut message =
+            device.message("telemetry", format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(1000)));
+        // Many devices: what is bounded is the sum.
+        let id = format!("d{}", n % 500);
+        message.topic = format!("v1/device/{id}/telemetry");
+        message.props.user[0].1 = id;
+        device.publish(message).await;
+    }
+    let gateway = options().set("BROKER_MAX_PENDING_BYTES", "2MiB").spawn().await;
+    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], count).await;
+    // None of them twice: it leaves only when the broker has read every acknowledgement.
+    gateway.metric_is("gateway_messages_received_total", &[], count).await;
+    assert!(gateway.metric("gateway_overruns_total", &[]).await > 0);
+    gateway.peak_memory()
 }
 
 #[tokio::test]

@@ -5,9 +5,11 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
+    harness::eventually,
     link::{Cut, Link},
     load::{Seed, between},
     rig::{LOAD, Rig, WINDOW},
@@ -82,6 +84,34 @@ async fn a_broker_that_restarts_under_load_loses_nothing_and_costs_no_second_pos
         rig.broker.start_again().await;
     }
     rig.ends(gateway, sending).await.exactly_once();
+}
+
+/// mosquitto keeps nothing over its own `kill -9`: what it had and the gateway had not yet is lost with
+/// it. What the gateway had is posted, once, and everything that comes afterwards.
+#[tokio::test]
+async fn a_broker_that_is_killed_is_said_loudly_and_served_again() {
+    let seed = Seed::new().await;
+    let mut rng = seed.rng();
+    let (mut rig, mut gateway, mut sending) = Rig::new().await.start(&mut rng).await;
+    sleep(between(&mut rng, 100, 800)).await;
+    rig.broker.kill().await;
+    gateway.logs("no connection to the broker").await;
+    sleep(between(&mut rng, 0, 300)).await;
+    rig.broker.start_again().await;
+    gateway.logs("the broker has lost the session").await;
+    gateway.ready().await;
+    sending.sent().await;
+    let held = || async { gateway.metric("gateway_messages_pending", &[]).await };
+    eventually("everything is settled", || async { (held().await == 0).then_some(()) }).await;
+    let after = rig.broker.device("after");
+    after.await.send("telemetry", json!({"n": 0})).await;
+    eventually("the subscriptions are back", || async {
+        rig.api.arrivals().iter().any(|arrival| arrival.device == "after").then_some(())
+    })
+    .await;
+    assert_eq!(gateway.stop().await.code(), Some(0));
+    let verdict = sending.verdict(&rig.api);
+    assert!(verdict.twice.is_empty() && verdict.disordered.is_empty(), "{verdict:?}");
 }
 
 #[tokio::test]

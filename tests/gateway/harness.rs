@@ -94,6 +94,11 @@ impl Broker {
         timeout(PATIENCE, self.process.wait()).await.unwrap().unwrap();
     }
 
+    /// Its sessions are saved as far as it has got with that: usually not at all.
+    pub async fn kill(&mut self) {
+        self.process.kill().await.unwrap();
+    }
+
     pub async fn start_again(&mut self) {
         self.process = spawn_mosquitto(self.dir.path());
         self.accepts().await;
@@ -120,9 +125,11 @@ impl Broker {
 }
 
 fn spawn_mosquitto(dir: &Path) -> Child {
-    let program = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/usr/bin/mosquitto"]
-        .into_iter()
-        .find(|program| Path::new(program).exists())
+    // Another version than the system's: name its program in MOSQUITTO.
+    let named = std::env::var_os("MOSQUITTO").map(PathBuf::from);
+    let usual = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/usr/bin/mosquitto"];
+    let program = named
+        .or_else(|| usual.map(PathBuf::from).into_iter().find(|program| program.exists()))
         .expect("mosquitto is not installed: apt-get install mosquitto, or run ./test");
     Command::new(program)
         .arg("-c")
@@ -265,7 +272,17 @@ impl Options {
 
     /// Starts, and waits for the admin endpoint only.
     pub async fn spawn(self) -> Gateway {
+        self.spawn_command(&["run"]).await
+    }
+
+    /// The same to deliver what is left, ending after so much quiet.
+    pub async fn drain(self, quiet: &str) -> Gateway {
+        self.spawn_command(&["drain", "--quiet", quiet]).await
+    }
+
+    async fn spawn_command(self, arguments: &[&str]) -> Gateway {
         let mut command = program();
+        command.args(arguments);
         let config = self.config.map(|text| {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join("config.toml"), text).unwrap();
@@ -408,6 +425,14 @@ impl Gateway {
 
     pub async fn kill(&mut self) {
         self.process.kill().await.unwrap();
+    }
+
+    /// The most memory that the process has had resident so far, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let pid = self.process.id().expect("the process runs");
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 }
 

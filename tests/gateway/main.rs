@@ -20,6 +20,8 @@ mod flow;
 mod hostile;
 mod identity;
 mod outage;
+mod poison;
+mod replicas;
 mod request_response;
 mod rumqttc;
 mod second_table;

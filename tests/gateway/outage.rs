@@ -10,7 +10,11 @@ use wiremock::{
     matchers::{method, path_regex},
 };
 
-use crate::harness::{Broker, Gateway, Options, Upstream, eventually, nobody};
+use crate::{
+    harness::{Broker, Gateway, Options, Upstream, eventually, nobody},
+    link::Link,
+    load::Api,
+};
 
 /// A deadline so short that it passes many times over in each of these tests.
 fn options() -> Options {
@@ -69,6 +73,39 @@ async fn an_upstream_that_is_away_loses_no_message_and_no_order() {
     }
     dead.silent().await;
     gateway.metric_is("gateway_upstream_up", &[], 1).await;
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_resolve_is_an_outage_and_says_so() {
+    let broker = Broker::start().await;
+    let options = options().set("BROKER_URL", &broker.url());
+    let gateway = options.set("UPSTREAM_URL", "http://api.invalid").spawn().await;
+    gateway.ready().await;
+    let mut dead = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
+    broker.device("d1").await.send("telemetry", json!({})).await;
+    is_down(&gateway, "dns error").await;
+    a_while().await;
+    dead.silent().await;
+    gateway.metric_is("gateway_messages_pending", &[], 1).await;
+}
+
+#[tokio::test]
+async fn a_black_hole_is_an_outage_that_ends_by_itself() {
+    let (broker, api) = (Broker::start().await, Api::start().await);
+    let to_api = Link::to(api.port).await;
+    let options = options().set("BROKER_URL", &broker.url());
+    let gateway = options.set("UPSTREAM_URL", &format!("{}/1", to_api.url("http"))).spawn().await;
+    gateway.ready().await;
+    let mut dead = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
+    to_api.stall();
+    for device in ["d1", "d2", "d3"] {
+        broker.device(device).await.send("telemetry", json!({"n": 0})).await;
+    }
+    is_down(&gateway, "time").await;
+    a_while().await;
+    to_api.resume();
+    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 3).await;
+    dead.silent().await;
 }
 
 #[tokio::test]

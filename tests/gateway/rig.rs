@@ -50,10 +50,19 @@ impl Rig {
 
     /// The next gateway; not ready yet.
     pub async fn gateway(&mut self) -> Gateway {
+        self.next().spawn().await
+    }
+
+    /// The next gateway, which only drains.
+    pub async fn draining(&mut self, quiet: &str) -> Gateway {
+        self.next().drain(quiet).await
+    }
+
+    fn next(&mut self) -> Options {
         self.incarnation += 1;
         let upstream = format!("{}/{}", self.to_api.url("http"), self.incarnation);
         let options = self.options.clone().set("BROKER_URL", &self.to_broker.url("mqtt"));
-        options.set("UPSTREAM_URL", &upstream).spawn().await
+        options.set("UPSTREAM_URL", &upstream)
     }
 
     /// With the first gateway, whose session holds what comes from now on.

@@ -12,7 +12,7 @@ struct Model {
 
 impl Model {
     fn new(hold: Option<Duration>) -> Self {
-        Self { window: Window::new(hold, 4), now: Instant::now() }
+        Self { window: Window::new(hold), now: Instant::now() }
     }
 
     fn send(&mut self, packet_id: PacketId, sender: &str, dup: bool) -> Arrival {

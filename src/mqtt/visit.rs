@@ -1,5 +1,4 @@
-//! One connection for `check --connect`: what the broker allows, under a client identifier of its
-//! own so that a running gateway keeps its session.
+//! Short connections beside the gateway's own: what does the broker allow, and the end of a session.
 
 use std::time::Duration;
 
@@ -8,14 +7,28 @@ use tokio::time::timeout;
 
 use super::{Settings, connection::describe, options::options};
 
-/// Connects, reads what the broker announces, and leaves.
+/// Connects, reads what the broker announces, and leaves; under a client identifier of its own, so that a
+/// running gateway keeps its session.
 ///
 /// # Errors
 /// A sentence for the operator.
 pub async fn probe(settings: &Settings) -> Result<String, String> {
-    let mut settings = settings.clone();
-    settings.client_id = format!("{}-check", settings.client_id).into();
-    settings.session_expiry = Duration::ZERO;
+    let client_id = format!("{}-check", settings.client_id).into();
+    let settings = Settings { client_id, ..settings.clone() };
+    Ok(report(&settings, &visit(settings.clone()).await?))
+}
+
+/// Ends the session of this client identifier, with everything the broker still holds in it.
+///
+/// # Errors
+/// A sentence for the operator.
+pub async fn end_session(settings: &Settings) -> Result<(), String> {
+    visit(settings.clone()).await.map(|_| ())
+}
+
+/// A connection that ends whatever session there was and leaves none [MQTT-3.1.2-4].
+async fn visit(settings: Settings) -> Result<ConnAck, String> {
+    let settings = Settings { session_expiry: Duration::ZERO, ..settings };
     let mut options = options(&settings).map_err(|error| error.to_string())?;
     options.set_clean_start(true);
     let (client, mut event_loop) = AsyncClient::new(options, 1);
@@ -32,7 +45,7 @@ pub async fn probe(settings: &Settings) -> Result<String, String> {
         // The answer is there; how the connection ends does not matter any more.
         let _ = timeout(Duration::from_secs(1), event_loop.poll()).await;
     }
-    Ok(report(&settings, &connack))
+    Ok(connack)
 }
 
 fn report(settings: &Settings, connack: &ConnAck) -> String {

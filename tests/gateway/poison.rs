@@ -1,0 +1,98 @@
+//! Messages that can never be delivered, whatever is tried: each ends as a dead letter, once, and its
+//! device goes on.
+
+use serde_json::json;
+use wiremock::ResponseTemplate;
+
+use crate::harness::{Broker, Options, Upstream};
+
+/// `"ab" * 9223372036854775807` is more than can be: the filter library panics over it.
+const CONFIG: &str = r#"
+[upstream]
+url = "http://hub"
+deadline = "300ms"
+attempt_timeout = "200ms"
+
+[[route]]
+name  = "body"
+on    = "v1/device/{device_id}/body"
+call  = "POST /{device_id}/body"
+body  = "if .fail then error(\"no\") else {text: (.text * .times)} end"
+reply = "v1/device/{device_id}/answers"
+
+[[route]]
+name     = "news"
+on       = "v1/device/{device_id}/news"
+call     = "POST /{device_id}/news"
+remember = "if .fail then error(\"no\") else {text: (.text * .times)} end"
+then     = [{ fetch = "settings", when = ".stale" }]
+
+[[fetch]]
+name    = "settings"
+call    = "GET /{device_id}/settings"
+push    = "v1/device/{device_id}/settings"
+payload = ".text * .times"
+"#;
+
+fn too_much() -> serde_json::Value {
+    json!({"text": "ab", "times": i64::MAX})
+}
+
+#[tokio::test]
+async fn a_message_that_panics_or_fails_is_put_aside_and_the_next_one_passes() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    upstream.answers("POST", "/d1/body", 200, json!({"ok": true})).await;
+    let mut gateway = Options::default().config(CONFIG).start(&broker, &upstream).await;
+    let mut dead = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
+    let mut device = broker.device("d1").await;
+    let good = json!({"text": "a", "times": 2});
+    let rows = [
+        (too_much(), "500", "panicked"),
+        (json!({"fail": true}), "400", "bad_payload"),
+        (too_much(), "500", "panicked"),
+    ];
+    for (payload, status, code) in rows {
+        device.send("body", payload.clone()).await;
+        device.send("body", good.clone()).await;
+        let answer = device.next().await;
+        assert_eq!((answer.user("status"), &answer.json()["code"]), (status, &json!(code)));
+        let letter = dead.next().await;
+        assert_eq!((letter.user("reason"), letter.json()), (code, payload));
+        assert_eq!(device.next().await.user("status"), "200");
+    }
+    // What always fails upstream ends after its deadline.
+    upstream.responds("POST", "/d1/body", ResponseTemplate::new(500)).await;
+    device.send("body", good.clone()).await;
+    assert_eq!(device.next().await.json()["code"], "deadline");
+    assert_eq!(dead.next().await.user("reason"), "deadline");
+    gateway.metric_is("gateway_messages_settled_total", &["panicked"], 2).await;
+
+    // All of it is acknowledged: nothing comes back, not even to another gateway.
+    assert_eq!(gateway.stop().await.code(), Some(0));
+    let gateway = Options::default().config(CONFIG).start(&broker, &upstream).await;
+    upstream.answers("POST", "/d1/body", 200, json!({})).await;
+    device.send("body", good).await;
+    assert_eq!(device.next().await.user("status"), "200");
+    gateway.metric_is("gateway_messages_received_total", &[], 1).await;
+    dead.silent().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_crashes_a_filter_costs_no_more_than_its_push() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let gateway = Options::default().config(CONFIG).start(&broker, &upstream).await;
+    let mut dead = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
+    let mut device = broker.device("d1").await;
+    upstream.answers("GET", "/d1/settings", 200, too_much()).await;
+    let bad = [too_much(), json!({"fail": true}), json!({"text": "a", "times": 1, "stale": true})];
+    for answer in bad {
+        upstream.answers("POST", "/d1/news", 200, answer).await;
+        assert_eq!(device.ask("news", json!({})).await.user("status"), "200");
+    }
+    upstream.answers("GET", "/d1/settings", 200, json!({"text": "ok", "times": 2})).await;
+    assert_eq!(device.ask("news", json!({})).await.user("status"), "200");
+    assert_eq!(device.next().await.json(), json!("okok"), "the next push comes");
+    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 4).await;
+    gateway.metric_is("gateway_filter_errors_total", &[], 1).await;
+    dead.silent().await;
+}
