@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The content type of everything that goes upstream: a body is checked to be JSON first.
-const JSON: &str = "application/json";
+pub const JSON: &str = "application/json";
 
 /// When a call may be sent again after an attempt that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,8 +39,8 @@ pub struct Call {
     pub method: Method,
     /// Path and query below the upstream's URL; every segment is encoded.
     pub path: String,
-    /// Body and its content type.
-    pub body: Option<(Bytes, Arc<str>)>,
+    /// Body, in JSON.
+    pub body: Option<Bytes>,
     /// The device's key.
     pub key: Option<Secret>,
     /// When it may be sent again.
@@ -100,7 +100,7 @@ impl Endpoint {
             device: caller.device.clone(),
             method: self.method.clone(),
             path: self.path.path(|name| caller.captures.get(name))?,
-            body: body.map(|body| (body, JSON.into())),
+            body,
             key: Some(caller.key.clone()),
             retry,
             made: Instant::now(),

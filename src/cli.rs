@@ -96,7 +96,9 @@ pub fn main(cli: Cli) -> ExitCode {
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // One thread: what a message costs is little work and many handovers, and those are cheap as long as
+    // nobody has to be woken on another core (bench/RESULTS.md has the figures).
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("no runtime: {error}"));

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use jaq_json::Map;
 use lru::LruCache;
 use tokio::time::Instant;
@@ -33,12 +34,26 @@ pub struct Devices {
 
 struct Device {
     key: Secret,
-    /// The value last seen at each entry of `then`.
-    seen: Vec<News>,
+    /// The value last seen at each entry of `then`. Boxed like the others: there are many devices, and
+    /// few entries that seldom change.
+    seen: Box<[Seen]>,
     /// What was pushed, on which topic, and when.
-    pushed: Vec<(Item, Instant)>,
+    pushed: Box<[(Item, Instant)]>,
     /// A JSON object, as text.
     memory: Box<[u8]>,
+    /// The last answer that nothing followed from, as long as the memory is the same.
+    quiet: Option<u64>,
+}
+
+/// What became of an object that was to be remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// It was known already.
+    Known,
+    /// It is remembered.
+    New,
+    /// It is no object, or too much: what was known before still is.
+    Not,
 }
 
 /// Something that an answer says, at one entry of `then`.
@@ -57,6 +72,19 @@ impl News {
     /// Nothing to compare with next time.
     pub fn none(entry: u64) -> Self {
         Self { entry, value: None }
+    }
+}
+
+/// At one entry of `then`, the value last seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    entry: u64,
+    value: u64,
+}
+
+impl News {
+    fn seen(self) -> Option<Seen> {
+        self.value.map(|value| Seen { entry: self.entry, value })
     }
 }
 
@@ -108,9 +136,10 @@ impl Devices {
         }
         let fresh = Device {
             key: key.clone(),
-            seen: Vec::new(),
-            pushed: Vec::new(),
+            seen: Box::default(),
+            pushed: Box::default(),
             memory: Box::default(),
+            quiet: None,
         };
         known.put(device.clone(), fresh);
     }
@@ -135,11 +164,11 @@ impl Devices {
         }
     }
 
-    /// Merges an object into what is remembered. Says whether it fits; what does not is dropped.
-    pub fn remember(&self, device: &str, news: &Val) -> bool {
-        let Val::Obj(news) = news else { return false };
+    /// Merges an object into what is remembered.
+    pub fn remember(&self, device: &str, news: &Val) -> Kept {
+        let Val::Obj(news) = news else { return Kept::Not };
         let mut known = self.known();
-        let Some(known) = known.peek_mut(device) else { return true };
+        let Some(known) = known.peek_mut(device) else { return Kept::Known };
         let mut memory = match filter::parse(&known.memory) {
             Ok(Val::Obj(memory)) => (*memory).clone(),
             _ => Map::default(),
@@ -147,26 +176,47 @@ impl Devices {
         for (name, value) in news.iter() {
             memory.insert(name.clone(), value.clone());
         }
-        let text = filter::to_json(&Val::obj(memory));
-        let fits = text.len() <= MAX_MEMORY_BYTES;
-        if fits && *text != *known.memory {
-            known.memory = (*text).into();
+        // To a filter, null and not there are the same.
+        memory.retain(|_, value| !matches!(value, Val::Null));
+        let text =
+            if memory.is_empty() { Bytes::new() } else { filter::to_json(&Val::obj(memory)) };
+        if text.len() > MAX_MEMORY_BYTES {
+            return Kept::Not;
         }
-        fits
+        if *text == *known.memory {
+            return Kept::Known;
+        }
+        known.memory = (*text).into();
+        known.quiet = None;
+        Kept::New
+    }
+
+    /// Whether this answer is the last one that nothing followed from. Filters are functions of the
+    /// answer and the memory: nothing would follow from it now.
+    pub fn is_quiet(&self, device: &str, answer: u64) -> bool {
+        self.known().peek(device).is_some_and(|known| known.quiet == Some(answer))
+    }
+
+    /// Nothing followed from this answer.
+    pub fn quiet(&self, device: &str, answer: u64) {
+        if let Some(known) = self.known().peek_mut(device) {
+            known.quiet = Some(answer);
+        }
     }
 
     /// Whether the value differs from the one last seen at that entry of `then`.
     pub fn is_news(&self, device: &str, news: News) -> bool {
-        self.known().peek(device).is_none_or(|known| !known.seen.contains(&news))
+        let seen = |known: &Device| news.seen().is_some_and(|seen| known.seen.contains(&seen));
+        !self.known().peek(device).is_some_and(seen)
     }
 
     /// The news has been dealt with.
     pub fn saw(&self, device: &str, news: News) {
-        if news.value.is_some()
+        if let Some(news) = news.seen()
             && let Some(known) = self.known().peek_mut(device)
         {
-            known.seen.retain(|seen| seen.entry != news.entry);
-            known.seen.push(news);
+            let others = known.seen.iter().filter(|seen| seen.entry != news.entry);
+            known.seen = others.copied().chain([news]).collect();
         }
     }
 
@@ -180,11 +230,11 @@ impl Devices {
     /// The item has been pushed.
     pub fn pushed(&self, device: &str, item: Item) {
         if let Some(known) = self.known().peek_mut(device) {
-            known.pushed.retain(|(pushed, _)| *pushed != item);
-            if known.pushed.len() == MAX_ITEMS {
-                known.pushed.remove(0);
-            }
-            known.pushed.push((item, Instant::now()));
+            let others: Vec<_> =
+                known.pushed.iter().filter(|(pushed, _)| *pushed != item).collect();
+            let oldest = (others.len() + 1).saturating_sub(MAX_ITEMS);
+            let kept = others.into_iter().skip(oldest).copied();
+            known.pushed = kept.chain([(item, Instant::now())]).collect();
         }
     }
 
@@ -192,7 +242,8 @@ impl Devices {
     pub fn answered(&self, device: &str, topic: &str) {
         if let Some(known) = self.known().peek_mut(device) {
             let topic = fingerprint(topic);
-            known.pushed.retain(|(pushed, _)| pushed.topic != topic);
+            let others = known.pushed.iter().filter(|(pushed, _)| pushed.topic != topic);
+            known.pushed = others.copied().collect();
         }
     }
 
@@ -237,15 +288,21 @@ mod tests {
     fn memory_is_merged_bounded_and_only_for_the_key_holder() {
         let (devices, d1, key) = devices();
         let json = |text: &str| filter::parse(text.as_bytes()).unwrap();
-        assert!(devices.remember(&d1, &json(r#"{"a":1,"b":2}"#)));
-        assert!(devices.remember(&d1, &json(r#"{"b":3}"#)));
+        assert_eq!(devices.remember(&d1, &json(r#"{"a":1,"b":2}"#)), Kept::New);
+        devices.quiet(&d1, 7);
+        assert_eq!(devices.remember(&d1, &json(r#"{"b":2}"#)), Kept::Known);
+        assert!(devices.is_quiet(&d1, 7) && !devices.is_quiet(&d1, 8));
+        assert_eq!(devices.remember(&d1, &json(r#"{"b":3}"#)), Kept::New);
+        assert!(!devices.is_quiet(&d1, 7), "with another memory another thing may follow");
+        assert_eq!(devices.remember(&d1, &json(r#"{"c":null}"#)), Kept::Known);
         let memory = |key: &Secret| {
             let captures = Captures::default();
             devices.memory(&Caller { device: d1.clone(), key: key.clone(), captures: &captures })
         };
         assert_eq!(memory(&key).to_string(), r#"{"a":1,"b":3}"#);
         assert_eq!(memory(&Secret::new("other")), Val::Null);
-        assert!(!devices.remember(&d1, &json(&format!("{{\"c\":\"{}\"}}", "x".repeat(5000)))));
+        let much = json(&format!("{{\"c\":\"{}\"}}", "x".repeat(5000)));
+        assert_eq!(devices.remember(&d1, &much), Kept::Not);
         assert_eq!(memory(&key).to_string(), r#"{"a":1,"b":3}"#);
     }
 

@@ -7,7 +7,11 @@
 //! 5. What the answer gives news of is fetched and pushed.
 //! 6. It is counted and settled: only now may the broker get its PUBACK.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -30,7 +34,7 @@ use crate::{
 };
 
 /// The label of messages that no route takes.
-const NO_ROUTE: &str = "none";
+static NO_ROUTE: LazyLock<Arc<str>> = LazyLock::new(|| "none".into());
 
 /// What the configuration says about exchanges.
 #[derive(Debug, Clone)]
@@ -71,8 +75,8 @@ impl Exchange {
     }
 
     /// The label of the route that a subscription belongs to.
-    pub fn route_name(&self, subscription: Option<usize>) -> &str {
-        subscription.map_or(NO_ROUTE, |index| &self.table.routes[index].name)
+    pub fn route_name(&self, subscription: Option<usize>) -> &Arc<str> {
+        subscription.map_or(&NO_ROUTE, |index| &self.table.routes[index].name)
     }
 
     /// Takes a message from its arrival to its settlement. Does not panic, whatever the message.
@@ -145,10 +149,14 @@ impl Exchange {
     fn derive(&self, taken: &Taken<'_>) -> Outcome {
         let (status, body) = match &taken.route.answer {
             None => (StatusCode::NO_CONTENT, Bytes::new()),
-            Some(answer) => match self.pusher.run(answer, Val::Null, taken).as_slice() {
-                [] => return Outcome::Unknown,
-                [value, ..] => (StatusCode::OK, filter::to_json(value)),
-            },
+            Some(answer) => {
+                let context = self.pusher.context(taken);
+                let values = self.pusher.run(answer, Val::Null, &context, taken.route);
+                match values.unwrap_or_default().as_slice() {
+                    [] => return Outcome::Unknown,
+                    [value, ..] => (StatusCode::OK, filter::to_json(value)),
+                }
+            }
         };
         let content_type = (!body.is_empty()).then(|| "application/json".to_owned());
         Outcome::Delivered(Answer { status, content_type, body, retry_after: None, attempts: 0 })
@@ -162,7 +170,7 @@ impl Exchange {
         route: Option<&Route>,
         captures: &Captures,
     ) {
-        let name = route.map_or(NO_ROUTE, |route| &route.name);
+        let name = route.map_or(&**NO_ROUTE, |route| &route.name);
         let (via, identity) = (&self.settings.via, &self.table.identity);
         if let Some(trouble) = outcome.trouble() {
             let device = captures.get(&identity.capture).unwrap_or_default();

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde_json::json;
 
 use crate::{
-    call::{Endpoint, Limits},
+    call::{Endpoint, JSON, Limits},
     config::Config,
     fetch::{Condition, Then},
     filter::{self, Context, Val},
@@ -167,8 +167,8 @@ fn request(config: &Config, taken: &Taken<'_>, endpoint: &Endpoint) -> Result<St
     };
     let mut text = format!("request  {} {base}{}\n", call.method, call.path);
     let _ = writeln!(text, "         {}: <redacted: {whose}>", upstream.key_header);
-    if let Some((body, content_type)) = &call.body {
-        let _ = writeln!(text, "         content-type: {content_type}");
+    if let Some(body) = &call.body {
+        let _ = writeln!(text, "         content-type: {JSON}");
         let _ = writeln!(text, "body     {}", String::from_utf8_lossy(body));
     }
     Ok(text)

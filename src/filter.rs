@@ -37,6 +37,8 @@ pub struct Context {
 /// A compiled jq filter.
 pub struct Filter {
     text: Box<str>,
+    /// Whether it mentions `$payload`, which is parsed only for those that do.
+    reads_payload: bool,
     program: jaq_core::Filter<JustLut<Val>>,
 }
 
@@ -77,7 +79,7 @@ impl Filter {
                     undefined.map(|(name, what)| format!("undefined {} `{name}`", what.as_str())),
                 )
             })?;
-        Ok(Self { text: text.into(), program })
+        Ok(Self { text: text.into(), reads_payload: text.contains("$payload"), program })
     }
 
     /// Runs the filter; all its outputs in order.
@@ -107,7 +109,7 @@ impl Filter {
 
     /// Whether the filter mentions `$payload`. The hot path spares parsing the payload otherwise.
     pub fn reads_payload(&self) -> bool {
-        self.text.contains("$payload")
+        self.reads_payload
     }
 }
 

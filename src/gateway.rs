@@ -5,7 +5,6 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     sync::watch,
-    task::JoinHandle,
     time::{sleep, timeout},
 };
 
@@ -173,16 +172,18 @@ impl Gateway {
             let routes = explain::table_json(&config.table);
             tokio::spawn(admin::serve(listener, health.clone(), metrics.clone(), routes))
         });
-        let lanes = Lanes::default();
+        let lanes = Lanes::new(config.broker.max_pending.into(), {
+            let exchange = exchange.clone();
+            move |delivery| {
+                let exchange = exchange.clone();
+                async move { exchange.serve(delivery).await }
+            }
+        });
         let mut connection = tokio::spawn(connection.run({
             let lanes = lanes.clone();
             move |delivery: Delivery| {
                 metrics.received(exchange.route_name(delivery.subscription));
-                let exchange = exchange.clone();
-                lanes.push(delivery.sender.clone(), delivery, move |delivery| {
-                    let exchange = exchange.clone();
-                    async move { exchange.serve(delivery).await }
-                });
+                lanes.push(delivery.sender.clone(), delivery);
             }
         }));
         tokio::select! {
@@ -194,34 +195,24 @@ impl Gateway {
         }
         tracing::info!(grace = ?config.grace, "stopping: finishing what is under way");
         health.stop();
-        let stopped =
-            match timeout(config.grace, stop(&publisher, &lanes, &upstream, connection)).await {
-                Ok(()) => Stopped::Clean,
-                Err(_) => Stopped::GraceRanOut,
-            };
+        // Begins nothing more, finishes what is under way, publishes and acknowledges it, disconnects.
+        // Neither unsubscribes nor ends the session: the broker keeps what comes meanwhile.
+        let finish = async {
+            lanes.close();
+            upstream.stop();
+            lanes.idle().await;
+            publisher.finish().await;
+            // A connection task that failed has nothing left to finish.
+            let _ = connection.await;
+        };
+        let stopped = match timeout(config.grace, finish).await {
+            Ok(()) => Stopped::Clean,
+            Err(_) => Stopped::GraceRanOut,
+        };
         if let Some(admin) = admin {
             admin.abort();
         }
         tracing::info!(?stopped, "stopped");
         stopped
     }
-}
-
-/// Begins nothing more, finishes what is under way, publishes and acknowledges it, disconnects. Neither
-/// unsubscribes nor ends the session: the broker keeps what comes meanwhile.
-async fn stop<K, T>(
-    publisher: &Publisher,
-    lanes: &Lanes<K, T>,
-    upstream: &Upstream,
-    connection: JoinHandle<()>,
-) where
-    K: Eq + std::hash::Hash + Clone + Send + 'static,
-    T: Send + 'static,
-{
-    lanes.close();
-    upstream.stop();
-    lanes.idle().await;
-    publisher.finish().await;
-    // A connection task that failed has nothing left to finish.
-    let _ = connection.await;
 }

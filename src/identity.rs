@@ -28,12 +28,12 @@ impl Identity {
         let once = |name: &str| {
             let mut values = message.user_property(name);
             match (values.next(), values.next()) {
-                (value, None) => Ok(value.map(str::to_owned)),
+                (value, None) => Ok(value),
                 _ => Err(Refusal::Identity(format!("the user property `{name}` stands twice"))),
             }
         };
         let (id, key) = (once(&self.id_property)?, once(&self.key_property)?);
-        if let Some(id) = &id
+        if let Some(id) = id
             && captures.get(&self.capture) != Some(id)
         {
             return Err(Refusal::Identity(format!(
@@ -47,7 +47,7 @@ impl Identity {
             (None, None) => Ok(None),
             (None, Some(_)) => Err(missing(&self.id_property)),
             (Some(_), None) => Err(missing(&self.key_property)),
-            (Some(_), Some(key)) if is_header_value(&key) => Ok(Some(Secret::new(key))),
+            (Some(_), Some(key)) if is_header_value(key) => Ok(Some(Secret::new(key))),
             (Some(_), Some(_)) => Err(Refusal::NoCredentials(format!(
                 "the user property `{}` is not a key: 1 to {MAX_KEY_BYTES} printable ASCII \
                  characters",

@@ -1,8 +1,9 @@
-//! One at a time per key, in order; keys side by side.
+//! One at a time per key, in order; keys side by side, but no more than so many.
 //!
-//! A lane exists only while its key has something to do: one task that serves its items one after
-//! another. Nothing is kept for a key that is idle. How much can wait in all lanes together is
-//! bounded by whoever pushes: the broker's Receive Maximum.
+//! A lane exists only while its key has something to do: nothing is kept for a key that is idle. How
+//! much can wait in all lanes together is bounded by whoever pushes: the broker's Receive Maximum. The
+//! bound on lanes at work is for brokers that overrun it: a lane at work is a task with all that a call
+//! needs, one that waits its turn is not.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,44 +11,50 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// The lanes.
-pub struct Lanes<K, T> {
+pub struct Lanes<K, T, S> {
     state: Arc<Mutex<State<K, T>>>,
-    /// How many lanes exist, for [`Lanes::idle`].
-    running: watch::Sender<usize>,
+    limit: usize,
+    /// A lane has ended, for [`Lanes::idle`].
+    ended: Arc<Notify>,
+    serve: S,
 }
 
 struct State<K, T> {
+    /// By key, what waits behind the item at work; or for the key's turn.
     waiting: HashMap<K, VecDeque<T>>,
+    /// Keys that have something to do and no lane at work, in order of their turns.
+    ready: VecDeque<K>,
+    /// How many lanes are at work.
+    working: usize,
     closed: bool,
 }
 
-impl<K, T> Clone for Lanes<K, T> {
+impl<K, T, S: Clone> Clone for Lanes<K, T, S> {
     fn clone(&self) -> Self {
-        Self { state: self.state.clone(), running: self.running.clone() }
+        let Self { state, limit, ended, serve } = self;
+        Self { state: state.clone(), limit: *limit, ended: ended.clone(), serve: serve.clone() }
     }
 }
 
-impl<K, T> Default for Lanes<K, T> {
-    fn default() -> Self {
-        let state = State { waiting: HashMap::new(), closed: false };
-        Self { state: Arc::new(Mutex::new(state)), running: watch::Sender::new(0) }
-    }
-}
-
-impl<K, T> Lanes<K, T>
+impl<K, T, S, F> Lanes<K, T, S>
 where
     K: Eq + Hash + Clone + Send + 'static,
     T: Send + 'static,
+    S: Fn(T) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = ()> + Send + 'static,
 {
-    /// Puts an item behind the others of its key; `serve` handles it when its turn comes, and must
-    /// not panic. After [`Lanes::close`] the item is dropped.
-    pub fn push<F>(&self, key: K, item: T, serve: impl Fn(T) -> F + Send + 'static)
-    where
-        F: Future<Output = ()> + Send,
-    {
+    /// Lanes of which at most `limit` are at work; `serve` handles an item, and must not panic.
+    pub fn new(limit: usize, serve: S) -> Self {
+        let state =
+            State { waiting: HashMap::new(), ready: VecDeque::new(), working: 0, closed: false };
+        Self { state: Arc::new(Mutex::new(state)), limit, ended: Arc::default(), serve }
+    }
+
+    /// Puts an item behind the others of its key. After [`Lanes::close`] it is dropped.
+    pub fn push(&self, key: K, item: T) {
         let mut state = self.state();
         if state.closed {
             return;
@@ -56,37 +63,63 @@ where
             waiting.push_back(item);
             return;
         }
-        state.waiting.insert(key.clone(), VecDeque::new());
-        drop(state);
-        self.running.send_modify(|lanes| *lanes += 1);
-        let lanes = self.clone();
-        tokio::spawn(async move {
-            let mut next = Some(item);
-            while let Some(item) = next {
-                serve(item).await;
-                next = lanes.next(&key);
-            }
-            lanes.running.send_modify(|lanes| *lanes -= 1);
-        });
+        state.waiting.insert(key.clone(), VecDeque::from([item]));
+        state.ready.push_back(key);
+        if state.working < self.limit {
+            state.working += 1;
+            drop(state);
+            tokio::spawn(self.clone().work());
+        }
     }
 
     /// Begins no more: every lane ends with the item it is at.
     pub fn close(&self) {
-        self.state().closed = true;
-    }
-
-    /// Waits until no lane is left.
-    pub async fn idle(&self) {
-        // The sender is ours, so the channel cannot close before us.
-        let _ = self.running.subscribe().wait_for(|lanes| *lanes == 0).await;
-    }
-
-    fn next(&self, key: &K) -> Option<T> {
         let mut state = self.state();
-        let next = state.waiting.get_mut(key).and_then(VecDeque::pop_front);
-        if next.is_none() || state.closed {
-            state.waiting.remove(key);
-            return None;
+        state.closed = true;
+        state.waiting.clear();
+        state.ready.clear();
+    }
+
+    /// Waits until no lane is at work.
+    pub async fn idle(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.state().working == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// One lane: an item of this key, then one of the next.
+    async fn work(self) {
+        let mut done = None;
+        while let Some((key, item)) = self.next(done.take()) {
+            (self.serve)(item).await;
+            done = Some(key);
+        }
+        self.ended.notify_waiters();
+    }
+
+    /// The next key's next item. A key that is done with one and has more waits its turn again.
+    fn next(&self, done: Option<K>) -> Option<(K, T)> {
+        let mut state = self.state();
+        if let Some(key) = done
+            && let Some(waiting) = state.waiting.get(&key)
+        {
+            if waiting.is_empty() {
+                state.waiting.remove(&key);
+            } else {
+                state.ready.push_back(key);
+            }
+        }
+        let State { waiting, ready, working, .. } = &mut *state;
+        let next = ready.pop_front().and_then(|key| {
+            let item = waiting.get_mut(&key)?.pop_front()?;
+            Some((key, item))
+        });
+        if next.is_none() {
+            *working -= 1;
         }
         next
     }
@@ -99,62 +132,78 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{sync::Mutex, time::Duration};
 
-    use tokio::{
-        sync::mpsc,
-        time::{Instant, sleep},
-    };
+    use tokio::time::{Instant, sleep};
 
     use super::*;
 
+    type Item = (&'static str, u64);
+    type Served = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+    /// What is done, with the second at which it was.
+    type Done = Arc<Mutex<Vec<(&'static str, u64, u64)>>>;
+
+    /// Lanes whose items take as long as their key says.
+    fn lanes(
+        limit: usize,
+        done: &Done,
+    ) -> Lanes<&'static str, Item, impl Fn(Item) -> Served + Clone + use<>> {
+        let (done, began) = (done.clone(), Instant::now());
+        let serve = move |(key, n): Item| -> Served {
+            let done = done.clone();
+            Box::pin(async move {
+                sleep(Duration::from_secs(if key == "slow" { 10 } else { 1 })).await;
+                done.lock().unwrap().push((key, n, began.elapsed().as_secs()));
+            })
+        };
+        Lanes::new(limit, serve)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn order_is_kept_per_key_and_keys_run_side_by_side() {
-        let lanes = Lanes::default();
-        let (done, mut results) = mpsc::channel(100);
-        let began = Instant::now();
+        let done = Done::default();
+        let lanes = lanes(10, &done);
         for n in 0..3 {
-            for key in ["slow", "quick"] {
-                let done = done.clone();
-                lanes.push(key, n, move |n| {
-                    let done = done.clone();
-                    async move {
-                        sleep(Duration::from_secs(if key == "slow" { 10 } else { 1 })).await;
-                        done.send((key, n, began.elapsed().as_secs())).await.unwrap();
-                    }
-                });
-            }
+            lanes.push("slow", ("slow", n));
+            lanes.push("quick", ("quick", n));
         }
         lanes.idle().await;
-        drop(done);
-        let mut order = Vec::new();
-        while let Some(result) = results.recv().await {
-            order.push(result);
-        }
         let quick = [("quick", 0, 1), ("quick", 1, 2), ("quick", 2, 3)];
         let slow = [("slow", 0, 10), ("slow", 1, 20), ("slow", 2, 30)];
-        assert_eq!(order, [quick, slow].concat());
+        assert_eq!(*done.lock().unwrap(), [quick, slow].concat());
         assert!(lanes.state().waiting.is_empty(), "an idle key leaves nothing behind");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn closing_ends_with_the_item_under_way() {
-        let lanes = Lanes::default();
-        let (done, mut results) = mpsc::channel(100);
-        for n in 0..3 {
-            let done = done.clone();
-            lanes.push("k", n, move |n| {
-                let done = done.clone();
-                async move {
-                    sleep(Duration::from_secs(1)).await;
-                    done.send(n).await.unwrap();
-                }
-            });
+    async fn no_more_are_at_work_than_may_be_and_keys_take_turns() {
+        let done = Done::default();
+        let lanes = lanes(2, &done);
+        for n in 0..2 {
+            for key in ["slow", "a", "b", "c"] {
+                lanes.push(key, (key, n));
+            }
         }
-        lanes.close();
         lanes.idle().await;
-        drop(done);
-        assert_eq!(results.recv().await, Some(0));
-        assert_eq!(results.recv().await, None);
+        let quick = [("a", 0, 1), ("b", 0, 2), ("c", 0, 3), ("a", 1, 4), ("b", 1, 5), ("c", 1, 6)];
+        assert_eq!(
+            *done.lock().unwrap(),
+            [&quick[..], &[("slow", 0, 10), ("slow", 1, 20)]].concat()
+        );
+        assert!(lanes.state().waiting.is_empty() && lanes.state().ready.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn closing_ends_with_the_item_under_way() {
+        let done = Done::default();
+        let lanes = lanes(1, &done);
+        for (key, n) in [("k", 0), ("k", 1), ("l", 0)] {
+            lanes.push(key, (key, n));
+        }
+        // Begun, not only pushed.
+        tokio::task::yield_now().await;
+        lanes.close();
+        lanes.push("m", ("m", 0));
+        lanes.idle().await;
+        assert_eq!(*done.lock().unwrap(), [("k", 0, 1)]);
     }
 }

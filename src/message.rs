@@ -41,7 +41,7 @@ pub struct Message {
 
 impl Message {
     /// The values of all user properties of this name.
-    pub fn user_property<'m>(&'m self, name: &'m str) -> impl Iterator<Item = &'m str> {
+    pub fn user_property<'m>(&'m self, name: &str) -> impl Iterator<Item = &'m str> {
         self.properties.user.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 

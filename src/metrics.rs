@@ -11,7 +11,9 @@ use std::{
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text},
+    encoding::{
+        DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, text,
+    },
     metrics::{
         counter::{ConstCounter, Counter},
         family::Family,
@@ -43,18 +45,36 @@ pub struct Metrics {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Route {
-    route: String,
+    route: Arc<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Status {
-    route: String,
-    status: String,
+    route: Arc<str>,
+    status: Attempt,
+}
+
+/// How one HTTP exchange ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Attempt {
+    /// With this HTTP status.
+    Answered(u16),
+    /// Without one; a word for it.
+    Failed(&'static str),
+}
+
+impl EncodeLabelValue for Attempt {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        match self {
+            Self::Answered(status) => status.encode(encoder),
+            Self::Failed(word) => word.encode(encoder),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
-    route: String,
+    route: Arc<str>,
     outcome: &'static str,
 }
 
@@ -151,15 +171,15 @@ impl Metrics {
     }
 
     /// A message was taken.
-    pub fn received(&self, route: &str) {
+    pub fn received(&self, route: &Arc<str>) {
         let mut tally = self.messages.tally();
-        *tally.received.entry(route.into()).or_default() += 1;
+        *tally.received.entry(route.clone()).or_default() += 1;
     }
 
     /// A message has its outcome.
-    pub fn settled(&self, route: &str, outcome: &'static str, status: u16) {
+    pub fn settled(&self, route: &Arc<str>, outcome: &'static str, status: u16) {
         let mut tally = self.messages.tally();
-        *tally.settled.entry((route.into(), outcome, status)).or_default() += 1;
+        *tally.settled.entry((route.clone(), outcome, status)).or_default() += 1;
         tally.last_settled = Some(Instant::now());
     }
 
@@ -170,21 +190,20 @@ impl Metrics {
     }
 
     /// One HTTP exchange ended.
-    pub fn attempt(&self, route: &str, status: &str, elapsed: Duration) {
-        let label = Status { route: route.to_owned(), status: status.to_owned() };
-        self.attempts.get_or_create(&label).inc();
-        let label = Route { route: route.to_owned() };
+    pub fn attempt(&self, route: &Arc<str>, status: Attempt, elapsed: Duration) {
+        self.attempts.get_or_create(&Status { route: route.clone(), status }).inc();
+        let label = Route { route: route.clone() };
         self.call_seconds.get_or_create(&label).observe(elapsed.as_secs_f64());
     }
 
     /// A fetch ended.
-    pub fn fetched(&self, fetch: &str, outcome: &'static str) {
-        self.fetches.get_or_create(&Outcome { route: fetch.to_owned(), outcome }).inc();
+    pub fn fetched(&self, fetch: &Arc<str>, outcome: &'static str) {
+        self.fetches.get_or_create(&Outcome { route: fetch.clone(), outcome }).inc();
     }
 
     /// A filter failed after the call.
-    pub fn filter_failed(&self, route: &str) {
-        self.filter_errors.get_or_create(&Route { route: route.to_owned() }).inc();
+    pub fn filter_failed(&self, route: &Arc<str>) {
+        self.filter_errors.get_or_create(&Route { route: route.clone() }).inc();
     }
 
     /// A publication did not reach its subscribers.
@@ -229,8 +248,8 @@ struct Messages(Mutex<Tally>);
 
 #[derive(Default)]
 struct Tally {
-    received: BTreeMap<Box<str>, u64>,
-    settled: BTreeMap<(Box<str>, &'static str, u16), u64>,
+    received: BTreeMap<Arc<str>, u64>,
+    settled: BTreeMap<(Arc<str>, &'static str, u16), u64>,
     last_settled: Option<Instant>,
 }
 
@@ -295,9 +314,10 @@ mod tests {
     #[test]
     fn received_is_settled_plus_pending() {
         let metrics = Metrics::default();
-        metrics.received("telemetry");
-        metrics.received("telemetry");
-        metrics.settled("telemetry", "delivered", 201);
+        let route = Arc::from("telemetry");
+        metrics.received(&route);
+        metrics.received(&route);
+        metrics.settled(&route, "delivered", 201);
         let text = metrics.render();
         for line in [
             r#"gateway_messages_received_total{route="telemetry"} 2"#,

@@ -6,13 +6,14 @@ use bytes::Bytes;
 
 use crate::{
     call::{Answer, Limits, Retry},
-    devices::{self, Devices, Item},
+    devices::{Devices, Item, Kept, News},
     fetch::{Condition, Fetch, Push, Then},
-    filter::{self, Context, Filter, Val},
+    filter::{self, Context, Filter, FilterError, Val},
     fingerprint::fingerprint,
     message::{Properties, Publication, VIA},
     metrics::Metrics,
     mqtt::Publisher,
+    route::Route,
     table::{Table, Taken},
     topic::{self, Captures},
     upstream::Upstream,
@@ -57,15 +58,38 @@ impl Pusher {
         if route.then.is_empty() && route.remember.is_none() {
             return;
         }
-        let input = filter::parse(&answer.body).unwrap_or_default();
-        for value in route.remember.iter().flat_map(|f| self.run(f, input.clone(), taken)) {
-            if !self.devices.remember(&caller.device, &value) {
-                let (route, device) = (&route.name, &caller.device);
-                tracing::warn!(%route, %device, "not remembered: no object, or too large");
+        // Most devices are told the same most of the time, and it is nothing new.
+        let said = fingerprint((&route.name, &answer.body));
+        if route.reads_payload() || !self.devices.is_quiet(&caller.device, said) {
+            // On the heap, where few messages come: it holds a whole call.
+            if !Box::pin(self.follow_news(taken, answer)).await {
+                self.devices.quiet(&caller.device, said);
             }
         }
+    }
+
+    /// Whether anything followed.
+    async fn follow_news(&self, taken: &Taken<'_>, answer: &Answer) -> bool {
+        let Taken { route, caller, .. } = taken;
+        let input = filter::parse(&answer.body).unwrap_or_default();
+        let mut followed = false;
+        if let Some(remember) = &route.remember {
+            let values = self.run(remember, input.clone(), &self.context(taken), route);
+            followed |= values.is_err();
+            for value in values.unwrap_or_default() {
+                let kept = self.devices.remember(&caller.device, &value);
+                if kept == Kept::Not {
+                    let (route, device) = (&route.name, &caller.device);
+                    tracing::warn!(%route, %device, "not remembered: no object, or too large");
+                }
+                followed |= kept != Kept::Known;
+            }
+        }
+        let context = self.context(taken);
         for then in &route.then {
-            let Some(news) = self.news(then, &input, taken) else { continue };
+            let news = self.news(then, &input, &context, taken);
+            followed |= !matches!(news, Ok(None));
+            let Ok(Some(news)) = news else { continue };
             let fetch = &self.table.fetches[then.fetch];
             if then.answers
                 && let Some(topic) = push_topic(fetch, caller.captures)
@@ -84,24 +108,31 @@ impl Pusher {
                 }
             }
         }
+        followed
     }
 
     /// Whether an entry of `then` runs, and what to remember once it has.
-    fn news(&self, then: &Then, answer: &Val, taken: &Taken<'_>) -> Option<devices::News> {
+    fn news(
+        &self,
+        then: &Then,
+        answer: &Val,
+        context: &Context,
+        taken: &Taken<'_>,
+    ) -> Result<Option<News>, FilterError> {
         let entry = fingerprint((&taken.route.name, then.fetch));
-        match &then.condition {
-            Condition::Always => Some(devices::News::none(entry)),
+        Ok(match &then.condition {
+            Condition::Always => Some(News::none(entry)),
             Condition::When(when) => {
-                let values = self.run(when, answer.clone(), taken);
-                values.iter().any(filter::is_true).then(|| devices::News::none(entry))
+                let values = self.run(when, answer.clone(), context, taken.route)?;
+                values.iter().any(filter::is_true).then(|| News::none(entry))
             }
             Condition::OnChange(value) => {
-                let values = self.run(value, answer.clone(), taken);
-                let value = values.first().filter(|value| !matches!(value, Val::Null))?;
-                let news = devices::News::of(entry, &filter::to_json(value));
-                self.devices.is_news(&taken.caller.device, news).then_some(news)
+                let values = self.run(value, answer.clone(), context, taken.route)?;
+                let value = values.first().filter(|value| !matches!(value, Val::Null));
+                let news = value.map(|value| News::of(entry, &filter::to_json(value)));
+                news.filter(|news| self.devices.is_news(&taken.caller.device, *news))
             }
-        }
+        })
     }
 
     /// Gets one thing and pushes it. A word for what came of it, or what went wrong.
@@ -142,7 +173,9 @@ impl Pusher {
                 continue;
             }
             self.publisher.publish(self.publication(fetch, push, &topic, caller.captures)).await;
-            self.devices.pushed(&caller.device, item);
+            if fetch.redeliver_after.is_some() {
+                self.devices.pushed(&caller.device, item);
+            }
             word = "pushed";
         }
         Ok(word)
@@ -180,13 +213,18 @@ impl Pusher {
         Context { memory: self.devices.memory(caller), payload }
     }
 
-    /// Runs a filter over an answer. One that fails puts out nothing: the message is delivered all
-    /// the same.
-    pub fn run(&self, filter: &Filter, input: Val, taken: &Taken<'_>) -> Vec<Val> {
-        filter.run(input, &self.context(taken)).unwrap_or_else(|error| {
-            self.metrics.filter_failed(&taken.route.name);
-            tracing::warn!(route = %taken.route.name, ?filter, %error, "filter failed");
-            Vec::new()
+    /// Runs a filter over an answer. That one fails is said here: the message is delivered all the
+    /// same.
+    pub fn run(
+        &self,
+        filter: &Filter,
+        input: Val,
+        context: &Context,
+        route: &Route,
+    ) -> Result<Vec<Val>, FilterError> {
+        filter.run(input, context).inspect_err(|error| {
+            self.metrics.filter_failed(&route.name);
+            tracing::warn!(route = %route.name, ?filter, %error, "filter failed");
         })
     }
 }

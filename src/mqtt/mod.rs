@@ -7,7 +7,7 @@ mod outbox;
 mod packet;
 mod session;
 mod visit;
-mod window;
+pub mod window;
 
 use std::{
     fmt,

@@ -42,6 +42,9 @@ use crate::{
 pub(super) const REQUESTS: usize = 64;
 /// What the library's size of a packet can leave out, in bytes.
 const SIZE_MARGIN: usize = 8;
+/// What a message that is held takes beside its packet, about, in bytes: its properties, its places in
+/// window and lane.
+const OVERHEAD: usize = 1024;
 
 /// The MQTT session as this process sees it.
 pub(super) struct Session {
@@ -245,9 +248,10 @@ impl Session {
         // Without senders nobody is left to deliver to.
         let Some(commands) = self.commands.upgrade() else { return };
         let held_before = self.held.load(Ordering::Relaxed);
-        let held = Held::new(publish.size(), &self.held);
+        let bytes = publish.size() + OVERHEAD;
+        let held = Held::new(bytes, &self.held);
         // One message is always taken, however large: it would come again for ever.
-        if held_before > 0 && held_before + publish.size() > self.settings.max_pending_bytes {
+        if held_before > 0 && held_before + bytes > self.settings.max_pending_bytes {
             tracing::warn!(
                 max_pending_bytes = self.settings.max_pending_bytes,
                 "the broker sends more than its Receive Maximum allows; taking no more until what is \
@@ -271,7 +275,8 @@ impl Session {
             fingerprint: fingerprint((topic, payload, &properties.correlation_data)),
             sender: sender.clone(),
         };
-        if arrived.packet_id == 0 && self.window.len() >= usize::from(self.settings.max_pending) {
+        if arrived.packet_id == 0 && self.window.pending() >= usize::from(self.settings.max_pending)
+        {
             // QoS 0 knows no Receive Maximum; at most once includes not at all.
             self.metrics.publish_refused("qos_0_overflow");
             return;

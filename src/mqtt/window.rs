@@ -19,14 +19,14 @@ use std::{
 use tokio::time::Instant;
 
 /// Names one message for as long as this process holds it.
-pub(super) type Ticket = u64;
+pub type Ticket = u64;
 
 /// Packet identifier [MQTT-2.2.1-3]; 0 stands for a `QoS` 0 message, which has none.
-pub(super) type PacketId = u16;
+pub type PacketId = u16;
 
 /// What to do with a PUBLISH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Arrival {
+pub enum Arrival {
     /// It is new: handle it under this ticket.
     New(Ticket),
     /// It has come again and is still being handled.
@@ -37,14 +37,15 @@ pub(super) enum Arrival {
 
 /// A message as it came, without what only handling needs.
 #[derive(Debug, Clone)]
-pub(super) struct Arrived {
-    pub(super) packet_id: PacketId,
+pub struct Arrived {
+    /// 0 at `QoS` 0.
+    pub packet_id: PacketId,
     /// The broker says that it may have sent it before [MQTT-3.3.1-1].
-    pub(super) dup: bool,
+    pub dup: bool,
     /// Tells messages with the same packet identifier apart.
-    pub(super) fingerprint: u64,
+    pub fingerprint: u64,
     /// Who sent it: late messages are late for their sender only.
-    pub(super) sender: Arc<str>,
+    pub sender: Arc<str>,
 }
 
 #[derive(Debug)]
@@ -88,7 +89,7 @@ const MAX_ACKED: usize = PacketId::MAX as usize;
 
 /// The window.
 #[derive(Debug)]
-pub(super) struct Window {
+pub struct Window {
     /// `None` keeps the order at any price.
     hold: Option<Duration>,
     next_ticket: Ticket,
@@ -112,7 +113,7 @@ pub(super) struct Window {
 
 impl Window {
     /// A window that lets a message hold back later PUBACKs for `hold`.
-    pub(super) fn new(hold: Option<Duration>) -> Self {
+    pub fn new(hold: Option<Duration>) -> Self {
         Self {
             hold,
             next_ticket: 0,
@@ -129,19 +130,19 @@ impl Window {
     }
 
     /// Messages that came on this connection and are not acknowledged yet.
-    pub(super) fn len(&self) -> usize {
+    pub fn pending(&self) -> usize {
         self.late.len() + self.slots.iter().filter(|slot| slot.state != State::Late).count()
     }
 
     /// The broker has answered a ping: what was acknowledged before the ping before, it has read. It
     /// may use those packet identifiers for other messages, even for equal ones.
-    pub(super) fn ping_answered(&mut self) {
+    pub fn ping_answered(&mut self) {
         self.acked.drain(..self.acked_before_ping);
         self.acked_before_ping = self.acked.len();
     }
 
     /// A PUBLISH came.
-    pub(super) fn arrive(&mut self, arrived: Arrived) -> Arrival {
+    pub fn arrive(&mut self, arrived: Arrived) -> Arrival {
         let known = self.carried.remove(&arrived.packet_id).filter(|carried| {
             arrived.packet_id != 0 && arrived.dup && carried.fingerprint == arrived.fingerprint
         });
@@ -169,7 +170,7 @@ impl Window {
     }
 
     /// The message's outcome is on its way to the broker: its PUBACK may follow.
-    pub(super) fn settle(&mut self, ticket: Ticket, now: Instant) {
+    pub fn settle(&mut self, ticket: Ticket, now: Instant) {
         if let Some(late) = self.late.remove(&ticket) {
             if late.packet_id != 0 {
                 self.leave_late(&late.sender);
@@ -186,12 +187,12 @@ impl Window {
     }
 
     /// When the next message becomes late, if any can.
-    pub(super) fn next_late(&self) -> Option<Instant> {
+    pub fn next_late(&self) -> Option<Instant> {
         Some(self.waiting.front()?.0 + self.hold?)
     }
 
     /// Time has passed: whoever has held back others for too long becomes late.
-    pub(super) fn pass(&mut self, now: Instant) {
+    pub fn pass(&mut self, now: Instant) {
         while let Some((since, number)) = self.waiting.front().copied()
             && self.hold.is_some_and(|hold| since + hold <= now)
         {
@@ -213,7 +214,7 @@ impl Window {
 
     /// Nothing more will be settled on this connection: what is settled need not wait for what is
     /// not. The PUBACKs that go out are still in order.
-    pub(super) fn close(&mut self) {
+    pub fn close(&mut self) {
         self.waiting.clear();
         for slot in std::mem::take(&mut self.slots) {
             match slot.state {
@@ -225,18 +226,18 @@ impl Window {
     }
 
     /// The next PUBACK that may go out; it must.
-    pub(super) fn next_due(&mut self) -> Option<PacketId> {
+    pub fn next_due(&mut self) -> Option<PacketId> {
         self.due.pop_front()
     }
 
     /// The PUBACK could not be handed over yet.
-    pub(super) fn put_back(&mut self, packet_id: PacketId) {
+    pub fn put_back(&mut self, packet_id: PacketId) {
         self.due.push_front(packet_id);
     }
 
     /// The connection is gone, and with it every packet identifier. What is being handled goes on
     /// being handled.
-    pub(super) fn disconnected(&mut self) {
+    pub fn disconnected(&mut self) {
         self.due.clear();
         self.waiting.clear();
         self.late_senders.clear();
@@ -258,7 +259,7 @@ impl Window {
 
     /// A connection stands. When the broker has lost the session, nothing comes again
     /// [MQTT-3.2.2-3].
-    pub(super) fn connected(&mut self, session_present: bool) {
+    pub fn connected(&mut self, session_present: bool) {
         if !session_present {
             self.carried.clear();
         }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use reqwest::{
     Response,
     header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
@@ -20,14 +20,16 @@ use url::Url;
 
 use super::{Settings, breaker::Breaker};
 use crate::{
-    call::{Answer, Call, Failure, FailureKind, StatusCode},
-    metrics::Metrics,
+    call::{Answer, Call, Failure, FailureKind, JSON, StatusCode},
+    metrics::{Attempt, Metrics},
     tls::{self, TlsError},
 };
 
 /// Idle connections are closed before servers commonly close them (60 s and more), so that a
 /// request rarely meets a connection that is just going away.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+
+const CONTENT_TYPE_JSON: HeaderValue = HeaderValue::from_static(JSON);
 
 /// Longest `Retry-After` that is taken at its word. It is longer than any deadline, so a call that is
 /// told to wait so long ends at once; and clocks cannot count to what a server may say.
@@ -115,15 +117,15 @@ impl Client {
         let end = ends.into_iter().flatten().min().unwrap_or(began);
         let result =
             timeout_at(end, self.exchange(&call)).await.unwrap_or(Err(FailureKind::Timeout));
-        let word = match &result {
-            Ok(answer) => answer.status.as_str(),
-            Err(FailureKind::Unreachable(_)) => "unreachable",
-            Err(FailureKind::Timeout) => "timeout",
-            Err(_) => "broken",
+        let ended = match &result {
+            Ok(answer) => Attempt::Answered(answer.status.as_u16()),
+            Err(FailureKind::Unreachable(_)) => Attempt::Failed("unreachable"),
+            Err(FailureKind::Timeout) => Attempt::Failed("timeout"),
+            Err(_) => Attempt::Failed("broken"),
         };
-        self.shared.metrics.attempt(&call.name, word, began.elapsed());
+        self.shared.metrics.attempt(&call.name, ended, began.elapsed());
         tracing::debug!(
-            route = %call.name, device = %call.device, method = %call.method, status = word,
+            route = %call.name, device = %call.device, method = %call.method, ?ended,
             elapsed = ?began.elapsed(), "attempt"
         );
         result.map_err(Failure::from)
@@ -140,8 +142,8 @@ impl Client {
             value.set_sensitive(true);
             request = request.header(self.shared.key_header.clone(), value);
         }
-        if let Some((body, content_type)) = &call.body {
-            request = request.header(CONTENT_TYPE, &**content_type).body(body.clone());
+        if let Some(body) = &call.body {
+            request = request.header(CONTENT_TYPE, CONTENT_TYPE_JSON).body(body.clone());
         }
         let response = request.send().await.map_err(|error| classify(&error))?;
         let (status, headers) = (response.status(), response.headers());
@@ -154,21 +156,16 @@ impl Client {
 
     async fn body(&self, mut response: Response) -> Result<Bytes, FailureKind> {
         let max = self.shared.max_response_bytes;
-        let mut chunks: Option<BytesMut> = None;
-        let mut whole = Bytes::new();
+        // Copied, since a chunk is a part of the connection's buffer: a reply that waits for the broker
+        // would keep all of it, and the connection would need another.
+        let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| classify(&error))? {
-            let length = chunks.as_ref().map_or(whole.len(), BytesMut::len) + chunk.len();
-            if length > max {
+            if body.len() + chunk.len() > max {
                 return Err(FailureKind::AnswerTooLarge(max));
             }
-            // Nearly every answer is one chunk: it is taken as it is, without a copy.
-            match &mut chunks {
-                None if whole.is_empty() => whole = chunk,
-                None => chunks = Some([&whole[..], &chunk[..]].concat().as_slice().into()),
-                Some(chunks) => chunks.extend_from_slice(&chunk),
-            }
+            body.extend_from_slice(&chunk);
         }
-        Ok(chunks.map_or(whole, BytesMut::freeze))
+        Ok(body.into())
     }
 }
 

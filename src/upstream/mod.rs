@@ -8,14 +8,14 @@ mod throttle;
 
 use std::{sync::Arc, time::Duration};
 
-use tower::{ServiceBuilder, ServiceExt, util::BoxCloneSyncService};
+use tower::{ServiceBuilder, ServiceExt, limit::ConcurrencyLimit};
 use url::Url;
 
 use self::{
-    breaker::{Breaker, BreakerLayer},
+    breaker::{Breaker, BreakerLayer, Guarded},
     client::Client,
     retry::RetryTransient,
-    throttle::ThrottleLayer,
+    throttle::{Throttle, ThrottleLayer},
 };
 pub use self::{
     breaker::{BreakerSettings, Outage},
@@ -61,10 +61,13 @@ pub struct Settings {
     pub rates: Rates,
 }
 
+/// The layers, outermost first; [`Upstream::new`] has a reason for each.
+type Stack = tower::retry::Retry<RetryTransient, Guarded<Throttle<ConcurrencyLimit<Client>>>>;
+
 /// A cheap-clone handle on the upstream.
 #[derive(Clone)]
 pub struct Upstream {
-    stack: BoxCloneSyncService<Call, Answer, Failure>,
+    stack: Stack,
     breaker: Arc<Breaker>,
 }
 
@@ -92,7 +95,7 @@ impl Upstream {
             // Last before the wire: bounds connections and the memory that answers need.
             .layer(tower::limit::GlobalConcurrencyLimitLayer::new(settings.max_in_flight))
             .service(client);
-        Ok(Self { stack: BoxCloneSyncService::new(stack), breaker })
+        Ok(Self { stack, breaker })
     }
 
     /// Makes the call, again if it has to be.

@@ -545,6 +545,7 @@ impl WireWriter {
     }
 }
 
+#[cfg(test)]
 mod tests {
     use std::time::Duration;
 

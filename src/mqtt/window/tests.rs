@@ -50,7 +50,7 @@ fn acks_go_out_in_order_of_arrival() {
     assert_eq!(model.acks(), NONE);
     model.settle(a);
     assert_eq!(model.acks(), [1, 2, 3]);
-    assert_eq!(model.window.len(), 0);
+    assert_eq!(model.window.pending(), 0);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_late_sender_holds_back_nobody_and_only_once() {
     let (a3, d) = (model.arrive(5, "a"), model.arrive(6, "d"));
     model.settle(d);
     assert_eq!(model.acks(), [6]);
-    assert_eq!(model.window.len(), 3);
+    assert_eq!(model.window.pending(), 3);
     for ticket in [a1, a2, a3] {
         model.settle(ticket);
     }
@@ -219,12 +219,12 @@ fn closing_acknowledges_what_is_settled_in_order() {
 fn qos_0_is_never_acknowledged() {
     let mut model = Model::new(None);
     let (x, a) = (model.arrive(0, "a"), model.arrive(1, "a"));
-    assert_eq!(model.window.len(), 2);
+    assert_eq!(model.window.pending(), 2);
     model.settle(x);
     model.settle(a);
     assert_eq!(model.acks(), [1]);
     let y = model.arrive(0, "a");
     model.window.disconnected();
     model.settle(y);
-    assert_eq!(model.window.len(), 0);
+    assert_eq!(model.window.pending(), 0);
 }

@@ -1,0 +1,90 @@
+//! How fast is the gateway? `cargo run --release -p bench` builds it, runs everything on loopback, and prints
+//! every figure beside the least possible bridge's, measured in the same run.
+//!
+//! The machine is shared: single figures vary, ratios of neighbours less. Every pair is measured several
+//! times, in turn; the medians stand in the table.
+
+#![expect(clippy::print_stdout, reason = "this is what it is for")]
+#![expect(unreachable_pub, reason = "a program: nothing is reachable from outside")]
+#![expect(clippy::cast_precision_loss, reason = "figures are read by people")]
+
+mod api;
+mod bridge;
+mod devices;
+mod picture;
+mod post;
+mod process;
+mod report;
+mod scenarios;
+mod subject;
+#[expect(dead_code, reason = "shared with the tests, which use more of it")]
+#[path = "../../tests/gateway/wire.rs"]
+mod wire;
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::{Parser, Subcommand};
+use tokio::runtime;
+
+#[derive(Parser)]
+#[command(about = "Measures the gateway against the least possible bridge")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// How often each pair is measured.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Only the scenarios whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Write the table to bench/RESULTS.md and the picture to bench/results.svg as well.
+    #[arg(long)]
+    record: bool,
+}
+
+/// What the processes beside the measured one are.
+#[derive(Subcommand)]
+enum Command {
+    #[command(hide = true)]
+    Api {
+        #[arg(long)]
+        delay_ms: u64,
+    },
+    #[command(hide = true)]
+    Bridge {
+        broker: u16,
+        api: u16,
+        #[arg(long)]
+        one_thread: bool,
+    },
+    #[command(hide = true)]
+    Post { api: u16, messages: u64, devices: u64 },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut runtime = match arguments.command {
+        Some(Command::Bridge { one_thread: true, .. }) => runtime::Builder::new_current_thread(),
+        _ => runtime::Builder::new_multi_thread(),
+    };
+    let result = runtime.enable_all().build().map_err(|error| error.to_string());
+    match result.and_then(|runtime| runtime.block_on(run(arguments))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            println!("{trouble}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), String> {
+    let Arguments { command, rounds, only, record } = arguments;
+    match command {
+        Some(Command::Api { delay_ms }) => {
+            api::serve(Duration::from_millis(delay_ms)).await.map_err(|error| error.to_string())
+        }
+        Some(Command::Bridge { broker, api, .. }) => bridge::run(broker, api).await,
+        Some(Command::Post { api, messages, devices }) => post::run(api, messages, devices).await,
+        None => report::run(rounds, &only, record).await,
+    }
+}

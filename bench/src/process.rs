@@ -1,0 +1,175 @@
+//! Processes and what they cost: the broker, the API, and whoever is measured.
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    process::{Child, Command},
+    time::{Instant, sleep},
+};
+
+/// Longest wait for anything.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A process that ends with this value.
+pub struct Process(Child);
+
+impl Process {
+    pub fn spawn(command: &mut Command) -> io::Result<Self> {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::piped());
+        Ok(Self(command.stderr(Stdio::null()).kill_on_drop(true).spawn()?))
+    }
+
+    fn id(&self) -> u32 {
+        self.0.id().expect("the process runs")
+    }
+
+    /// The first line of its standard output.
+    async fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        let output = self.0.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        BufReader::new(output).read_line(&mut line).await?;
+        Ok(line.trim().to_owned())
+    }
+
+    /// CPU time of all its threads so far, as the scheduler counts it.
+    pub fn cpu(&self) -> Duration {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.id())).expect("the process runs");
+        let nanoseconds = threads.filter_map(|thread| {
+            let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(nanoseconds.sum())
+    }
+
+    /// The most memory it has had resident so far, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id()));
+        let status = status.expect("the process runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kilobytes.expect("Linux says how much memory a process has had") * 1024
+    }
+
+    /// Asks it to stop and waits until it has.
+    pub async fn stop(mut self) -> io::Result<()> {
+        std::process::Command::new("kill").arg(self.id().to_string()).status()?;
+        self.0.wait().await.map(|_| ())
+    }
+}
+
+/// A mosquitto that queues without a limit and sends as much at once as it is asked to.
+pub struct Broker {
+    pub port: u16,
+    _process: Process,
+    _dir: TempDir,
+}
+
+impl Broker {
+    pub async fn start() -> io::Result<Self> {
+        let (dir, port) = (tempfile::tempdir()?, free_port().await?);
+        let file = dir.path().join("mosquitto.conf");
+        let conf = "allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\nset_tcp_nodelay true\n";
+        fs::write(&file, format!("listener {port} 127.0.0.1\nuser root\n{conf}"))?;
+        let process = Process::spawn(Command::new(mosquitto()).arg("-c").arg(&file))?;
+        accepts(port).await?;
+        Ok(Self { port, _process: process, _dir: dir })
+    }
+}
+
+/// `MOSQUITTO` names another one than the system's.
+pub fn mosquitto() -> PathBuf {
+    let usual = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/usr/bin/mosquitto"];
+    let installed = usual.map(PathBuf::from).into_iter().find(|program| program.exists());
+    env::var_os("MOSQUITTO").map(PathBuf::from).or(installed).unwrap_or_else(|| "mosquitto".into())
+}
+
+/// The API in a process of its own.
+pub struct Api {
+    pub port: u16,
+    _process: Process,
+}
+
+impl Api {
+    pub async fn start(delay: Duration) -> io::Result<Self> {
+        let delay = delay.as_millis().to_string();
+        let mut process = Process::spawn(own().args(["api", "--delay-ms", &delay]))?;
+        let port = process.line().await?.parse().map_err(io::Error::other)?;
+        Ok(Self { port, _process: process })
+    }
+
+    /// Forgets what has arrived.
+    pub async fn reset(&self) -> io::Result<()> {
+        get(self.port, "/reset").await.map(|_| ())
+    }
+
+    /// What has arrived.
+    pub async fn stats(&self) -> io::Result<Value> {
+        get(self.port, "/stats").await
+    }
+
+    /// Waits until so many messages have arrived.
+    pub async fn arrived(&self, messages: u64) -> io::Result<Value> {
+        let (mut last, mut since) = (0, Instant::now());
+        loop {
+            let stats = self.stats().await?;
+            let count = stats["messages"].as_u64().unwrap_or_default();
+            if count >= messages {
+                return Ok(stats);
+            }
+            if count > last {
+                (last, since) = (count, Instant::now());
+            }
+            if since.elapsed() > PATIENCE {
+                return Err(io::Error::other(format!("{count} of {messages} messages arrived")));
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// This program.
+pub fn own() -> Command {
+    Command::new(env::current_exe().expect("a running program has a path"))
+}
+
+/// The gateway that was built before.
+pub fn gateway() -> PathBuf {
+    let own = env::current_exe().expect("a running program has a path");
+    own.parent().unwrap_or(Path::new(".")).join("mqtt-rest-gateway")
+}
+
+/// A port that was free a moment ago.
+pub async fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port())
+}
+
+/// Waits until somebody listens.
+pub async fn accepts(port: u16) -> io::Result<()> {
+    let began = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+        if began.elapsed() > PATIENCE {
+            return Err(io::Error::other(format!("nobody listens on {port}")));
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
+}
+
+async fn get(port: u16, path: &str) -> io::Result<Value> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: api\r\n\r\n").as_bytes()).await?;
+    stream.shutdown().await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    let body = text.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+    serde_json::from_str(body).map_err(io::Error::other)
+}

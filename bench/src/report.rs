@@ -1,0 +1,221 @@
+//! Runs the scenarios and writes the figures down: a table, and a picture of three curves.
+
+use std::{fmt::Write as _, fs, io, path::Path, process::Command, time::Duration};
+
+use crate::{
+    devices::Load,
+    picture::{Curve, Panel, draw},
+    process::{gateway, mosquitto},
+    scenarios::{Figures, bare_http, known, memory, saturated, start, steady},
+    subject::{Kind, mq_bridge_program},
+};
+
+const NO_DELAY: Duration = Duration::ZERO;
+/// How long a steady load lasts, in seconds.
+const STEADY: u32 = 4;
+
+/// Builds the gateway, measures, prints; and keeps it, if it is to be kept.
+pub async fn run(rounds: usize, only: &str, record: bool) -> Result<(), String> {
+    let arguments = ["build", "--release", "--quiet", "--locked", "-p", "mqtt-rest-gateway"];
+    let built = Command::new("cargo").args(arguments).status();
+    if !built.is_ok_and(|status| status.success()) {
+        return Err("the gateway cannot be built".to_owned());
+    }
+    let mut bench = Bench { rounds, only, record, text: String::new() };
+    bench.run().await.map_err(|error| error.to_string())
+}
+
+struct Bench<'a> {
+    rounds: usize,
+    only: &'a str,
+    record: bool,
+    /// What has been said so far.
+    text: String,
+}
+
+impl Bench<'_> {
+    async fn run(&mut self) -> io::Result<()> {
+        self.say(&heading());
+        self.table().await?;
+        self.single_figures().await?;
+        let panels = self.curves().await?;
+        if self.record {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+            let file = folder.join("RESULTS.md");
+            let results = fs::read_to_string(&file)?;
+            // The newest stands first, behind the introduction.
+            let (before, after) = results.split_once("\n## ").unwrap_or((&results, ""));
+            fs::write(&file, format!("{before}\n{}\n## {after}", self.text))?;
+            fs::write(folder.join("results.svg"), draw(&panels))?;
+        }
+        Ok(())
+    }
+
+    fn wanted(&self, name: &str) -> bool {
+        name.contains(self.only)
+    }
+
+    fn say(&mut self, line: &str) {
+        println!("{line}");
+        self.text.push_str(line);
+        self.text.push('\n');
+    }
+
+    /// Everything that is compared, each with the least bridge in the same round.
+    async fn table(&mut self) -> io::Result<()> {
+        self.say("| scenario | who | CPU us/msg | msg/s | p50 ms | p99 ms | p99.9 ms | peak MiB | CPU ratio | rate ratio | p50 ratio | p99 ratio |");
+        self.say("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+        let mut kinds = vec![Kind::Bridge, Kind::BridgeOneThread, Kind::Gateway];
+        kinds.extend(mq_bridge_program().map(|_| Kind::MqBridge));
+        let saturating = Load { messages: 100_000, devices: 100, size: 0, per_second: None };
+        let mut scenarios = vec![("saturated".to_owned(), saturating, NO_DELAY, kinds.clone())];
+        for rate in [500, 1000, 3000] {
+            let messages = u64::from(rate * STEADY);
+            let load = Load { messages, per_second: Some(rate), ..saturating };
+            scenarios.push((format!("{rate}/s"), load, NO_DELAY, kinds.clone()));
+        }
+        let many = Load { messages: 60_000, devices: 1000, ..saturating };
+        let delay = Duration::from_millis(50);
+        scenarios.push(("50 ms API".to_owned(), many, delay, vec![Kind::GatewayWide]));
+        let mass = vec![Kind::Gateway, Kind::GatewayBatch];
+        scenarios.push(("mass".to_owned(), Load { messages: 200_000, ..many }, NO_DELAY, mass));
+        for (name, load, delay, kinds) in scenarios {
+            if self.wanted(&name) {
+                self.compare(&name, load, delay, &kinds).await?;
+            }
+        }
+        if self.wanted("bare HTTP") {
+            let figures = bare_http(saturating).await?;
+            self.row("saturated", "bare HTTP client", &[figures], &[figures]);
+        }
+        Ok(())
+    }
+
+    /// All of them in turn, as often as there are rounds; the first is what the others are compared with.
+    async fn compare(
+        &mut self,
+        scenario: &str,
+        load: Load,
+        delay: Duration,
+        kinds: &[Kind],
+    ) -> io::Result<()> {
+        let mut figures = vec![Vec::new(); kinds.len()];
+        for _ in 0..self.rounds {
+            for (kind, figures) in kinds.iter().zip(&mut figures) {
+                figures.push(match load.per_second {
+                    None => saturated(*kind, load, delay).await?,
+                    Some(_) => steady(*kind, load).await?,
+                });
+            }
+        }
+        for (kind, own) in kinds.iter().zip(&figures) {
+            self.row(scenario, kind.name(), own, &figures[0]);
+        }
+        Ok(())
+    }
+
+    /// Medians, and medians of the ratios of each round.
+    fn row(&mut self, scenario: &str, who: &str, own: &[Figures], base: &[Figures]) {
+        let of = |figure: fn(&Figures) -> f64| median(own.iter().map(figure));
+        let ratio = |figure: fn(&Figures) -> f64| {
+            median(own.iter().zip(base).map(|(own, base)| figure(own) / figure(base)))
+        };
+        self.say(&format!(
+            "| {scenario} | {who} | {:.1} | {:.0} | {:.2} | {:.2} | {:.2} | {:.1} | {:.2} | {:.2} | {:.2} | {:.2} |",
+            of(|f| f.cpu), of(|f| f.rate), of(|f| f.p50), of(|f| f.p99), of(|f| f.p999), of(|f| f.memory),
+            ratio(|f| f.cpu), ratio(|f| f.rate), ratio(|f| f.p50), ratio(|f| f.p99),
+        ));
+    }
+
+    async fn single_figures(&mut self) -> io::Result<()> {
+        if self.wanted("figures") {
+            let load =
+                Load { messages: 100_000, devices: 100_000, size: 0, per_second: Some(8000) };
+            let most = known(Kind::Gateway, load).await?;
+            let mut starts = Vec::new();
+            for _ in 0..self.rounds {
+                starts.push(start(Kind::Gateway).await?.as_secs_f64() * 1e3);
+            }
+            let size = fs::metadata(gateway())?.len();
+            self.say(&format!(
+                "\nPeak memory with 100,000 devices known: {most:.1} MiB. Start to subscribed: {:.0} ms. \
+                 Program: {size} bytes.",
+                median(starts.into_iter())
+            ));
+            let load = Load { messages: 200_000, devices: 100, size: 1024, per_second: None };
+            let Figures { rate, memory, .. } = saturated(Kind::Gateway, load, NO_DELAY).await?;
+            self.say(&format!(
+                "A backlog of 200,000 messages of 1 KiB drains at {rate:.0} msg/s with at most {memory:.1} MiB."
+            ));
+        }
+        Ok(())
+    }
+
+    async fn curves(&mut self) -> io::Result<Vec<Panel>> {
+        let mut panels = Vec::new();
+        if !self.wanted("curves") {
+            return Ok(panels);
+        }
+        let base = Load { messages: 0, devices: 100, size: 0, per_second: None };
+        let mut curves = Vec::new();
+        for kind in [Kind::Bridge, Kind::Gateway] {
+            let (mut p50, mut p99) = (Vec::new(), Vec::new());
+            for rate in [250, 500, 1000, 2000, 4000, 8000, 16_000] {
+                let load = Load { messages: u64::from(rate * 2), per_second: Some(rate), ..base };
+                let figures = steady(kind, load).await?;
+                p50.push((f64::from(rate), figures.p50));
+                p99.push((f64::from(rate), figures.p99));
+            }
+            curves.push(Curve { name: format!("{} p50", kind.name()), points: p50 });
+            curves.push(Curve { name: format!("{} p99", kind.name()), points: p99 });
+        }
+        panels.push(Panel { title: "latency, ms", x: "messages in a second", curves });
+        let mut curves = Vec::new();
+        for kind in [Kind::Bridge, Kind::Gateway, Kind::GatewayWide] {
+            let mut points = Vec::new();
+            for (delay, messages) in
+                [(1, 60_000), (2, 60_000), (5, 40_000), (10, 30_000), (50, 10_000), (100, 5000)]
+            {
+                let load = Load { messages, devices: 1000, ..base };
+                let figures = saturated(kind, load, Duration::from_millis(delay)).await?;
+                points.push((delay as f64, figures.rate));
+            }
+            curves.push(Curve { name: kind.name().to_owned(), points });
+        }
+        panels.push(Panel { title: "messages in a second", x: "delay of the API, ms", curves });
+        let mut points = Vec::new();
+        for messages in [1000, 10_000, 100_000, 1_000_000] {
+            let load = Load { messages, ..base };
+            let most = memory(Kind::Gateway, load, Duration::from_secs(12)).await?;
+            points.push((messages as f64, most));
+        }
+        let flat: Vec<_> = points.iter().map(|(x, y)| format!("{x:.0}: {y:.1}")).collect();
+        self.say(&format!("\nPeak memory in MiB by backlog: {}.", flat.join(", ")));
+        let curves = vec![Curve { name: Kind::Gateway.name().to_owned(), points }];
+        panels.push(Panel { title: "peak memory, MiB", x: "backlog, messages", curves });
+        Ok(panels)
+    }
+}
+
+/// When, which commit, which broker.
+fn heading() -> String {
+    let said = |program: &Path, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output();
+        output
+            .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+            .unwrap_or_default()
+    };
+    let mut text = String::from("## ");
+    text += said(Path::new("date"), &["-u", "+%Y-%m-%d"]).trim();
+    let commit = said(Path::new("git"), &["describe", "--always", "--dirty"]);
+    let version = said(&mosquitto(), &["-h"]);
+    // Writing into a string cannot fail.
+    let _ = writeln!(text, ", {}, {}", commit.trim(), version.lines().next().unwrap_or_default());
+    text
+}
+
+fn median(figures: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = figures.collect();
+    sorted.sort_unstable_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}

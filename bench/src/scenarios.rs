@@ -1,0 +1,141 @@
+//! The figures: one function for each way of measuring, each with a broker and an API of its own.
+
+use std::{io, time::Duration};
+
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    devices::{Load, publish},
+    process::{Api, Broker, PATIENCE, Process, own},
+    subject::{Kind, Subject},
+};
+
+/// What one run showed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Figures {
+    /// CPU of the process, in microseconds for each message.
+    pub cpu: f64,
+    /// Messages in a second, from the first to the last that arrived.
+    pub rate: f64,
+    /// From the device to the API, in milliseconds.
+    pub p50: f64,
+    pub p99: f64,
+    pub p999: f64,
+    /// In MiB.
+    pub memory: f64,
+}
+
+impl Figures {
+    fn new(stats: &Value, cpu: Duration, memory: u64) -> Self {
+        let number = |name: &str| stats[name].as_u64().unwrap_or_default() as f64;
+        let messages = number("messages");
+        Self {
+            cpu: cpu.as_secs_f64() * 1e6 / messages,
+            rate: (messages - 1.0) * 1e9 / (number("last") - number("first")),
+            p50: number("p50") / 1e6,
+            p99: number("p99") / 1e6,
+            p999: number("p999") / 1e6,
+            memory: memory as f64 / f64::from(1 << 20),
+        }
+    }
+}
+
+/// A message crosses: the subject is subscribed. How long it took from its start.
+async fn crosses(broker: &Broker, api: &Api) -> io::Result<Duration> {
+    let began = Instant::now();
+    let load = Load { messages: 1, devices: 1, size: 0, per_second: None };
+    // Until somebody is subscribed the broker throws it away.
+    while api.stats().await?["messages"] == 0 {
+        if began.elapsed() > PATIENCE {
+            return Err(io::Error::other("nothing crosses"));
+        }
+        publish(broker.port, load).await?;
+        sleep(Duration::from_millis(2)).await;
+    }
+    Ok(began.elapsed())
+}
+
+/// A session with this backlog waits for the subject.
+async fn backlog(kind: Kind, broker: &Broker, load: Load) -> io::Result<()> {
+    let api = Api::start(Duration::ZERO).await?;
+    let subject = Subject::start(kind, broker.port, api.port).await?;
+    crosses(broker, &api).await?;
+    sleep(Duration::from_millis(200)).await;
+    subject.process.stop().await?;
+    publish(broker.port, load).await
+}
+
+/// As fast as it can: a backlog.
+pub async fn saturated(kind: Kind, load: Load, delay: Duration) -> io::Result<Figures> {
+    let broker = Broker::start().await?;
+    backlog(kind, &broker, load).await?;
+    let api = Api::start(delay).await?;
+    let subject = Subject::start(kind, broker.port, api.port).await?;
+    let stats = api.arrived(load.messages).await?;
+    // What is behind the last arrival, its acknowledgement, belongs to it.
+    sleep(delay + Duration::from_millis(50)).await;
+    Ok(Figures::new(&stats, subject.process.cpu(), subject.process.peak_memory()))
+}
+
+/// At a rate that it can keep up with.
+pub async fn steady(kind: Kind, load: Load) -> io::Result<Figures> {
+    let broker = Broker::start().await?;
+    let api = Api::start(Duration::ZERO).await?;
+    let subject = Subject::start(kind, broker.port, api.port).await?;
+    crosses(&broker, &api).await?;
+    // Everybody has been there: connections stand, caches are full.
+    let warm = Load { messages: load.devices * 2, ..load };
+    publish(broker.port, warm).await?;
+    sleep(Duration::from_millis(300)).await;
+    api.reset().await?;
+    let before = subject.process.cpu();
+    publish(broker.port, load).await?;
+    let stats = api.arrived(load.messages).await?;
+    sleep(Duration::from_millis(50)).await;
+    let cpu = subject.process.cpu().saturating_sub(before);
+    Ok(Figures::new(&stats, cpu, subject.process.peak_memory()))
+}
+
+/// The most memory while a backlog drains for a while, in MiB.
+pub async fn memory(kind: Kind, load: Load, patience: Duration) -> io::Result<f64> {
+    let broker = Broker::start().await?;
+    backlog(kind, &broker, load).await?;
+    let api = Api::start(Duration::ZERO).await?;
+    let subject = Subject::start(kind, broker.port, api.port).await?;
+    let end = Instant::now() + patience;
+    while Instant::now() < end && api.stats().await?["messages"] != load.messages {
+        sleep(Duration::from_millis(200)).await;
+    }
+    Ok(Figures::new(&api.stats().await?, Duration::ZERO, subject.process.peak_memory()).memory)
+}
+
+/// The most memory when so many devices have spoken, in MiB.
+pub async fn known(kind: Kind, load: Load) -> io::Result<f64> {
+    let broker = Broker::start().await?;
+    let api = Api::start(Duration::ZERO).await?;
+    let subject = Subject::start(kind, broker.port, api.port).await?;
+    crosses(&broker, &api).await?;
+    publish(broker.port, load).await?;
+    let stats = api.arrived(load.messages).await?;
+    Ok(Figures::new(&stats, Duration::ZERO, subject.process.peak_memory()).memory)
+}
+
+/// From the start of the process until it is subscribed.
+pub async fn start(kind: Kind) -> io::Result<Duration> {
+    let broker = Broker::start().await?;
+    let api = Api::start(Duration::ZERO).await?;
+    let began = Instant::now();
+    let _subject = Subject::start(kind, broker.port, api.port).await?;
+    crosses(&broker, &api).await?;
+    Ok(began.elapsed())
+}
+
+/// The same bodies, without a broker.
+pub async fn bare_http(load: Load) -> io::Result<Figures> {
+    let api = Api::start(Duration::ZERO).await?;
+    let arguments = [u64::from(api.port), load.messages, load.devices].map(|n| n.to_string());
+    let process = Process::spawn(own().arg("post").args(arguments))?;
+    let stats = api.arrived(load.messages).await?;
+    Ok(Figures::new(&stats, process.cpu(), process.peak_memory()))
+}
