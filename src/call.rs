@@ -1,6 +1,6 @@
 //! What crosses the HTTP side: calls, answers and failures.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 pub use reqwest::{Method, StatusCode};
@@ -29,7 +29,7 @@ pub enum Retry {
 }
 
 /// One call, complete: it can be sent again as it stands.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Call {
     /// The row that asked for it, a label in metrics and logs.
     pub name: Arc<str>,
@@ -51,6 +51,31 @@ pub struct Call {
     pub deadline: Duration,
     /// The message's own expiry, outage or not.
     pub expires: Option<Instant>,
+    /// How it may travel with others.
+    pub batch: Option<Arc<Batch>>,
+}
+
+/// Without the body, which may hold keys.
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} for {} of {}", self.method, self.path, self.name, self.device)
+    }
+}
+
+/// Calls of different devices as one: its body is an object with an entry for each device, which is that
+/// call's own body with the device's key as one more member; so is its answer, with each call's own answer.
+#[derive(Debug)]
+pub struct Batch {
+    /// The call for all of them.
+    pub endpoint: Endpoint,
+    /// Most entries.
+    pub max: usize,
+    /// How long the first entry waits for others.
+    pub linger: Duration,
+    /// The member of an entry that carries the device's key.
+    pub key: Box<str>,
+    /// The member of an answer's entry that says that this one failed.
+    pub error: Box<str>,
 }
 
 /// A method and a path.
@@ -106,6 +131,7 @@ impl Endpoint {
             made: Instant::now(),
             deadline: limits.deadline,
             expires: limits.expires,
+            batch: None,
         })
     }
 

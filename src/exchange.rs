@@ -142,7 +142,8 @@ impl Exchange {
             None => Context::default(),
         };
         let body = route.body(endpoint, message, &context, self.settings.max_request_bytes)?;
-        Ok(Some(endpoint.call(&route.name, caller, body, route.retry, limits)?))
+        let call = endpoint.call(&route.name, caller, body, route.retry, limits)?;
+        Ok(Some(Call { batch: route.batch.clone(), ..call }))
     }
 
     /// The answer of a row that calls nothing: what its filter makes of what is known.

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde_json::json;
 
 use crate::{
-    call::{Endpoint, JSON, Limits},
+    call::{Batch, Endpoint, JSON, Limits},
     config::Config,
     fetch::{Condition, Then},
     filter::{self, Context, Val},
@@ -78,6 +78,7 @@ pub fn table_json(table: &Table) -> String {
             "call": call(&route.call),
             "reply": text(&route.reply),
             "credentials": route.credentials.word(),
+            "batch": route.batch.as_ref().map(|batch| endpoint(Some(&batch.endpoint))),
             "then": route.then.iter().map(|entry| then(table, entry)).collect::<Vec<_>>(),
         })
     });
@@ -167,6 +168,15 @@ fn request(config: &Config, taken: &Taken<'_>, endpoint: &Endpoint) -> Result<St
     };
     let mut text = format!("request  {} {base}{}\n", call.method, call.path);
     let _ = writeln!(text, "         {}: <redacted: {whose}>", upstream.key_header);
+    if let Some(batch) = &route.batch {
+        let Batch { endpoint, max, .. } = &**batch;
+        let _ = writeln!(
+            text,
+            "         or with others: {} {base}{}, {max} at most",
+            endpoint.method,
+            endpoint.path.as_str()
+        );
+    }
     if let Some(body) = &call.body {
         let _ = writeln!(text, "         content-type: {JSON}");
         let _ = writeln!(text, "body     {}", String::from_utf8_lossy(body));

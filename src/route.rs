@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 use bytes::Bytes;
 
 use crate::{
-    call::{Endpoint, Retry},
+    call::{Batch, Endpoint, Retry},
     fetch::{Condition, Then},
     filter::{self, Context, Filter},
     identity::Identity,
@@ -39,6 +39,8 @@ pub struct Route {
     pub retry: Retry,
     /// How often one device may be called for here.
     pub rate: Option<Rate>,
+    /// How calls of different devices travel together.
+    pub batch: Option<Arc<Batch>>,
     /// After success, over the answer: an object to remember of the device.
     pub remember: Option<Filter>,
     /// What to fetch after success, in this order.

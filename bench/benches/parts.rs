@@ -1,6 +1,5 @@
 //! The pure parts of the message path, each by itself: `cargo bench -p bench`.
 
-#![expect(missing_docs, reason = "criterion's macros make functions")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
 
 use std::{collections::BTreeMap, hint::black_box, time::Duration};

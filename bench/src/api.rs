@@ -14,10 +14,11 @@ use serde_json::{Map, Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
 };
 
 /// What the API of the shipped table answers to telemetry, with no news in it.
-const NO_NEWS: &str = r#"{"success":true,"config_version":0,"command":false,"new_licenses":false,"space_data_version":0,"latest_fw_version":null,"latest_fw_file_id":null,"info_version":1}"#;
+const NO_NEWS: &str = r#"{"success":true,"config_version":null,"command":false,"new_licenses":false,"space_data_version":0,"latest_fw_version":null,"latest_fw_file_id":null,"info_version":1}"#;
 
 #[derive(Default)]
 struct Tally {
@@ -30,26 +31,31 @@ struct Tally {
 }
 
 /// Serves until killed; the port stands on standard output.
-pub async fn serve(delay: Duration) -> io::Result<()> {
+pub async fn serve(delay: Duration, serial: bool) -> io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("{}", listener.local_addr()?.port());
     let tally = Arc::<Mutex<Tally>>::default();
+    // One request at a time, or all at once.
+    let work = Work { delay, turns: Arc::new(Semaphore::new(if serial { 1 } else { 100_000 })) };
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        let tally = tally.clone();
+        let (tally, work) = (tally.clone(), work.clone());
         tokio::spawn(async move {
             // A client that goes away is no concern of ours.
-            let _ = connection(stream, &tally, delay).await;
+            let _ = connection(stream, &tally, &work).await;
         });
     }
 }
 
-async fn connection(
-    mut stream: TcpStream,
-    tally: &Mutex<Tally>,
+/// What a request costs the API.
+#[derive(Clone)]
+struct Work {
     delay: Duration,
-) -> io::Result<()> {
+    turns: Arc<Semaphore>,
+}
+
+async fn connection(mut stream: TcpStream, tally: &Mutex<Tally>, work: &Work) -> io::Result<()> {
     let mut buffer = BytesMut::with_capacity(16 * 1024);
     loop {
         let Some((head, length)) = head(&buffer) else {
@@ -81,8 +87,9 @@ async fn connection(
             }
         };
         buffer.advance(head + length);
-        if counts && !delay.is_zero() {
-            tokio::time::sleep(delay).await;
+        if counts && !work.delay.is_zero() {
+            let _turn = work.turns.acquire().await;
+            tokio::time::sleep(work.delay).await;
         }
         let answer = format!(
             "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}",

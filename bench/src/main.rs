@@ -49,6 +49,9 @@ enum Command {
     Api {
         #[arg(long)]
         delay_ms: u64,
+        /// One request at a time.
+        #[arg(long)]
+        serial: bool,
     },
     #[command(hide = true)]
     Bridge {
@@ -80,8 +83,10 @@ fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<(), String> {
     let Arguments { command, rounds, only, record } = arguments;
     match command {
-        Some(Command::Api { delay_ms }) => {
-            api::serve(Duration::from_millis(delay_ms)).await.map_err(|error| error.to_string())
+        Some(Command::Api { delay_ms, serial }) => {
+            api::serve(Duration::from_millis(delay_ms), serial)
+                .await
+                .map_err(|error| error.to_string())
         }
         Some(Command::Bridge { broker, api, .. }) => bridge::run(broker, api).await,
         Some(Command::Post { api, messages, devices }) => post::run(api, messages, devices).await,

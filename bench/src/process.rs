@@ -92,6 +92,15 @@ pub fn mosquitto() -> PathBuf {
     env::var_os("MOSQUITTO").map(PathBuf::from).or(installed).unwrap_or_else(|| "mosquitto".into())
 }
 
+/// How fast the API is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pace {
+    /// Of each answer.
+    pub delay: Duration,
+    /// One request at a time.
+    pub serial: bool,
+}
+
 /// The API in a process of its own.
 pub struct Api {
     pub port: u16,
@@ -99,9 +108,10 @@ pub struct Api {
 }
 
 impl Api {
-    pub async fn start(delay: Duration) -> io::Result<Self> {
-        let delay = delay.as_millis().to_string();
-        let mut process = Process::spawn(own().args(["api", "--delay-ms", &delay]))?;
+    pub async fn start(pace: Pace) -> io::Result<Self> {
+        let delay = pace.delay.as_millis().to_string();
+        let serial = pace.serial.then_some("--serial");
+        let mut process = Process::spawn(own().args(["api", "--delay-ms", &delay]).args(serial))?;
         let port = process.line().await?.parse().map_err(io::Error::other)?;
         Ok(Self { port, _process: process })
     }

@@ -5,12 +5,12 @@ use std::{fmt::Write as _, fs, io, path::Path, process::Command, time::Duration}
 use crate::{
     devices::Load,
     picture::{Curve, Panel, draw},
-    process::{gateway, mosquitto},
+    process::{Pace, gateway, mosquitto},
     scenarios::{Figures, bare_http, known, memory, saturated, start, steady},
     subject::{Kind, mq_bridge_program},
 };
 
-const NO_DELAY: Duration = Duration::ZERO;
+const AT_ONCE: Pace = Pace { delay: Duration::ZERO, serial: false };
 /// How long a steady load lasts, in seconds.
 const STEADY: u32 = 4;
 
@@ -68,20 +68,28 @@ impl Bench<'_> {
         let mut kinds = vec![Kind::Bridge, Kind::BridgeOneThread, Kind::Gateway];
         kinds.extend(mq_bridge_program().map(|_| Kind::MqBridge));
         let saturating = Load { messages: 100_000, devices: 100, size: 0, per_second: None };
-        let mut scenarios = vec![("saturated".to_owned(), saturating, NO_DELAY, kinds.clone())];
+        let mut scenarios = vec![("saturated".to_owned(), saturating, AT_ONCE, kinds.clone())];
         for rate in [500, 1000, 3000] {
             let messages = u64::from(rate * STEADY);
             let load = Load { messages, per_second: Some(rate), ..saturating };
-            scenarios.push((format!("{rate}/s"), load, NO_DELAY, kinds.clone()));
+            scenarios.push((format!("{rate}/s"), load, AT_ONCE, kinds.clone()));
         }
         let many = Load { messages: 60_000, devices: 1000, ..saturating };
-        let delay = Duration::from_millis(50);
-        scenarios.push(("50 ms API".to_owned(), many, delay, vec![Kind::GatewayWide]));
+        let slow = |delay, serial| Pace { delay: Duration::from_millis(delay), serial };
+        scenarios.push(("50 ms API".to_owned(), many, slow(50, false), vec![Kind::GatewayWide]));
         let mass = vec![Kind::Gateway, Kind::GatewayBatch];
-        scenarios.push(("mass".to_owned(), Load { messages: 200_000, ..many }, NO_DELAY, mass));
-        for (name, load, delay, kinds) in scenarios {
+        scenarios.push((
+            "mass".to_owned(),
+            Load { messages: 200_000, ..many },
+            AT_ONCE,
+            mass.clone(),
+        ));
+        // 1,000 requests in a second are all that it can do.
+        let few = Load { messages: 10_000, ..many };
+        scenarios.push(("mass, API of 1,000/s".to_owned(), few, slow(1, true), mass));
+        for (name, load, pace, kinds) in scenarios {
             if self.wanted(&name) {
-                self.compare(&name, load, delay, &kinds).await?;
+                self.compare(&name, load, pace, &kinds).await?;
             }
         }
         if self.wanted("bare HTTP") {
@@ -96,14 +104,14 @@ impl Bench<'_> {
         &mut self,
         scenario: &str,
         load: Load,
-        delay: Duration,
+        pace: Pace,
         kinds: &[Kind],
     ) -> io::Result<()> {
         let mut figures = vec![Vec::new(); kinds.len()];
         for _ in 0..self.rounds {
             for (kind, figures) in kinds.iter().zip(&mut figures) {
                 figures.push(match load.per_second {
-                    None => saturated(*kind, load, delay).await?,
+                    None => saturated(*kind, load, pace).await?,
                     Some(_) => steady(*kind, load).await?,
                 });
             }
@@ -143,7 +151,7 @@ impl Bench<'_> {
                 median(starts.into_iter())
             ));
             let load = Load { messages: 200_000, devices: 100, size: 1024, per_second: None };
-            let Figures { rate, memory, .. } = saturated(Kind::Gateway, load, NO_DELAY).await?;
+            let Figures { rate, memory, .. } = saturated(Kind::Gateway, load, AT_ONCE).await?;
             self.say(&format!(
                 "A backlog of 200,000 messages of 1 KiB drains at {rate:.0} msg/s with at most {memory:.1} MiB."
             ));
@@ -177,7 +185,12 @@ impl Bench<'_> {
                 [(1, 60_000), (2, 60_000), (5, 40_000), (10, 30_000), (50, 10_000), (100, 5000)]
             {
                 let load = Load { messages, devices: 1000, ..base };
-                let figures = saturated(kind, load, Duration::from_millis(delay)).await?;
+                let figures = saturated(
+                    kind,
+                    load,
+                    Pace { delay: Duration::from_millis(delay), serial: false },
+                )
+                .await?;
                 points.push((delay as f64, figures.rate));
             }
             curves.push(Curve { name: kind.name().to_owned(), points });

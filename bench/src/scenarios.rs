@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     devices::{Load, publish},
-    process::{Api, Broker, PATIENCE, Process, own},
+    process::{Api, Broker, PATIENCE, Pace, Process, own},
     subject::{Kind, Subject},
 };
 
@@ -58,7 +58,7 @@ async fn crosses(broker: &Broker, api: &Api) -> io::Result<Duration> {
 
 /// A session with this backlog waits for the subject.
 async fn backlog(kind: Kind, broker: &Broker, load: Load) -> io::Result<()> {
-    let api = Api::start(Duration::ZERO).await?;
+    let api = Api::start(Pace::default()).await?;
     let subject = Subject::start(kind, broker.port, api.port).await?;
     crosses(broker, &api).await?;
     sleep(Duration::from_millis(200)).await;
@@ -67,21 +67,21 @@ async fn backlog(kind: Kind, broker: &Broker, load: Load) -> io::Result<()> {
 }
 
 /// As fast as it can: a backlog.
-pub async fn saturated(kind: Kind, load: Load, delay: Duration) -> io::Result<Figures> {
+pub async fn saturated(kind: Kind, load: Load, pace: Pace) -> io::Result<Figures> {
     let broker = Broker::start().await?;
     backlog(kind, &broker, load).await?;
-    let api = Api::start(delay).await?;
+    let api = Api::start(pace).await?;
     let subject = Subject::start(kind, broker.port, api.port).await?;
     let stats = api.arrived(load.messages).await?;
     // What is behind the last arrival, its acknowledgement, belongs to it.
-    sleep(delay + Duration::from_millis(50)).await;
+    sleep(pace.delay + Duration::from_millis(50)).await;
     Ok(Figures::new(&stats, subject.process.cpu(), subject.process.peak_memory()))
 }
 
 /// At a rate that it can keep up with.
 pub async fn steady(kind: Kind, load: Load) -> io::Result<Figures> {
     let broker = Broker::start().await?;
-    let api = Api::start(Duration::ZERO).await?;
+    let api = Api::start(Pace::default()).await?;
     let subject = Subject::start(kind, broker.port, api.port).await?;
     crosses(&broker, &api).await?;
     // Everybody has been there: connections stand, caches are full.
@@ -101,7 +101,7 @@ pub async fn steady(kind: Kind, load: Load) -> io::Result<Figures> {
 pub async fn memory(kind: Kind, load: Load, patience: Duration) -> io::Result<f64> {
     let broker = Broker::start().await?;
     backlog(kind, &broker, load).await?;
-    let api = Api::start(Duration::ZERO).await?;
+    let api = Api::start(Pace::default()).await?;
     let subject = Subject::start(kind, broker.port, api.port).await?;
     let end = Instant::now() + patience;
     while Instant::now() < end && api.stats().await?["messages"] != load.messages {
@@ -113,7 +113,7 @@ pub async fn memory(kind: Kind, load: Load, patience: Duration) -> io::Result<f6
 /// The most memory when so many devices have spoken, in MiB.
 pub async fn known(kind: Kind, load: Load) -> io::Result<f64> {
     let broker = Broker::start().await?;
-    let api = Api::start(Duration::ZERO).await?;
+    let api = Api::start(Pace::default()).await?;
     let subject = Subject::start(kind, broker.port, api.port).await?;
     crosses(&broker, &api).await?;
     publish(broker.port, load).await?;
@@ -124,7 +124,7 @@ pub async fn known(kind: Kind, load: Load) -> io::Result<f64> {
 /// From the start of the process until it is subscribed.
 pub async fn start(kind: Kind) -> io::Result<Duration> {
     let broker = Broker::start().await?;
-    let api = Api::start(Duration::ZERO).await?;
+    let api = Api::start(Pace::default()).await?;
     let began = Instant::now();
     let _subject = Subject::start(kind, broker.port, api.port).await?;
     crosses(&broker, &api).await?;
@@ -133,7 +133,7 @@ pub async fn start(kind: Kind) -> io::Result<Duration> {
 
 /// The same bodies, without a broker.
 pub async fn bare_http(load: Load) -> io::Result<Figures> {
-    let api = Api::start(Duration::ZERO).await?;
+    let api = Api::start(Pace::default()).await?;
     let arguments = [u64::from(api.port), load.messages, load.devices].map(|n| n.to_string());
     let process = Process::spawn(own().arg("post").args(arguments))?;
     let stats = api.arrived(load.messages).await?;

@@ -265,6 +265,20 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// An inline table of this row, if it is there.
+    pub(super) fn inline_at(&self, key: &'static str) -> Option<Self> {
+        let value = self.take(key)?;
+        let span = value.span();
+        match value.into_inner() {
+            DeValue::Table(table) => Some(self.inline(span, table)),
+            other => {
+                let text = format!("a table is wanted here, not {}", other.type_str());
+                self.reader.mistake(Some(span), &self.place(key), text);
+                None
+            }
+        }
+    }
+
     /// An inline table in an array, as a section of this row.
     pub(super) fn inline(&self, span: Range<usize>, table: DeTable<'a>) -> Self {
         Self::new(self.reader, String::new(), self.row.clone(), span, Some(table))

@@ -6,10 +6,10 @@ use toml::{Spanned, de::DeValue};
 
 use super::{
     reader::{Reader, Section, unknown},
-    values::duration,
+    values::{duration, number, word},
 };
 use crate::{
-    call::{Endpoint, Method, Retry, StatusCode},
+    call::{Batch, Endpoint, Method, Retry, StatusCode},
     fetch::{Condition, Fetch, Then},
     filter::Filter,
     identity::Identity,
@@ -84,13 +84,48 @@ fn route(row: Section<'_>) -> Option<Draft<'_>> {
             })
             .unwrap_or_default(),
         rate: row.parsed("rate", str::parse),
+        batch: row.inline_at("batch").and_then(batch).map(Arc::new),
         remember: row.parsed("remember", Filter::compile),
         then: Vec::new(),
         name: name?,
         // Kept although it is wrong or missing, so that the rest of the row is checked as well.
         on: on.unwrap_or_else(|| Pattern::parse("-").expect("a plain word is a pattern")),
     };
+    if let Some(batch) = &route.batch {
+        let names = batch.endpoint.path.names().next();
+        if let Some(name) = names {
+            let text = format!("a batch is for many devices; `{{{name}}}` would be one of them");
+            row.mistake(None, "batch", text);
+        }
+        if !batch.endpoint.takes_body() || route.call.as_ref().is_none_or(|c| !c.takes_body()) {
+            row.mistake(
+                None,
+                "batch",
+                "bodies travel in it: it takes POST, PUT or PATCH, here and in `call`",
+            );
+        }
+        if route.retry != Retry::Always {
+            let text = "a batch that breaks off is sent again singly: leave out `retry`";
+            row.mistake(None, "batch", text);
+        }
+    }
     Some(Draft { route, then: row.array("then"), row })
+}
+
+fn batch(entry: Section<'_>) -> Option<Batch> {
+    let call = entry.required("call", endpoint, "missing: the call for many devices");
+    let batch = Batch {
+        max: entry.or("max", "100", number),
+        linger: entry.or("linger", "0s", duration),
+        key: entry
+            .required("key", word, "missing: the member of an entry that carries the device's key")
+            .unwrap_or_default()
+            .into(),
+        error: entry.or("error", "error", word).into(),
+        endpoint: call?,
+    };
+    entry.finish();
+    Some(batch)
 }
 
 fn fetch(row: Section<'_>) -> Option<(Fetch, Range<usize>)> {

@@ -1,6 +1,7 @@
 //! The REST API, as one service: a [`Call`] goes in, an [`Answer`] or a [`Failure`] comes out.
 //! Knows nothing of MQTT.
 
+mod batch;
 mod breaker;
 mod client;
 mod retry;
@@ -12,6 +13,7 @@ use tower::{ServiceBuilder, ServiceExt, limit::ConcurrencyLimit};
 use url::Url;
 
 use self::{
+    batch::{BatchLayer, Batches},
     breaker::{Breaker, BreakerLayer, Guarded},
     client::Client,
     retry::RetryTransient,
@@ -62,7 +64,8 @@ pub struct Settings {
 }
 
 /// The layers, outermost first; [`Upstream::new`] has a reason for each.
-type Stack = tower::retry::Retry<RetryTransient, Guarded<Throttle<ConcurrencyLimit<Client>>>>;
+type Stack =
+    tower::retry::Retry<RetryTransient, Guarded<Throttle<Batches<ConcurrencyLimit<Client>>>>>;
 
 /// A cheap-clone handle on the upstream.
 #[derive(Clone)]
@@ -92,6 +95,12 @@ impl Upstream {
             // Below retry, so that every attempt counts against the limits the API sets; above the
             // concurrency limit, so that a device waiting for its turn takes nobody's place.
             .layer(ThrottleLayer::new(&settings.rates, breaker.clone()))
+            // Below the throttle, so that each call takes its own turn; above the concurrency limit, since
+            // what waits to travel together is not under way.
+            .layer(BatchLayer {
+                max_in_flight: settings.max_in_flight,
+                max_bytes: settings.max_request_bytes,
+            })
             // Last before the wire: bounds connections and the memory that answers need.
             .layer(tower::limit::GlobalConcurrencyLimitLayer::new(settings.max_in_flight))
             .service(client);

@@ -135,6 +135,7 @@ mod tests {
             made: Instant::now(),
             deadline: Duration::from_secs(30),
             expires: None,
+            batch: None,
         }
     }
 

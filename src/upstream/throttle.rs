@@ -185,6 +185,7 @@ mod tests {
             made: Instant::now(),
             deadline: Duration::from_secs(1),
             expires: None,
+            batch: None,
         }
     }
 

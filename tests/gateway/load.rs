@@ -20,7 +20,7 @@ use axum::{
     routing::post,
 };
 use fastrand::Rng;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::MutexGuard,
@@ -87,6 +87,7 @@ struct Desk {
     status: AtomicU16,
     /// Devices that get a 500, for as long as they stand here.
     failing: Mutex<BTreeSet<String>>,
+    batches: AtomicU64,
 }
 
 /// The API: takes telemetry and writes down who sent what, in order of arrival.
@@ -103,6 +104,7 @@ impl Api {
         let desk = Arc::<Desk>::default();
         let router = Router::new()
             .route("/{incarnation}/v1/devices/{device}/telemetry", post(take))
+            .route("/{incarnation}/v1/devices/telemetries", post(take_many))
             .with_state(desk.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         Self { port, desk }
@@ -129,6 +131,12 @@ impl Api {
         self.desk.arrivals.lock().unwrap().clone()
     }
 
+    /// How many calls came that were for many devices.
+    #[allow(dead_code, reason = "the soak sends none")]
+    pub fn batches(&self) -> u64 {
+        self.desk.batches.load(Ordering::Relaxed)
+    }
+
     /// How many different messages it has taken.
     pub fn distinct(&self) -> usize {
         let arrivals = self.desk.arrivals.lock().unwrap();
@@ -143,6 +151,32 @@ async fn take(
     body: Bytes,
 ) -> impl IntoResponse {
     let n = serde_json::from_slice::<Value>(&body).unwrap()["n"].as_u64().unwrap();
+    let status = note(&desk, incarnation, device, n).await;
+    (StatusCode::from_u16(status).unwrap(), [(CONTENT_TYPE, "application/json")], "{}")
+}
+
+/// As the page of this call has it: each device gets its own answer.
+async fn take_many(
+    State(desk): State<Arc<Desk>>,
+    Path(incarnation): Path<u32>,
+    body: Bytes,
+) -> impl IntoResponse {
+    let entries: Map<String, Value> = serde_json::from_slice(&body).unwrap();
+    desk.batches.fetch_add(1, Ordering::Relaxed);
+    let mut answers = Map::new();
+    for (device, entry) in entries {
+        assert_eq!(entry["access_token"], format!("key-of-{device}"));
+        let status = note(&desk, incarnation, device.clone(), entry["n"].as_u64().unwrap()).await;
+        let answer = if status == 200 { json!({}) } else { json!({"error": "not now"}) };
+        answers.insert(device, answer);
+    }
+    let all = answers.values().all(|answer| answer == &json!({}));
+    let status = if all { StatusCode::CREATED } else { StatusCode::UNPROCESSABLE_ENTITY };
+    (status, [(CONTENT_TYPE, "application/json")], Value::from(answers).to_string())
+}
+
+/// Writes down what came and says what it gets, after a while.
+async fn note(desk: &Desk, incarnation: u32, device: String, n: u64) -> u16 {
     let failing = desk.failing.lock().unwrap().contains(&device);
     let status = match desk.status.load(Ordering::Relaxed) {
         0 | 200 if failing => 500,
@@ -155,7 +189,7 @@ async fn take(
     // As the message has it, not as the clock: the same seed gives the same answers.
     let delay = Rng::with_seed(seed).u64(0..=desk.delay.load(Ordering::Relaxed));
     sleep(Duration::from_millis(delay)).await;
-    (StatusCode::from_u16(status).unwrap(), [(CONTENT_TYPE, "application/json")], "{}")
+    status
 }
 
 /// How much is sent.

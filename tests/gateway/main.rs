@@ -13,6 +13,7 @@ mod rig;
 mod wire;
 
 mod admin;
+mod batch;
 mod connections;
 mod delivery;
 mod faults;

@@ -42,6 +42,13 @@ impl Rig {
         Self { broker, to_broker, api, to_api, options, incarnation: 0 }
     }
 
+    /// As [`Options::config`], for the gateways to come.
+    #[allow(dead_code, reason = "the soak uses the shipped one")]
+    pub fn config(mut self, text: &str) -> Self {
+        self.options = self.options.config(text);
+        self
+    }
+
     /// As [`Options::set`], for the gateways to come.
     pub fn set(mut self, key: &str, value: &str) -> Self {
         self.options = self.options.set(key, value);

@@ -5,7 +5,10 @@ use std::time::Duration;
 use serde_json::json;
 use wiremock::ResponseTemplate;
 
-use crate::harness::{Broker, Device, Gateway, Options, Upstream, run};
+use crate::{
+    batch::shipped_with_batch,
+    harness::{Broker, Device, Gateway, Options, Upstream, run},
+};
 
 const KEY: &str = "RECOGNISABLE-c0ffee-KEY";
 const PASSWORD: &str = "RECOGNISABLE-c0ffee-PASSWORD";
@@ -17,6 +20,8 @@ async fn no_path_prints_a_key() {
     std::fs::write(&file, format!("{PASSWORD}\n")).unwrap();
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     let gateway = Options::default()
+        // Keys travel in bodies as well.
+        .config(&shipped_with_batch())
         .set("LOG_LEVEL", "trace")
         .set("BROKER_USERNAME", "gateway")
         .set("BROKER_PASSWORD_FILE", file.to_str().unwrap())
@@ -29,7 +34,11 @@ async fn no_path_prints_a_key() {
     let sent = every_answer(&upstream, &mut device).await + every_refusal(&mut device).await;
     gateway.metric_reaches("gateway_messages_settled_total", &[], sent).await;
     let requests = upstream.requests().await;
-    assert!(requests.iter().any(|request| request.headers["authorization"] == KEY), "it was used");
+    let with_key = |key: &str| {
+        requests.iter().any(|r| r.headers.get("authorization").is_some_and(|v| v == key))
+    };
+    let in_body = requests.iter().any(|r| String::from_utf8_lossy(&r.body).contains(KEY));
+    assert!(with_key(KEY) && in_body, "it was used, in both places");
 
     let mut places = commands().await;
     for path in ["/livez", "/readyz", "/metrics", "/routes", "/nothing"] {

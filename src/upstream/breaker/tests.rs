@@ -22,6 +22,7 @@ fn call(device: &str, expires: Option<Instant>) -> Call {
         made: Instant::now(),
         deadline: SECOND,
         expires,
+        batch: None,
     }
 }
 
