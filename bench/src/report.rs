@@ -66,10 +66,11 @@ impl Bench<'_> {
         self.say("| scenario | who | CPU us/msg | msg/s | p50 ms | p99 ms | p99.9 ms | peak MiB | CPU ratio | rate ratio | p50 ratio | p99 ratio |");
         self.say("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
         let mut kinds = vec![Kind::Bridge, Kind::BridgeOneThread, Kind::Gateway];
-        kinds.extend(mq_bridge_program().map(|_| Kind::MqBridge));
         let saturating = Load { messages: 100_000, devices: 100, size: 0, per_second: None };
         let mut scenarios = vec![("saturated".to_owned(), saturating, AT_ONCE, kinds.clone())];
-        for rate in [500, 1000, 3000] {
+        // It keeps no session while it is stopped, so no backlog waits for it.
+        kinds.extend(mq_bridge_program().map(|_| Kind::MqBridge));
+        for rate in [500, 3000] {
             let messages = u64::from(rate * STEADY);
             let load = Load { messages, per_second: Some(rate), ..saturating };
             scenarios.push((format!("{rate}/s"), load, AT_ONCE, kinds.clone()));
@@ -140,13 +141,15 @@ impl Bench<'_> {
             let load =
                 Load { messages: 100_000, devices: 100_000, size: 0, per_second: Some(8000) };
             let most = known(Kind::Gateway, load).await?;
+            let load = Load { messages: 4000, devices: 100, size: 0, per_second: Some(1000) };
+            let at_rate = steady(Kind::Gateway, load).await?.memory;
             let mut starts = Vec::new();
             for _ in 0..self.rounds {
                 starts.push(start(Kind::Gateway).await?.as_secs_f64() * 1e3);
             }
             let size = fs::metadata(gateway())?.len();
             self.say(&format!(
-                "\nPeak memory with 100,000 devices known: {most:.1} MiB. Start to subscribed: {:.0} ms. \
+                "\nPeak memory at 1,000 msg/s: {at_rate:.1} MiB; with 100,000 devices known: {most:.1} MiB. Start to subscribed: {:.0} ms. \
                  Program: {size} bytes.",
                 median(starts.into_iter())
             ));
@@ -168,7 +171,7 @@ impl Bench<'_> {
         let mut curves = Vec::new();
         for kind in [Kind::Bridge, Kind::Gateway] {
             let (mut p50, mut p99) = (Vec::new(), Vec::new());
-            for rate in [250, 500, 1000, 2000, 4000, 8000, 16_000] {
+            for rate in [500, 1000, 2000, 4000, 8000] {
                 let load = Load { messages: u64::from(rate * 2), per_second: Some(rate), ..base };
                 let figures = steady(kind, load).await?;
                 p50.push((f64::from(rate), figures.p50));
@@ -181,9 +184,7 @@ impl Bench<'_> {
         let mut curves = Vec::new();
         for kind in [Kind::Bridge, Kind::Gateway, Kind::GatewayWide] {
             let mut points = Vec::new();
-            for (delay, messages) in
-                [(1, 60_000), (2, 60_000), (5, 40_000), (10, 30_000), (50, 10_000), (100, 5000)]
-            {
+            for (delay, messages) in [(1, 60_000), (5, 40_000), (20, 20_000), (100, 5000)] {
                 let load = Load { messages, devices: 1000, ..base };
                 let figures = saturated(
                     kind,
