@@ -66,6 +66,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Needed to build a client, also for one that never speaks TLS. It fails where one is installed.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut runtime = match arguments.command {
         Some(Command::Bridge { one_thread: true, .. }) => runtime::Builder::new_current_thread(),
         _ => runtime::Builder::new_multi_thread(),
