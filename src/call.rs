@@ -156,6 +156,15 @@ pub struct Answer {
     pub attempts: u32,
 }
 
+impl Answer {
+    /// Whether the status says "not now" rather than "no".
+    pub fn is_transient(&self) -> bool {
+        let Self { status, .. } = self;
+        matches!(*status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+            || status.is_server_error() && *status != StatusCode::NOT_IMPLEMENTED
+    }
+}
+
 /// Why a call ended without an answer that counts.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind}")]

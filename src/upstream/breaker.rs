@@ -19,7 +19,6 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt};
 
-use super::retry::is_transient;
 use crate::{
     backoff::Backoff,
     call::{Answer, Call, Failure, FailureKind},
@@ -229,7 +228,7 @@ impl Drop for Permit {
 
 fn sign(result: &Result<Answer, Failure>) -> Sign {
     match result {
-        Ok(answer) if is_transient(answer.status) => Sign::Doubt,
+        Ok(answer) if answer.is_transient() => Sign::Doubt,
         Ok(_) => Sign::Up,
         Err(failure) => match failure.kind {
             FailureKind::Unreachable(_) => Sign::Down,

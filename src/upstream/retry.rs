@@ -37,7 +37,7 @@ impl RetryTransient {
 fn verdict(call: &Call, result: &Result<Answer, Failure>) -> Verdict {
     let (transient, unprocessed, after) = match result {
         Ok(answer) => (
-            is_transient(answer.status),
+            answer.is_transient(),
             matches!(
                 answer.status,
                 StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
@@ -60,12 +60,6 @@ fn verdict(call: &Call, result: &Result<Answer, Failure>) -> Verdict {
         Retry::Never => false,
     };
     if transient && allowed { Verdict::Again(after) } else { Verdict::Done }
-}
-
-/// Statuses that say "not now" rather than "no".
-pub(super) fn is_transient(status: StatusCode) -> bool {
-    matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
-        || status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
 }
 
 impl Policy<Call, Answer, Failure> for RetryTransient {
