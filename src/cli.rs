@@ -139,8 +139,12 @@ async fn drain(config: Config, quiet: Duration) -> Result<(), String> {
     start(&config);
     let broker = config.broker.clone();
     let gateway = Gateway::bind_draining(config).await.map_err(|error| error.to_string())?;
-    let drained = gateway.drained(quiet);
+    let (drained, metrics) = (gateway.drained(quiet), gateway.metrics());
     match live(gateway, drained).await? {
+        End::Done if metrics.progress().0 > 0 => {
+            Err("messages came at the last moment; the session is still there, drain again"
+                .to_owned())
+        }
         End::Told => {
             Err("told to stop before it was drained; the session is still there".to_owned())
         }

@@ -165,10 +165,10 @@ impl Devices {
     }
 
     /// Merges an object into what is remembered.
-    pub fn remember(&self, device: &str, news: &Val) -> Kept {
+    pub fn remember(&self, caller: &Caller<'_>, news: &Val) -> Kept {
         let Val::Obj(news) = news else { return Kept::Not };
         let mut known = self.known();
-        let Some(known) = known.peek_mut(device) else { return Kept::Known };
+        let Some(known) = known_to(caller, &mut known) else { return Kept::Known };
         let mut memory = match filter::parse(&known.memory) {
             Ok(Val::Obj(memory)) => (*memory).clone(),
             _ => Map::default(),
@@ -193,13 +193,13 @@ impl Devices {
 
     /// Whether this answer is the last one that nothing followed from. Filters are functions of the
     /// answer and the memory: nothing would follow from it now.
-    pub fn is_quiet(&self, device: &str, answer: u64) -> bool {
-        self.known().peek(device).is_some_and(|known| known.quiet == Some(answer))
+    pub fn is_quiet(&self, caller: &Caller<'_>, answer: u64) -> bool {
+        known_to(caller, &mut self.known()).is_some_and(|known| known.quiet == Some(answer))
     }
 
     /// Nothing followed from this answer.
-    pub fn quiet(&self, device: &str, answer: u64) {
-        if let Some(known) = self.known().peek_mut(device) {
+    pub fn quiet(&self, caller: &Caller<'_>, answer: u64) {
+        if let Some(known) = known_to(caller, &mut self.known()) {
             known.quiet = Some(answer);
         }
     }
@@ -217,6 +217,8 @@ impl Devices {
         {
             let others = known.seen.iter().filter(|seen| seen.entry != news.entry);
             known.seen = others.copied().chain([news]).collect();
+            // The last quiet answer may be news again: it may say what was before.
+            known.quiet = None;
         }
     }
 
@@ -253,6 +255,14 @@ impl Devices {
     }
 }
 
+/// What is known of the device, for whoever holds the accepted key: a stranger changes nothing.
+fn known_to<'k>(
+    caller: &Caller<'_>,
+    known: &'k mut LruCache<Arc<str>, Device>,
+) -> Option<&'k mut Device> {
+    known.peek_mut(&caller.device).filter(|known| known.key == caller.key)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,23 +297,26 @@ mod tests {
     #[test]
     fn memory_is_merged_bounded_and_only_for_the_key_holder() {
         let (devices, d1, key) = devices();
+        let captures = Captures::default();
+        let caller = |key: Secret| Caller { device: d1.clone(), key, captures: &captures };
+        let (own, stranger) = (caller(key), caller(Secret::new("other")));
         let json = |text: &str| filter::parse(text.as_bytes()).unwrap();
-        assert_eq!(devices.remember(&d1, &json(r#"{"a":1,"b":2}"#)), Kept::New);
-        devices.quiet(&d1, 7);
-        assert_eq!(devices.remember(&d1, &json(r#"{"b":2}"#)), Kept::Known);
-        assert!(devices.is_quiet(&d1, 7) && !devices.is_quiet(&d1, 8));
-        assert_eq!(devices.remember(&d1, &json(r#"{"b":3}"#)), Kept::New);
-        assert!(!devices.is_quiet(&d1, 7), "with another memory another thing may follow");
-        assert_eq!(devices.remember(&d1, &json(r#"{"c":null}"#)), Kept::Known);
-        let memory = |key: &Secret| {
-            let captures = Captures::default();
-            devices.memory(&Caller { device: d1.clone(), key: key.clone(), captures: &captures })
-        };
-        assert_eq!(memory(&key).to_string(), r#"{"a":1,"b":3}"#);
-        assert_eq!(memory(&Secret::new("other")), Val::Null);
+        assert_eq!(devices.remember(&own, &json(r#"{"a":1,"b":2}"#)), Kept::New);
+        devices.quiet(&own, 7);
+        assert_eq!(devices.remember(&own, &json(r#"{"b":2}"#)), Kept::Known);
+        assert!(devices.is_quiet(&own, 7) && !devices.is_quiet(&own, 8));
+        assert!(!devices.is_quiet(&stranger, 7));
+        assert_eq!(devices.remember(&own, &json(r#"{"b":3}"#)), Kept::New);
+        assert!(!devices.is_quiet(&own, 7), "with another memory another thing may follow");
+        assert_eq!(devices.remember(&own, &json(r#"{"c":null}"#)), Kept::Known);
+        devices.remember(&stranger, &json(r#"{"a":9}"#));
+        devices.quiet(&stranger, 7);
+        assert!(!devices.is_quiet(&own, 7), "a stranger changes nothing");
+        assert_eq!(devices.memory(&own).to_string(), r#"{"a":1,"b":3}"#);
+        assert_eq!(devices.memory(&stranger), Val::Null);
         let much = json(&format!("{{\"c\":\"{}\"}}", "x".repeat(5000)));
-        assert_eq!(devices.remember(&d1, &much), Kept::Not);
-        assert_eq!(memory(&key).to_string(), r#"{"a":1,"b":3}"#);
+        assert_eq!(devices.remember(&own, &much), Kept::Not);
+        assert_eq!(devices.memory(&own).to_string(), r#"{"a":1,"b":3}"#);
     }
 
     #[tokio::test(start_paused = true)]

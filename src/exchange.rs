@@ -138,7 +138,7 @@ impl Exchange {
         let Some(endpoint) = &route.call else { return Ok(None) };
         let limits = Limits { deadline: self.settings.deadline, expires: message.expires() };
         let context = match &route.body {
-            Some(_) => self.pusher.context(taken),
+            Some(body) => self.pusher.context(taken, body.reads_payload()),
             None => Context::default(),
         };
         let body = route.body(endpoint, message, &context, self.settings.max_request_bytes)?;
@@ -151,7 +151,7 @@ impl Exchange {
         let (status, body) = match &taken.route.answer {
             None => (StatusCode::NO_CONTENT, Bytes::new()),
             Some(answer) => {
-                let context = self.pusher.context(taken);
+                let context = self.pusher.context(taken, answer.reads_payload());
                 let values = self.pusher.run(answer, Val::Null, &context, taken.route);
                 match values.unwrap_or_default().as_slice() {
                     [] => return Outcome::Unknown,

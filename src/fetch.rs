@@ -65,6 +65,11 @@ pub struct Push {
 }
 
 impl Fetch {
+    /// Its filters.
+    pub fn filters(&self) -> impl Iterator<Item = &Filter> {
+        self.payload.iter().chain(&self.correlation)
+    }
+
     /// Takes the answer apart into pushes; none when there is nothing to push.
     ///
     /// # Errors

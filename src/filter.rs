@@ -13,6 +13,7 @@ use jaq_core::{
         self, Arena, File, Loader,
         lex::{Lexer, StrPart, Tok, Token},
     },
+    native::{self, Fun},
 };
 pub use jaq_json::Val;
 
@@ -22,6 +23,8 @@ const MAX_OUTPUTS: usize = 1000;
 const MAX_ERROR_BYTES: usize = 200;
 /// What every filter can read besides its input.
 const VARIABLES: [&str; 2] = ["$memory", "$payload"];
+/// Functions of the library that are not there, or not as they are.
+const REPLACED: [&str; 2] = ["env", "fromjson"];
 /// What can run for ever, or nearly. Nothing can stop a filter that runs, and it has a thread to itself.
 const LOOPS: [&str; 7] = ["def", "repeat", "recurse", "while", "until", "range", "combinations"];
 
@@ -39,6 +42,8 @@ pub struct Filter {
     text: Box<str>,
     /// Whether it mentions `$payload`, which is parsed only for those that do.
     reads_payload: bool,
+    /// Whether it mentions the time.
+    reads_clock: bool,
     program: jaq_core::Filter<JustLut<Val>>,
 }
 
@@ -55,7 +60,7 @@ impl Filter {
     pub fn compile(text: &str) -> Result<Self, String> {
         // What is no token at all is said by the loader.
         let tokens = Lexer::new(text).lex().unwrap_or_default();
-        if let Some(word) = find_loop(&tokens) {
+        if let Some(word) = find_loop(&tokens, false) {
             return Err(format!(
                 "`{word}` could run for ever, and a message with it; a filter has no loops but `.[]`, `..`, \
                  `reduce` and `foreach`"
@@ -69,7 +74,7 @@ impl Filter {
                 describe(text, errors.into_iter().map(|(_, error)| load_error(error)))
             })?;
         let program = jaq_core::Compiler::default()
-            .with_funs(funs.filter(|(name, ..)| *name != "env"))
+            .with_funs(funs.filter(|(name, ..)| !REPLACED.contains(name)).chain([fromjson()]))
             .with_global_vars(VARIABLES)
             .compile(modules)
             .map_err(|errors| {
@@ -79,7 +84,12 @@ impl Filter {
                     undefined.map(|(name, what)| format!("undefined {} `{name}`", what.as_str())),
                 )
             })?;
-        Ok(Self { text: text.into(), reads_payload: text.contains("$payload"), program })
+        Ok(Self {
+            text: text.into(),
+            reads_payload: text.contains("$payload"),
+            reads_clock: text.contains("now"),
+            program,
+        })
     }
 
     /// Runs the filter; all its outputs in order.
@@ -100,6 +110,11 @@ impl Filter {
             })?);
         }
         Ok(outputs)
+    }
+
+    /// Whether the filter's outputs can differ with the same input and the same memory.
+    pub fn is_changeable(&self) -> bool {
+        self.reads_payload || self.reads_clock
     }
 
     /// The filter as it was written.
@@ -147,19 +162,35 @@ pub fn is_true(value: &Val) -> bool {
     !matches!(value, Val::Null | Val::Bool(false))
 }
 
-/// A word that starts a loop; not the name of a field, which follows a `.` or stands before a `:`.
-fn find_loop<'t>(tokens: &[Token<&'t str>]) -> Option<&'t str> {
+/// jq's `fromjson`, which `tonumber` and `toboolean` use: the library's own follows any depth, until the
+/// stack ends and the process with it.
+fn fromjson() -> Fun<JustLut<Val>> {
+    native::run(("fromjson", native::v(0), |cv| {
+        let parsed = match &cv.1 {
+            Val::TStr(text) | Val::BStr(text) => parse(text),
+            _ => Err(FilterError("only a text can be JSON".to_owned())),
+        };
+        native::bome(parsed.map_err(|error| jaq_core::Error::str(shorten(error.0))))
+    }))
+}
+
+/// A word that starts a loop; not the name of a field, which follows a `.`, stands before a `:`, or in an
+/// object by itself.
+fn find_loop<'t>(tokens: &[Token<&'t str>], in_object: bool) -> Option<&'t str> {
     tokens.iter().enumerate().find_map(|(index, Token(text, kind))| match kind {
         Tok::Word if LOOPS.contains(text) => {
             let before = index.checked_sub(1).and_then(|index| tokens.get(index));
             let after = tokens.get(index + 1);
+            let alone = before.is_none_or(|token| token.0 == ",")
+                && after.is_none_or(|token| matches!(token.0, "," | "}"));
             let is_field = before.is_some_and(|token| token.0 == ".")
-                || after.is_some_and(|token| token.0 == ":");
+                || after.is_some_and(|token| token.0 == ":")
+                || in_object && alone;
             (!is_field).then_some(*text)
         }
-        Tok::Block(tokens) => find_loop(tokens),
+        Tok::Block(tokens) => find_loop(tokens, text.starts_with('{')),
         Tok::Str(parts) => parts.iter().find_map(|part| match part {
-            StrPart::Term(token) => find_loop(std::slice::from_ref(token)),
+            StrPart::Term(token) => find_loop(std::slice::from_ref(token), false),
             StrPart::Str(_) | StrPart::Char(_) => None,
         }),
         _ => None,
@@ -243,8 +274,28 @@ mod tests {
             let mistake = Filter::compile(filter).unwrap_err();
             assert!(mistake.contains("could run for ever"), "{filter}: {mistake}");
         }
-        let fields = run(".range, .a.repeat, {until: .range}, \"def\"", r#"{"range":1,"a":{}}"#);
-        assert_eq!(fields.unwrap(), ["1", "null", r#"{"until":1}"#, "\"def\""]);
+        let filter = ".range, .a.repeat, {until: .range}, \"def\", {range}, {while, a}";
+        let fields = run(filter, r#"{"range":1,"a":{}}"#);
+        let expected = [
+            "1",
+            "null",
+            r#"{"until":1}"#,
+            "\"def\"",
+            r#"{"range":1}"#,
+            r#"{"while":null,"a":{}}"#,
+        ];
+        assert_eq!(fields.unwrap(), expected);
+    }
+
+    #[test]
+    fn text_is_taken_for_json_only_if_it_is_shallow() {
+        assert_eq!(run("tonumber, fromjson", "\"-1.5e3\"").unwrap(), ["-1.5e3", "-1.5e3"]);
+        assert_eq!(run("fromjson.a", "\"{\\\"a\\\":[1]}\"").unwrap(), ["[1]"]);
+        let deep = format!("\"{}\"", "[".repeat(1_000_000));
+        for filter in ["fromjson", "tonumber", "toboolean"] {
+            assert!(run(filter, &deep).unwrap_err().0.len() < 250, "{filter}");
+        }
+        assert!(run("fromjson", "1").is_err());
     }
 
     #[test]

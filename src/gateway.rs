@@ -140,6 +140,11 @@ impl Gateway {
         self.broker.clone()
     }
 
+    /// What is counted; it outlives [`Gateway::run`].
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
+    }
+
     /// Waits until a gateway that drains has nothing left: everything is settled, and for so long
     /// nothing has come. MQTT has no word for an empty queue.
     pub fn drained(&self, quiet: Duration) -> impl Future<Output = ()> + use<> {

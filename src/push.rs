@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::{
     call::{Answer, Limits, Retry},
     devices::{Devices, Item, Kept, News},
-    fetch::{Condition, Fetch, Push, Then},
+    fetch::{Condition, Fetch, Push},
     filter::{self, Context, Filter, FilterError, Val},
     fingerprint::fingerprint,
     message::{Properties, Publication, VIA},
@@ -60,10 +60,11 @@ impl Pusher {
         }
         // Most devices are told the same most of the time, and it is nothing new.
         let said = fingerprint((&route.name, &answer.body));
-        if route.reads_payload() || !self.devices.is_quiet(&caller.device, said) {
+        let changeable = route.deciding().any(Filter::is_changeable);
+        if changeable || !self.devices.is_quiet(caller, said) {
             // On the heap, where few messages come: it holds a whole call.
             if !Box::pin(self.follow_news(taken, answer)).await {
-                self.devices.quiet(&caller.device, said);
+                self.devices.quiet(caller, said);
             }
         }
     }
@@ -74,10 +75,11 @@ impl Pusher {
         let input = filter::parse(&answer.body).unwrap_or_default();
         let mut followed = false;
         if let Some(remember) = &route.remember {
-            let values = self.run(remember, input.clone(), &self.context(taken), route);
+            let context = self.context(taken, remember.reads_payload());
+            let values = self.run(remember, input.clone(), &context, route);
             followed |= values.is_err();
             for value in values.unwrap_or_default() {
-                let kept = self.devices.remember(&caller.device, &value);
+                let kept = self.devices.remember(caller, &value);
                 if kept == Kept::Not {
                     let (route, device) = (&route.name, &caller.device);
                     tracing::warn!(%route, %device, "not remembered: no object, or too large");
@@ -85,9 +87,10 @@ impl Pusher {
                 followed |= kept != Kept::Known;
             }
         }
-        let context = self.context(taken);
-        for then in &route.then {
-            let news = self.news(then, &input, &context, taken);
+        let context = self.context(taken, route.deciding().any(Filter::reads_payload));
+        for (index, then) in route.then.iter().enumerate() {
+            let entry = fingerprint((&route.name, index));
+            let news = self.news(entry, &then.condition, &input, &context, taken);
             followed |= !matches!(news, Ok(None));
             let Ok(Some(news)) = news else { continue };
             let fetch = &self.table.fetches[then.fetch];
@@ -114,13 +117,13 @@ impl Pusher {
     /// Whether an entry of `then` runs, and what to remember once it has.
     fn news(
         &self,
-        then: &Then,
+        entry: u64,
+        condition: &Condition,
         answer: &Val,
         context: &Context,
         taken: &Taken<'_>,
     ) -> Result<Option<News>, FilterError> {
-        let entry = fingerprint((&taken.route.name, then.fetch));
-        Ok(match &then.condition {
+        Ok(match condition {
             Condition::Always => Some(News::none(entry)),
             Condition::When(when) => {
                 let values = self.run(when, answer.clone(), context, taken.route)?;
@@ -161,7 +164,8 @@ impl Pusher {
                 answer.body
             }
         };
-        let pushes = fetch.pushes(&body, &self.context(taken)).map_err(|e| e.to_string())?;
+        let context = self.context(taken, fetch.filters().any(Filter::reads_payload));
+        let pushes = fetch.pushes(&body, &context).map_err(|e| e.to_string())?;
         let topic = push_topic(fetch, caller.captures).ok_or("no topic to push on")?;
         // Who asks for a push by a row of its own gets it, pushed before or not.
         let again = if route.call.is_none() { None } else { fetch.redeliver_after };
@@ -202,10 +206,10 @@ impl Pusher {
         }
     }
 
-    /// What filters see besides their input. The payload is parsed only for a row that reads it.
-    pub fn context(&self, taken: &Taken<'_>) -> Context {
-        let Taken { message, route, caller } = taken;
-        let payload = if route.reads_payload() {
+    /// What filters see besides their input. The payload is parsed only for those that read it.
+    pub fn context(&self, taken: &Taken<'_>, reads_payload: bool) -> Context {
+        let Taken { message, caller, .. } = taken;
+        let payload = if reads_payload {
             filter::parse(&message.payload).unwrap_or_default()
         } else {
             Val::Null

@@ -120,13 +120,13 @@ impl Route {
         }
     }
 
-    /// Whether any filter that runs after the call reads the payload.
-    pub fn reads_payload(&self) -> bool {
+    /// The filters that decide what follows an answer.
+    pub fn deciding(&self) -> impl Iterator<Item = &Filter> {
         let then = self.then.iter().filter_map(|then| match &then.condition {
             Condition::Always => None,
             Condition::When(filter) | Condition::OnChange(filter) => Some(filter),
         });
-        self.remember.iter().chain(&self.answer).chain(then).any(Filter::reads_payload)
+        self.remember.iter().chain(then)
     }
 }
 

@@ -6,6 +6,7 @@ mod options;
 mod outbox;
 mod packet;
 mod session;
+mod subscriber;
 mod visit;
 pub mod window;
 

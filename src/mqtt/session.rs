@@ -2,6 +2,7 @@
 //! deliveries and commands into packets, and alone decides what goes on the wire.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +16,7 @@ use rumqttc::{
         AsyncClient, Event, Incoming,
         mqttbytes::{
             QoS,
-            v5::{ConnAck, PubAckReason, Publish, SubAck, SubscribeReasonCode},
+            v5::{ConnAck, PubAckReason, Publish},
         },
     },
 };
@@ -29,6 +30,7 @@ use super::{
     options::MAX_IN_FLIGHT,
     outbox::{Entry, Outbox},
     packet,
+    subscriber::Subscriber,
     window::{Arrival, Arrived, PacketId, Window},
 };
 use crate::{
@@ -49,10 +51,9 @@ const OVERHEAD: usize = 1024;
 /// The MQTT session as this process sees it.
 pub(super) struct Session {
     settings: Settings,
-    subscriptions: Subscriptions,
+    subscriber: Subscriber,
     commands: mpsc::WeakSender<Command>,
     metrics: Arc<Metrics>,
-    status: watch::Sender<Status>,
     window: Window,
     outbox: Outbox,
     /// The connection's client, once there is a connection.
@@ -61,13 +62,15 @@ pub(super) struct Session {
     connected_at: Option<Instant>,
     /// This process has had a session, so the next connection should find it.
     expected: bool,
-    /// UNSUBACKs that are still to come.
-    unsubscribing: usize,
     /// Largest packet the broker takes, in bytes.
     max_packet: usize,
     /// Bytes of messages that are held, wherever they are.
     held: Arc<AtomicUsize>,
     taking: Taking,
+    /// The size of the first message that was too much.
+    refused: usize,
+    /// Packet identifiers of new messages that were not taken.
+    skipped: HashSet<PacketId>,
     /// Told to finish what is to be said.
     finishing: bool,
 }
@@ -80,7 +83,9 @@ enum Taking {
     /// The broker has sent more than may be held: no more of them, lest a later message overtake an
     /// earlier one of its device.
     Overrun,
-    /// Everything is said, and a DISCONNECT is on its way.
+    /// Nothing more is settled on it: what is due goes out, then a DISCONNECT.
+    Closing,
+    /// The DISCONNECT is on its way.
     Leaving,
 }
 
@@ -95,15 +100,15 @@ impl Session {
         Self {
             window: Window::new(settings.ack_hold),
             outbox: Outbox::new(),
+            subscriber: Subscriber::new(subscriptions, settings.share_group.clone(), status),
             settings,
-            subscriptions,
             commands,
             metrics,
-            status,
             client: None,
             connected_at: None,
             expected: false,
-            unsubscribing: 0,
+            refused: 0,
+            skipped: HashSet::new(),
             max_packet: usize::MAX,
             held: Arc::default(),
             taking: Taking::Yes,
@@ -120,7 +125,7 @@ impl Session {
     pub(super) fn disconnected(&mut self) -> Option<Duration> {
         self.client = None;
         self.taking = Taking::Yes;
-        self.window.disconnected();
+        self.window.disconnected(&std::mem::take(&mut self.skipped));
         self.outbox.disconnected();
         self.connected_at.take().map(|since| since.elapsed())
     }
@@ -138,9 +143,10 @@ impl Session {
     /// More came than may be held, and of what was taken enough is through to take more: not all of it,
     /// lest one message that hangs stop everybody.
     fn is_overrun(&self) -> bool {
-        self.taking == Taking::Overrun
-            && self.held.load(Ordering::Relaxed) <= self.settings.max_pending_bytes / 2
-            && self.outbox.is_empty()
+        let (held, most) = (self.held.load(Ordering::Relaxed), self.settings.max_pending_bytes);
+        // Also the message that was too much must fit, or it would be all over again.
+        let room = held == 0 || held <= most / 2 && held + self.refused <= most;
+        self.taking == Taking::Overrun && room && self.outbox.is_empty()
     }
 
     /// When the next message becomes late.
@@ -167,12 +173,17 @@ impl Session {
             Event::Incoming(Incoming::Publish(publish)) if self.taking == Taking::Yes => {
                 self.arrived(publish, now, deliver);
             }
+            Event::Incoming(Incoming::Publish(publish)) => self.skip(&publish),
             Event::Incoming(Incoming::PubAck(puback)) => {
                 self.acknowledged(puback.pkid, puback.reason);
             }
             Event::Incoming(Incoming::PingResp(_)) => self.window.ping_answered(),
-            Event::Incoming(Incoming::SubAck(suback)) => self.subscribed(&suback),
-            Event::Incoming(Incoming::UnsubAck(_)) => self.unsubscribed(),
+            Event::Incoming(Incoming::SubAck(suback)) => self.subscriber.subscribed(&suback),
+            Event::Incoming(Incoming::UnsubAck(unsuback)) => {
+                if let Some(client) = &self.client {
+                    self.subscriber.unsubscribed(&unsuback, client);
+                }
+            }
             Event::Outgoing(Outgoing::Publish(packet_id)) => self.outbox.sent(packet_id),
             _ => {}
         }
@@ -202,45 +213,13 @@ impl Session {
             receive_maximum,
             "connected to the broker"
         );
-        let group = self.settings.share_group.as_deref();
-        let mut filters = self.subscriptions.patterns.iter().map(|p| packet::filter(p, group));
-        // It goes into an empty queue, before anything else.
-        let taken = if self.subscriptions.drain {
-            self.unsubscribing = filters.len();
-            filters.try_for_each(|filter| client.try_unsubscribe(filter.path))
-        } else {
-            // Always, also to a session that has them: the table may have changed since.
-            client.try_subscribe_many(filters)
-        };
-        if taken.is_err() {
-            tracing::error!("the client library does not take every subscription");
-        }
-        self.status.send_replace(Status::Connected);
+        self.subscriber.connected(client);
     }
 
-    fn unsubscribed(&mut self) {
-        self.unsubscribing = self.unsubscribing.saturating_sub(1);
-        if self.unsubscribing == 0 {
-            tracing::info!("unsubscribed: draining what the broker still holds");
-            self.status.send_replace(Status::Draining);
-        }
-    }
-
-    fn subscribed(&mut self, suback: &SubAck) {
-        let results = self.subscriptions.patterns.iter().zip(&suback.return_codes);
-        let refused: Vec<String> = results
-            .filter(|(_, code)| !matches!(code, SubscribeReasonCode::Success(_)))
-            .map(|(pattern, code)| format!("{} ({code:?})", pattern.filter()))
-            .collect();
-        if refused.is_empty() {
-            tracing::info!(filters = suback.return_codes.len(), "subscribed");
-            self.status.send_replace(Status::Subscribed);
-        } else {
-            tracing::error!(
-                filters = refused.join(", "),
-                "the broker refused subscriptions; allow them for this client in its access list"
-            );
-            self.status.send_replace(Status::Refused(refused));
+    /// A message that is not taken: it comes again on the next connection.
+    fn skip(&mut self, publish: &Publish) {
+        if !publish.dup && publish.qos != QoS::AtMostOnce {
+            self.skipped.insert(publish.pkid);
         }
     }
 
@@ -259,16 +238,20 @@ impl Session {
             );
             self.metrics.overrun();
             self.taking = Taking::Overrun;
+            self.refused = bytes;
+            self.skip(&publish);
+            self.subscriber.overrun();
             return;
         }
         let Publish { dup, qos, pkid, .. } = publish;
         let message = packet::message(publish, now);
         let Message { topic, payload, properties, .. } = &message;
-        let (subscription, captures) = match self.subscriptions.find(topic) {
+        let (subscription, captures) = match self.subscriber.subscriptions().find(topic) {
             Some((index, captures)) => (Some(index), captures),
             None => (None, Captures::default()),
         };
-        let sender: Arc<str> = captures.get(&self.subscriptions.sender).unwrap_or(topic).into();
+        let sender: Arc<str> =
+            captures.get(&self.subscriber.subscriptions().sender).unwrap_or(topic).into();
         let arrived = Arrived {
             packet_id: if qos == QoS::AtMostOnce { 0 } else { pkid },
             dup,
@@ -318,13 +301,17 @@ impl Session {
         // Nothing goes out after a DISCONNECT [MQTT-3.14.4-1].
         let open = self.connected_at.is_some() && self.taking != Taking::Leaving;
         let Some(client) = self.client.clone().filter(|_| open) else { return };
-        let through = self.pump_acknowledgements(&client) && self.pump_outbox(&client);
-        if through && (self.is_overrun() || self.is_finished()) {
-            self.window.close();
-            // If there is no room for the DISCONNECT, it goes with the next event.
-            if self.pump_acknowledgements(&client) && client.try_disconnect().is_ok() {
-                self.taking = Taking::Leaving;
+        if self.taking != Taking::Closing {
+            let through = self.pump_acknowledgements(&client) && self.pump_outbox(&client);
+            if !through || !self.is_overrun() && !self.is_finished() {
+                return;
             }
+            self.window.close();
+            self.taking = Taking::Closing;
+        }
+        // If there is no room for the DISCONNECT, it goes with the next event.
+        if self.pump_acknowledgements(&client) && client.try_disconnect().is_ok() {
+            self.taking = Taking::Leaving;
         }
     }
 

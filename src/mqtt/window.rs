@@ -236,8 +236,9 @@ impl Window {
     }
 
     /// The connection is gone, and with it every packet identifier. What is being handled goes on
-    /// being handled.
-    pub fn disconnected(&mut self) {
+    /// being handled. `skipped` are packet identifiers under which new messages came that were not
+    /// taken: what was acknowledged under them before cannot come again.
+    pub fn disconnected(&mut self, skipped: &HashSet<PacketId>) {
         self.due.clear();
         self.waiting.clear();
         self.late_senders.clear();
@@ -245,6 +246,7 @@ impl Window {
         for (packet_id, carried) in self.acked.drain(..) {
             self.carried.insert(packet_id, carried);
         }
+        self.carried.retain(|packet_id, _| !skipped.contains(packet_id));
         for (ticket, late) in self.late.drain() {
             let carried = Carried { ticket, fingerprint: late.fingerprint, settled: false };
             self.carried.insert(late.packet_id, carried);

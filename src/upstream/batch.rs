@@ -89,6 +89,7 @@ where
             // A sender that is gone, by a defect, has settled nothing.
             match settled.await.ok().flatten() {
                 Some(result) => result,
+                None if is_expired(&call) => Err(FailureKind::Expired.into()),
                 None => batches.inner.oneshot(call).await,
             }
         })
@@ -116,10 +117,14 @@ where
         if !batch.linger.is_zero() {
             sleep(batch.linger).await;
         }
-        while let Some(calls) = self.next(&name, &batch) {
+        loop {
+            // First its place, then who goes: nobody expires while a batch waits for one.
+            let mut inner = self.inner.clone();
+            let _ = inner.ready().await;
+            let Some(calls) = self.next(&name, &batch) else { return };
             let call = whole(&calls, &batch);
             // A sender outlives a defect in what it calls: without it its row would stand still.
-            let sent = AssertUnwindSafe(self.inner.clone().oneshot(call)).catch_unwind().await;
+            let sent = AssertUnwindSafe(inner.call(call)).catch_unwind().await;
             let answer = sent.ok().and_then(Result::ok);
             let mut answers = answer.as_ref().map(Answers::new).unwrap_or_default();
             for Waiting { call, result } in calls {
@@ -140,7 +145,7 @@ where
                 calls.is_empty() || bytes <= self.limits.max_bytes
             })
         {
-            if waiting.call.expires.is_some_and(|expires| expires <= Instant::now()) {
+            if is_expired(&waiting.call) {
                 let _ = waiting.result.send(Some(Err(FailureKind::Expired.into())));
             } else {
                 calls.push(waiting);
@@ -157,6 +162,10 @@ where
         // No code that can panic runs under this lock.
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_expired(call: &Call) -> bool {
+    call.expires.is_some_and(|expires| expires <= Instant::now())
 }
 
 /// Whether a JSON text is an object.
@@ -218,10 +227,15 @@ struct Answers<'a> {
     status: StatusCode,
     content_type: Option<String>,
     entries: HashMap<String, &'a RawValue>,
+    /// What everybody gets: the API wants fewer calls, not one for each.
+    everybody: Option<&'a Answer>,
 }
 
 impl<'a> Answers<'a> {
     fn new(whole: &'a Answer) -> Self {
+        if whole.status == StatusCode::TOO_MANY_REQUESTS {
+            return Self { everybody: Some(whole), ..Self::default() };
+        }
         // Some entries failed, others may not have.
         let mixed = whole.status == StatusCode::UNPROCESSABLE_ENTITY;
         if !whole.status.is_success() && !mixed {
@@ -231,11 +245,15 @@ impl<'a> Answers<'a> {
             status: if mixed { StatusCode::OK } else { whole.status },
             content_type: whole.content_type.clone(),
             entries: serde_json::from_slice(&whole.body).unwrap_or_default(),
+            everybody: None,
         }
     }
 
-    /// The answer to one call, if it is a success.
+    /// The answer to one call, if it is a success or everybody's.
     fn take(&mut self, device: &str, error: &str) -> Option<Answer> {
+        if let Some(answer) = self.everybody {
+            return Some(answer.clone());
+        }
         let entry = self.entries.remove(device)?.get();
         let good = entry.starts_with('{') && !has_member(entry, error);
         good.then(|| Answer {
@@ -336,5 +354,8 @@ mod tests {
             assert!(answers.take("e", "error").is_none());
         }
         assert!(Answers::new(&answer(200, "<html>")).entries.is_empty());
+        let busy = answer(429, "later");
+        let taken = Answers::new(&busy).take("e", "error").unwrap();
+        assert_eq!((taken.status, &*taken.body), (busy.status, &b"later"[..]));
     }
 }

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use wiremock::ResponseTemplate;
 
-use crate::harness::{Broker, Device, Gateway, Upstream, eventually};
+use crate::harness::{Broker, Device, Gateway, Options, Upstream, eventually};
 
 const DEVICE: &str = "/v1/devices/d1";
 
@@ -55,6 +55,52 @@ async fn a_new_config_is_pushed_once_for_each_version() {
     telemetry(&mut device, &gateway).await;
     assert_eq!(device.next().await.topic, "v1/device/d1/config");
     assert_eq!(upstream.count("GET /v1/devices/d1/config").await, 2);
+}
+
+#[tokio::test]
+async fn a_version_that_goes_back_is_news_again() {
+    let (_broker, upstream, gateway, mut device) = stage().await;
+    serves(&upstream, "config", json!({"version": 1})).await;
+    // Twice the same is quiet; what was quiet before is news when something else came in between.
+    for (version, news) in [(7, true), (7, false), (8, true), (7, true), (7, false), (7, false)] {
+        flags(&upstream, json!({"config_version": version})).await;
+        telemetry(&mut device, &gateway).await;
+        if news {
+            assert_eq!(device.next().await.topic, "v1/device/d1/config");
+        }
+        device.silent().await;
+    }
+}
+
+#[tokio::test]
+async fn entries_for_one_fetch_are_told_apart_and_its_filters_see_the_payload() {
+    const CONFIG: &str = r#"
+[upstream]
+url = "http://hub"
+
+[[route]]
+name = "state"
+on   = "v1/device/{device_id}/state"
+call = "POST /{device_id}/state"
+then = [{ fetch = "again", on_change = ".a" }, { fetch = "again", on_change = ".b" }]
+
+[[fetch]]
+name    = "again"
+push    = "v1/device/{device_id}/again"
+payload = "[.a, .b, $payload.n]"
+"#;
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let gateway = Options::default().config(CONFIG).start(&broker, &upstream).await;
+    let mut device = broker.device("d1").await;
+    for (n, a, b, pushes) in [(0, 1, 2, 2), (1, 2, 2, 1), (2, 2, 1, 1), (3, 2, 1, 0)] {
+        upstream.answers("POST", "/d1/state", 200, json!({"a": a, "b": b})).await;
+        device.send("state", json!({"n": n})).await;
+        for _ in 0..pushes {
+            assert_eq!(device.next().await.json(), json!([a, b, n]));
+        }
+        gateway.metric_reaches("gateway_messages_settled_total", &[], n + 1).await;
+        device.silent().await;
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use tokio::time::sleep;
 
 use crate::{
     harness::{Broker, Gateway, Options, Upstream, eventually},
-    load::{Seed, Sending, between},
+    load::{Api, Seed, Sending, between},
     rig::{LOAD, Rig, WINDOW},
 };
 
@@ -144,6 +144,29 @@ async fn a_gateway_that_is_drained_leaves_nothing_behind() {
     assert_eq!(numbers.collect::<Vec<_>>(), (0..50).collect::<Vec<_>>());
     let next = Gateway::start(&broker, &upstream).await;
     assert!(next.log().contains("session_present=false"), "{}", next.log());
+}
+
+/// With pauses in between that are no end: what is too much at once comes after another connection.
+#[tokio::test]
+async fn a_drain_takes_a_backlog_in_parts() {
+    let (broker, api) = (Broker::start().await, Api::start().await);
+    let options = || {
+        Options::default()
+            .set("BROKER_URL", &broker.url())
+            .set("BROKER_MAX_PENDING_BYTES", "40KiB")
+            .set("UPSTREAM_URL", &format!("http://127.0.0.1:{}/1", api.port))
+    };
+    let mut gateway = options().spawn().await;
+    gateway.ready().await;
+    gateway.stop().await;
+    let mut device = broker.device("d1").await;
+    for n in 0..200 {
+        device.send("telemetry", json!({"n": n, "filler": "x".repeat(1000)})).await;
+    }
+    let mut drain = options().set("BROKER_MAX_PENDING", "200").drain("300ms").await;
+    assert_eq!(drain.ended().await.code(), Some(0));
+    assert_eq!(api.distinct(), 200);
+    assert!(drain.log().contains("more than its Receive Maximum"), "{}", drain.log());
 }
 
 #[tokio::test]

@@ -318,7 +318,7 @@ impl World {
         if self.connected {
             self.broker.up.clear();
             self.broker.down.clear();
-            self.window.disconnected();
+            self.window.disconnected(&HashSet::new());
             (self.came, self.qos_0, self.due) = Default::default();
             self.connected = false;
         }

@@ -143,7 +143,7 @@ fn what_comes_again_is_not_handled_again() {
     model.settle(a);
     assert_eq!(model.acks(), [1], "sent, but the broker may not have read it");
     model.settle(c);
-    model.window.disconnected();
+    model.window.disconnected(&HashSet::new());
     model.window.connected(true);
     assert_eq!(model.send(1, "a", true), Arrival::Settled(a));
     assert_eq!(model.send(2, "b", true), Arrival::Held);
@@ -165,7 +165,7 @@ fn what_the_broker_has_read_the_acknowledgement_of_cannot_come_again() {
     let b = model.arrive(2, "b");
     model.settle(b);
     model.window.ping_answered();
-    model.window.disconnected();
+    model.window.disconnected(&HashSet::new());
     model.window.connected(true);
     assert_eq!(model.send(2, "b", true), Arrival::Settled(b), "perhaps not read");
     assert!(matches!(model.send(1, "a", true), Arrival::New(_)), "an equal one, not the same");
@@ -175,7 +175,7 @@ fn what_the_broker_has_read_the_acknowledgement_of_cannot_come_again() {
 fn a_settlement_from_before_never_acknowledges_another_message() {
     let mut model = Model::new(Some(HOLD));
     let a = model.arrive(1, "a");
-    model.window.disconnected();
+    model.window.disconnected(&HashSet::new());
     model.window.connected(false);
     let other = model.arrive(1, "b");
     model.settle(a);
@@ -185,7 +185,7 @@ fn a_settlement_from_before_never_acknowledges_another_message() {
 
     // A session kept, but the identifier is used again for something else.
     let c = model.arrive(2, "c");
-    model.window.disconnected();
+    model.window.disconnected(&HashSet::new());
     model.window.connected(true);
     let d = model.arrive(2, "d");
     model.settle(c);
@@ -198,7 +198,7 @@ fn a_settlement_from_before_never_acknowledges_another_message() {
 fn settled_between_two_connections() {
     let mut model = Model::new(Some(HOLD));
     let a = model.arrive(1, "a");
-    model.window.disconnected();
+    model.window.disconnected(&HashSet::new());
     model.settle(a);
     model.window.connected(true);
     assert_eq!(model.send(1, "a", true), Arrival::Settled(a));
@@ -224,7 +224,7 @@ fn qos_0_is_never_acknowledged() {
     model.settle(a);
     assert_eq!(model.acks(), [1]);
     let y = model.arrive(0, "a");
-    model.window.disconnected();
+    model.window.disconnected(&HashSet::new());
     model.settle(y);
     assert_eq!(model.window.pending(), 0);
 }
