@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -155,14 +155,21 @@ impl Gateway {
                     // The connection task ended, which `run` reports.
                     return std::future::pending().await;
                 }
+                let since = Instant::now();
+                let quiet_for = || {
+                    let (pending, settled) = metrics.progress();
+                    let quiet =
+                        settled.map_or(since.elapsed(), |settled| settled.min(since.elapsed()));
+                    if pending == 0 { quiet } else { Duration::ZERO }
+                };
                 tokio::select! {
+                    // Connected anew: what it brings is still to come.
                     _ = broker.changed() => {}
-                    () = sleep(quiet) => {
-                        let (pending, settled) = metrics.progress();
-                        if pending == 0 && settled.is_none_or(|since| since >= quiet) {
-                            return;
+                    () = async {
+                        while quiet_for() < quiet {
+                            sleep(quiet / 10).await;
                         }
-                    }
+                    } => return,
                 }
             }
         }

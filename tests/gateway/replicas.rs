@@ -1,10 +1,13 @@
 //! Several gateways on one broker: a group that shares, one that leaves, one each for a part of the topics.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::{
     harness::{Broker, Gateway, Options, Upstream, eventually},
+    link::Link,
     load::{Api, Seed, Sending, between},
     rig::{LOAD, Rig, WINDOW},
 };
@@ -146,26 +149,33 @@ async fn a_gateway_that_is_drained_leaves_nothing_behind() {
     assert!(next.log().contains("session_present=false"), "{}", next.log());
 }
 
-/// With pauses in between that are no end: what is too much at once comes after another connection.
+/// What is too much at once comes on another connection, and the way there is longer than the quiet that
+/// would be the end.
 #[tokio::test]
 async fn a_drain_takes_a_backlog_in_parts() {
+    const TABLE: &str = "[upstream]\nurl = \"http://hub\"\n[[route]]\nname = \"telemetry\"\n\
+                         on = \"v1/device/{device_id}/telemetry\"\n\
+                         call = \"POST /v1/devices/{device_id}/telemetry\"\n";
     let (broker, api) = (Broker::start().await, Api::start().await);
+    let to_broker = Link::to(broker.port).await;
     let options = || {
         Options::default()
-            .set("BROKER_URL", &broker.url())
-            .set("BROKER_MAX_PENDING_BYTES", "40KiB")
+            .config(TABLE)
+            .set("BROKER_URL", &to_broker.url("mqtt"))
+            .set("BROKER_MAX_PENDING_BYTES", "20KiB")
             .set("UPSTREAM_URL", &format!("http://127.0.0.1:{}/1", api.port))
     };
     let mut gateway = options().spawn().await;
     gateway.ready().await;
     gateway.stop().await;
     let mut device = broker.device("d1").await;
-    for n in 0..200 {
+    for n in 0..40 {
         device.send("telemetry", json!({"n": n, "filler": "x".repeat(1000)})).await;
     }
-    let mut drain = options().set("BROKER_MAX_PENDING", "200").drain("300ms").await;
+    to_broker.delay(Duration::from_millis(300));
+    let mut drain = options().set("BROKER_MAX_PENDING", "40").drain("1s").await;
     assert_eq!(drain.ended().await.code(), Some(0));
-    assert_eq!(api.distinct(), 200);
+    assert_eq!(api.distinct(), 40);
     assert!(drain.log().contains("more than its Receive Maximum"), "{}", drain.log());
 }
 
