@@ -114,18 +114,12 @@ fn route(row: Section<'_>) -> Option<Draft<'_>> {
 
 fn batch(entry: Section<'_>) -> Option<Batch> {
     let call = entry.required("call", endpoint, "missing: the call for many devices");
-    let batch = Batch {
-        max: entry.or("max", "100", number),
-        linger: entry.or("linger", "0s", duration),
-        key: entry
-            .required("key", word, "missing: the member of an entry that carries the device's key")
-            .unwrap_or_default()
-            .into(),
-        error: entry.or("error", "error", word).into(),
-        endpoint: call?,
-    };
+    let key = "missing: the member of an entry that carries the device's key";
+    let key = entry.required("key", word, key);
+    let (max, linger) = (entry.or("max", "100", number), entry.or("linger", "0s", duration));
+    let error = entry.or("error", "error", word).into();
     entry.finish();
-    Some(batch)
+    Some(Batch { endpoint: call?, max, linger, key: key.unwrap_or_default().into(), error })
 }
 
 fn fetch(row: Section<'_>) -> Option<(Fetch, Range<usize>)> {
