@@ -6,7 +6,11 @@
 //! packet identifiers, limits, events. None of it can be trusted there, and all that must go on is
 //! in [`Session`] anyway.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use rumqttc::{
     Outgoing,
@@ -82,6 +86,13 @@ impl Connection {
             Session::new(settings.clone(), subscriptions, weak, metrics.clone(), status.clone());
         let connection = Self { settings, options, session, commands, metrics, status };
         Ok((connection, Publisher { commands: sender }, watcher))
+    }
+
+    /// How many unacknowledged messages the broker delivers at once, now and later: the smaller of
+    /// `max_pending` and the Receive Maximum of its CONNACK. Strictly, that property is the broker's
+    /// limit for our publications; Mosquitto and EMQX announce their own delivery window in it.
+    pub fn receive_window(&self) -> Arc<AtomicUsize> {
+        self.session.receive_window()
     }
 
     /// Stays connected until told to finish, reconnecting whenever it must. `deliver` gets every

@@ -64,6 +64,8 @@ pub(super) struct Session {
     expected: bool,
     /// Largest packet the broker takes, in bytes.
     max_packet: usize,
+    /// See [`super::Connection::receive_window`].
+    receive_window: Arc<AtomicUsize>,
     /// Bytes of messages that are held, wherever they are.
     held: Arc<AtomicUsize>,
     taking: Taking,
@@ -99,6 +101,7 @@ impl Session {
     ) -> Self {
         Self {
             window: Window::new(settings.ack_hold),
+            receive_window: Arc::new(AtomicUsize::new(settings.max_pending.into())),
             outbox: Outbox::new(),
             subscriber: Subscriber::new(subscriptions, settings.share_group.clone(), status),
             settings,
@@ -114,6 +117,10 @@ impl Session {
             taking: Taking::Yes,
             finishing: false,
         }
+    }
+
+    pub(super) fn receive_window(&self) -> Arc<AtomicUsize> {
+        self.receive_window.clone()
     }
 
     /// A connection is being made with this client.
@@ -195,6 +202,8 @@ impl Session {
         self.metrics.connected();
         let properties = connack.properties.as_ref();
         let receive_maximum = properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX);
+        self.receive_window
+            .store(self.settings.max_pending.min(receive_maximum).into(), Ordering::Relaxed);
         self.max_packet =
             properties.and_then(|p| p.max_packet_size).map_or(usize::MAX, |max| max as usize);
         if self.expected && !connack.session_present {
