@@ -171,18 +171,18 @@ impl Exchange {
         route: Option<&Route>,
         captures: &Captures,
     ) {
-        let name = route.map_or(&**NO_ROUTE, |route| &route.name);
+        let name = route.map_or(&*NO_ROUTE, |route| &route.name);
         let (via, identity) = (&self.settings.via, &self.table.identity);
         if let Some(trouble) = outcome.trouble() {
             let device = captures.get(&identity.capture).unwrap_or_default();
             let (reason, attempts) = (outcome.word(), outcome.attempts());
-            tracing::warn!(route = name, ?device, reason, attempts, trouble, "not delivered");
+            tracing::warn!(route = &**name, ?device, reason, attempts, trouble, "not delivered");
         }
         let to = self.destinations(message, name, route, captures);
         if let Some(reply) = outcome.reply(message, &to, name, via) {
             self.publisher.publish(reply).await;
         }
-        if let Some(letter) = outcome.dead_letter(message, &to, &identity.key_property, via) {
+        if let Some(letter) = outcome.dead_letter(message, &to, name, &identity.key_property, via) {
             self.publisher.publish(letter).await;
         }
     }

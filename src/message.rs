@@ -1,6 +1,9 @@
 //! What crosses the MQTT side: messages that came in and publications that go out.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -55,10 +58,33 @@ impl Message {
 /// retained.
 #[derive(Clone)]
 pub struct Publication {
+    /// What it is for.
+    pub purpose: Purpose,
     /// Topic Name.
     pub topic: String,
     /// Application Message.
     pub payload: Bytes,
     /// Its properties.
     pub properties: Properties,
+}
+
+/// What a publication is for, which decides what it means that the broker or nobody takes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// The answer to a message; who does not listen for it does not want it.
+    #[default]
+    Reply,
+    /// News for a device.
+    Push,
+    /// The last copy of a message that could not be delivered.
+    DeadLetter(Box<DeadLetter>),
+}
+
+/// Whose message a dead letter was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The row, or `none`.
+    pub route: Arc<str>,
+    /// Why it could not be delivered, in one word.
+    pub reason: &'static str,
 }

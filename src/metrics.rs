@@ -21,7 +21,7 @@ use prometheus_client::{
         histogram::Histogram,
         info::Info,
     },
-    registry::Registry,
+    registry::{Metric, Registry},
 };
 use tokio::time::Instant;
 
@@ -35,6 +35,7 @@ pub struct Metrics {
     fetches: Family<Outcome, Counter>,
     filter_errors: Family<Route, Counter>,
     publishes_refused: Family<Reason, Counter>,
+    dead_letters: Family<DeadLetter, Counter>,
     upstream_up: Gauge,
     upstream_outages: Counter,
     broker_connected: Gauge,
@@ -83,81 +84,132 @@ struct Reason {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DeadLetter {
+    route: Arc<str>,
+    reason: &'static str,
+    kept: Kept,
+}
+
+/// Whether anybody took a dead letter, as far as the broker tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kept {
+    /// Somebody is subscribed.
+    Yes,
+    /// The broker took it and nobody is subscribed: PUBACK No matching subscribers [MQTT 5.0,
+    /// 3.4.2.1].
+    No,
+    /// The broker refused it.
+    Refused,
+    /// It could not be sent.
+    Dropped,
+}
+
+impl EncodeLabelValue for Kept {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        let word = match self {
+            Self::Yes => "yes",
+            Self::No => "no",
+            Self::Refused => "refused",
+            Self::Dropped => "dropped",
+        };
+        word.encode(encoder)
+    }
+}
+
+/// Puts a metric of its own into the registry; what is returned counts.
+fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// A call lasts from a loopback's fraction of a millisecond to a deadline's half minute.
+fn call_buckets() -> Histogram {
+    Histogram::new([
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    ])
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("gateway");
+        let all = &mut registry;
         let messages = Arc::new(Messages::default());
-        registry.register_collector(Box::new(messages.clone()));
-        registry.register(
-            "build",
-            "The version that runs",
-            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
-        );
-        // A call lasts from a loopback's fraction of a millisecond to a deadline's half minute.
-        let buckets = || {
-            Histogram::new([
-                0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-            ])
-        };
-        let metrics = Self {
+        all.register_collector(Box::new(messages.clone()));
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        all.register("build", "The version that runs", version);
+        let (counter, gauge) = (Counter::default, Gauge::default);
+        Self {
             messages,
-            attempts: Family::default(),
-            call_seconds: Family::new_with_constructor(buckets),
-            fetches: Family::default(),
-            filter_errors: Family::default(),
-            publishes_refused: Family::default(),
-            upstream_up: Gauge::default(),
-            upstream_outages: Counter::default(),
-            broker_connected: Gauge::default(),
-            broker_connects: Counter::default(),
-            redelivered: Counter::default(),
-            overruns: Counter::default(),
-            registry: Registry::default(),
-        };
-        let Self { attempts, call_seconds, fetches, filter_errors, .. } = &metrics;
-        registry.register(
-            "attempts",
-            "HTTP exchanges, by row and by status or failure",
-            attempts.clone(),
-        );
-        registry.register("call_seconds", "Duration of one HTTP exchange", call_seconds.clone());
-        registry.register("fetches", "Fetches that ran, by what came of them", fetches.clone());
-        registry.register(
-            "filter_errors",
-            "jq filters that failed after a call",
-            filter_errors.clone(),
-        );
-        let Self { publishes_refused, broker_connected, broker_connects, redelivered, .. } =
-            &metrics;
-        registry.register(
-            "publishes_refused",
-            "Publications that the broker refused or could not take",
-            publishes_refused.clone(),
-        );
-        registry.register(
-            "broker_connected",
-            "1 while connected to the broker",
-            broker_connected.clone(),
-        );
-        registry.register(
-            "broker_connects",
-            "Connections made to the broker",
-            broker_connects.clone(),
-        );
-        registry.register(
-            "redelivered",
-            "Messages that came again while they were held, and were not handled again",
-            redelivered.clone(),
-        );
-        let Self { upstream_up, upstream_outages, .. } = &metrics;
-        registry.register("upstream_up", "0 while the breaker is open", upstream_up.clone());
-        registry.register("upstream_outages", "Times the breaker opened", upstream_outages.clone());
-        registry.register(
-            "overruns",
-            "Times the broker sent more than max_pending_bytes",
-            metrics.overruns.clone(),
-        );
-        Self { registry, ..metrics }
+            attempts: register(
+                all,
+                "attempts",
+                "HTTP exchanges, by row and by status or failure",
+                Family::default(),
+            ),
+            call_seconds: register(
+                all,
+                "call_seconds",
+                "Duration of one HTTP exchange",
+                Family::new_with_constructor(call_buckets as fn() -> Histogram),
+            ),
+            fetches: register(
+                all,
+                "fetches",
+                "Fetches that ran, by what came of them",
+                Family::default(),
+            ),
+            filter_errors: register(
+                all,
+                "filter_errors",
+                "jq filters that failed after a call",
+                Family::default(),
+            ),
+            publishes_refused: register(
+                all,
+                "publishes_refused",
+                "Publications that the broker refused or could not take",
+                Family::default(),
+            ),
+            dead_letters: register(
+                all,
+                "dead_letters",
+                "Dead letters, by row, reason and whether anybody took them",
+                Family::default(),
+            ),
+            upstream_up: register(all, "upstream_up", "0 while the breaker is open", gauge()),
+            upstream_outages: register(
+                all,
+                "upstream_outages",
+                "Times the breaker opened",
+                counter(),
+            ),
+            broker_connected: register(
+                all,
+                "broker_connected",
+                "1 while connected to the broker",
+                gauge(),
+            ),
+            broker_connects: register(
+                all,
+                "broker_connects",
+                "Connections made to the broker",
+                counter(),
+            ),
+            redelivered: register(
+                all,
+                "redelivered",
+                "Messages that came again while they were held, and were not handled again",
+                counter(),
+            ),
+            overruns: register(
+                all,
+                "overruns",
+                "Times the broker sent more than max_pending_bytes",
+                counter(),
+            ),
+            registry,
+        }
     }
 }
 
@@ -209,6 +261,12 @@ impl Metrics {
     /// A publication did not reach its subscribers.
     pub fn publish_refused(&self, reason: &'static str) {
         self.publishes_refused.get_or_create(&Reason { outcome: reason }).inc();
+    }
+
+    /// A dead letter was taken, or not.
+    pub fn dead_letter(&self, route: &Arc<str>, reason: &'static str, kept: Kept) {
+        let label = DeadLetter { route: route.clone(), reason, kept };
+        self.dead_letters.get_or_create(&label).inc();
     }
 
     /// The upstream is up again, or down.

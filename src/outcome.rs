@@ -1,13 +1,13 @@
 //! How a message can end, and what the world is told about it: one reply, one dead letter at most.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use serde_json::json;
 
 use crate::{
     call::{Answer, Failure, FailureKind},
-    message::{Message, Properties, Publication, VIA},
+    message::{DeadLetter, Message, Properties, Publication, Purpose, VIA},
     refusal::Refusal,
     table::{Ignored, NotTaken},
 };
@@ -161,6 +161,7 @@ impl Outcome {
             ),
         };
         Some(Publication {
+            purpose: Purpose::Reply,
             topic: topic.clone(),
             payload,
             properties: Properties {
@@ -182,6 +183,7 @@ impl Outcome {
         &self,
         message: &Message,
         to: &Destinations,
+        route: &Arc<str>,
         key_property: &str,
         via: &str,
     ) -> Option<Publication> {
@@ -196,7 +198,9 @@ impl Outcome {
         ]);
         let original = message.properties.user.iter();
         user.extend(original.filter(|(name, _)| name != key_property).cloned());
+        let letter = DeadLetter { route: route.clone(), reason: self.word() };
         Some(Publication {
+            purpose: Purpose::DeadLetter(Box::new(letter)),
             topic: topic.clone(),
             payload: message.payload.clone(),
             properties: Properties {

@@ -10,7 +10,7 @@ use crate::{
     fetch::{Condition, Fetch, Push},
     filter::{self, Context, Filter, FilterError, Val},
     fingerprint::fingerprint,
-    message::{Properties, Publication, VIA},
+    message::{Properties, Publication, Purpose, VIA},
     metrics::Metrics,
     mqtt::Publisher,
     route::Route,
@@ -194,6 +194,7 @@ impl Pusher {
     ) -> Publication {
         let response_topic = fetch.response_topic.as_ref();
         Publication {
+            purpose: Purpose::Push,
             topic: topic.to_owned(),
             payload: push.payload,
             properties: Properties {

@@ -2,6 +2,7 @@
 //! Knows nothing of HTTP. All use of `rumqttc` is in here.
 
 mod connection;
+mod fate;
 mod options;
 mod outbox;
 mod packet;

@@ -138,10 +138,11 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::message::Properties;
+    use crate::message::{Properties, Purpose};
 
     fn publication(name: &str) -> Publication {
         Publication {
+            purpose: Purpose::default(),
             topic: name.to_owned(),
             payload: Bytes::from("x"),
             properties: Properties::default(),

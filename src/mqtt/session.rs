@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{
-    Command, Delivery, Held, Receipt, Settings, Status, Subscriptions,
+    Command, Delivery, Held, Receipt, Settings, Status, Subscriptions, fate,
     options::MAX_IN_FLIGHT,
     outbox::{Entry, Outbox},
     packet,
@@ -291,15 +291,8 @@ impl Session {
     }
 
     fn acknowledged(&mut self, packet_id: PacketId, reason: PubAckReason) {
-        let publication = self.outbox.acknowledged(packet_id);
-        if !matches!(reason, PubAckReason::Success | PubAckReason::NoMatchingSubscribers) {
-            let topic = publication.map(|p| p.topic).unwrap_or_default();
-            tracing::warn!(
-                topic,
-                ?reason,
-                "the broker refused a publication; check its access list"
-            );
-            self.metrics.publish_refused("refused");
+        if let Some(publication) = self.outbox.acknowledged(packet_id) {
+            fate::acknowledged(&publication, reason, &self.metrics);
         }
     }
 
@@ -355,12 +348,11 @@ impl Session {
     fn submit(&mut self, client: &AsyncClient, publication: Publication) -> bool {
         let Publication { topic, payload, .. } = &publication;
         let properties = packet::properties(&publication);
-        let (qos, bytes) = (QoS::AtLeastOnce, payload.len());
+        let qos = QoS::AtLeastOnce;
         let packet = Publish::new(topic, qos, payload.clone(), Some(properties.clone()));
         if packet.size() + SIZE_MARGIN > self.max_packet {
             // The library would lose the connection over it, and do so for ever.
-            tracing::warn!(topic, bytes, "publication is larger than the broker takes; dropped");
-            self.metrics.publish_refused("too_large");
+            fate::too_large(&publication, &self.metrics);
             return true;
         }
         let (topic, payload) = (topic.clone(), payload.clone());

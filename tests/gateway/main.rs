@@ -15,6 +15,7 @@ mod wire;
 mod admin;
 mod batch;
 mod connections;
+mod dead_letters;
 mod delivery;
 mod faults;
 mod flow;

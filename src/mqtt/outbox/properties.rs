@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::Config};
 
 use super::*;
-use crate::message::Properties;
+use crate::message::{Properties, Purpose};
 
 const CASES: u32 = 1000;
 
@@ -212,7 +212,12 @@ impl World {
 
 fn publication(item: usize, bytes: usize) -> Publication {
     let payload = Bytes::from(vec![b'x'; bytes]);
-    Publication { topic: item.to_string(), payload, properties: Properties::default() }
+    Publication {
+        purpose: Purpose::default(),
+        topic: item.to_string(),
+        payload,
+        properties: Properties::default(),
+    }
 }
 
 proptest! {
