@@ -101,8 +101,7 @@ async fn a_broker_that_is_killed_is_said_loudly_and_served_again() {
     gateway.logs("the broker has lost the session").await;
     gateway.ready().await;
     sending.sent().await;
-    let held = || async { gateway.metric("gateway_messages_pending", &[]).await };
-    eventually("everything is settled", || async { (held().await == 0).then_some(()) }).await;
+    gateway.settles().await;
     let after = rig.broker.device("after");
     after.await.send("telemetry", json!({"n": 0})).await;
     eventually("the subscriptions are back", || async {

@@ -2,7 +2,7 @@
 //! MQTT, as verbs. A test reads: start, say, expect.
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     fs,
     future::Future,
     net::TcpListener,
@@ -31,22 +31,39 @@ use wiremock::{
 
 use crate::wire::{Packet, Props, Publish, Wire, WireWriter};
 
-/// How long a condition may take to come true on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long nothing may move, on a slow machine, before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How long is waited to see that nothing comes.
 pub const QUIET: Duration = Duration::from_millis(300);
 
-/// Polls until `condition` yields a value.
+/// Polls until `condition` yields a value: for one step, which takes no longer than [`PATIENCE`].
 pub async fn eventually<T, F: Future<Output = Option<T>>>(
     what: &str,
     mut condition: impl FnMut() -> F,
 ) -> T {
-    let began = Instant::now();
+    while_it_moves(what, || {
+        let step = condition();
+        async move { step.await.ok_or(()) }
+    })
+    .await
+}
+
+/// Polls until `condition` yields a value: for many steps. It yields how far things have got until
+/// then, and patience begins anew with every change of that: how fast the machine is decides nothing.
+pub async fn while_it_moves<T, P: PartialEq + fmt::Debug, F: Future<Output = Result<T, P>>>(
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) -> T {
+    let (mut before, mut moved) = (None, Instant::now());
     loop {
-        if let Some(value) = condition().await {
-            return value;
+        let progress = match condition().await {
+            Ok(value) => return value,
+            Err(progress) => Some(progress),
+        };
+        if progress != before {
+            (before, moved) = (progress, Instant::now());
         }
-        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(moved.elapsed() < PATIENCE, "nothing moves: {what}; got to {before:?}");
         sleep(Duration::from_millis(10)).await;
     }
 }
@@ -227,8 +244,9 @@ impl Upstream {
     }
 
     pub async fn arrived(&self, call: &str, count: usize) {
-        eventually(&format!("{count} x {call}"), || async {
-            (self.count(call).await >= count).then_some(())
+        while_it_moves(&format!("{count} x {call}"), || async {
+            let arrived = self.count(call).await;
+            if arrived >= count { Ok(()) } else { Err(arrived) }
         })
         .await;
     }
@@ -385,8 +403,9 @@ impl Gateway {
     }
 
     pub async fn metric_reaches(&self, name: &str, labels: &[&str], value: u64) {
-        eventually(&format!("{name} {labels:?} >= {value}"), || async {
-            (self.metric(name, labels).await >= value).then_some(())
+        while_it_moves(&format!("{name} {labels:?} >= {value}"), || async {
+            let reached = self.metric(name, labels).await;
+            if reached >= value { Ok(()) } else { Err(reached) }
         })
         .await;
     }
@@ -396,6 +415,18 @@ impl Gateway {
     pub async fn metric_is(&self, name: &str, labels: &[&str], value: u64) {
         self.metric_reaches(name, labels, value).await;
         assert_eq!(self.metric(name, labels).await, value, "{name} {labels:?}");
+    }
+
+    /// Waits until every message that came is settled.
+    pub async fn settles(&self) {
+        while_it_moves("everything is settled", || async {
+            let received = self.metric("gateway_messages_received_total", &[]).await;
+            match self.metric("gateway_messages_pending", &[]).await {
+                0 => Ok(()),
+                pending => Err((received, pending)),
+            }
+        })
+        .await;
     }
 
     pub fn log(&self) -> String {

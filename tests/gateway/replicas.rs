@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::{
-    harness::{Broker, Gateway, Options, Upstream, eventually},
+    harness::{Broker, Gateway, Options, Upstream, eventually, while_it_moves},
     link::Link,
     load::{Api, Seed, Sending, between},
     rig::{LOAD, Rig, WINDOW},
@@ -27,11 +27,14 @@ async fn replicas_of_a_group_share_the_messages_and_know_their_own() {
         device.send("config", json!(null)).await;
         assert_eq!(device.next().await.topic, "v1/device/d1/config/update");
     }
-    eventually("every reply came back and was known", || async {
+    while_it_moves("every reply came back and was known", || async {
         let loops = async |gateway: &Gateway| {
             gateway.metric("gateway_messages_settled_total", &["loop"]).await
         };
-        (loops(&first).await + loops(&second).await == 20).then_some(())
+        match loops(&first).await + loops(&second).await {
+            20 => Ok(()),
+            known => Err(known),
+        }
     })
     .await;
     assert_eq!(upstream.count("GET /v1/devices/d1/config").await, 20);
@@ -63,8 +66,11 @@ async fn replicas(count: usize) -> (Rig, Vec<Gateway>) {
 async fn everything_arrives(rig: &Rig, sending: &mut Sending) {
     sending.sent().await;
     let sent = usize::try_from(sending.count()).unwrap();
-    eventually("everything has arrived", || async { (rig.api.distinct() == sent).then_some(()) })
-        .await;
+    while_it_moves("everything has arrived", || async {
+        let arrived = rig.api.distinct();
+        if arrived == sent { Ok(()) } else { Err(arrived) }
+    })
+    .await;
 }
 
 /// The README says so. A broker with which this fails could be promised more.
@@ -230,12 +236,12 @@ async fn replicas_for_parts_of_the_topics_keep_the_order() {
         }
     }
     for site in ["north", "south"] {
-        let mut numbers = eventually("all of a site arrive", || async {
+        let mut numbers = while_it_moves("all of a site arrive", || async {
             let requests = upstream.requests().await;
             let own = requests.iter().filter(|request| request.url.path() == format!("/{site}/d1"));
             let numbers: Vec<_> =
                 own.map(|r| r.body_json::<Value>().unwrap()["n"].as_u64().unwrap()).collect();
-            numbers.contains(&59).then_some(numbers)
+            if numbers.contains(&59) { Ok(numbers) } else { Err(numbers.len()) }
         })
         .await;
         // What was in flight at the kill came twice, in order.

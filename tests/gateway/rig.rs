@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use serde_json::json;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::{
-    harness::{Broker, Gateway, Options, PATIENCE, eventually},
+    harness::{Broker, Gateway, Options, PATIENCE},
     link::Link,
     load::{Api, Load, Sending, Verdict},
 };
@@ -84,17 +84,15 @@ impl Rig {
     pub async fn ends(&mut self, mut gateway: Gateway, mut sending: Sending) -> Verdict {
         sending.sent().await;
         let sent = usize::try_from(sending.count()).unwrap();
-        let all = async {
-            while self.api.distinct() < sent {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let came = timeout(PATIENCE, all).await.is_ok();
-        assert!(came, "something does not come: {:?}", sending.verdict(&self.api));
-        eventually("everything is settled", || async {
-            (gateway.metric("gateway_messages_pending", &[]).await == 0).then_some(())
-        })
-        .await;
+        let began = Instant::now();
+        while self.api.distinct() < sent {
+            let arrivals = self.api.arrivals();
+            let last = arrivals.last().map_or(began, |arrival| arrival.at.max(began));
+            let verdict = || sending.verdict(&self.api);
+            assert!(last.elapsed() < PATIENCE, "something does not come: {:?}", verdict());
+            sleep(Duration::from_millis(10)).await;
+        }
+        gateway.settles().await;
         assert_eq!(gateway.stop().await.code(), Some(0));
         // Whatever the broker still had would come to the next gateway before anything new.
         let next = self.gateway().await;
