@@ -180,6 +180,16 @@ async fn live(gateway: Gateway, done: impl Future<Output = ()>) -> Result<End, S
     let unusable = |error: io::Error| format!("signals cannot be caught: {error}");
     let mut terminate = signal(SignalKind::terminate()).map_err(unusable)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(unusable)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(unusable)?;
+    // It asks many a daemon to read its files again; unheard it would end the process at once.
+    let deaf = async move {
+        while hangup.recv().await.is_some() {
+            tracing::warn!(
+                "SIGHUP is ignored: the configuration is read at start; restart instead"
+            );
+        }
+        std::future::pending::<()>().await;
+    };
     let (told, stop) = tokio::sync::oneshot::channel::<()>();
     let again = async move {
         let mut wait = async || {
@@ -202,6 +212,7 @@ async fn live(gateway: Gateway, done: impl Future<Output = ()>) -> Result<End, S
     };
     let stopped = tokio::select! {
         stopped = gateway.run(shutdown) => stopped,
+        () = deaf => Stopped::Failed,
         () = again => {
             return Err("told to stop a second time; what was unfinished comes back".to_owned());
         }

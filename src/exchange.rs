@@ -176,7 +176,7 @@ impl Exchange {
         if let Some(trouble) = outcome.trouble() {
             let device = captures.get(&identity.capture).unwrap_or_default();
             let (reason, attempts) = (outcome.word(), outcome.attempts());
-            tracing::warn!(route = &**name, ?device, reason, attempts, trouble, "not delivered");
+            tracing::warn!(route = &**name, device, reason, attempts, trouble, "not delivered");
         }
         let to = self.destinations(message, name, route, captures);
         if let Some(reply) = outcome.reply(message, &to, name, via) {

@@ -19,6 +19,7 @@ use crate::{
     metrics::Metrics,
     mqtt::{Connection, ConnectionSetupError, Delivery, Publisher, Status, Subscriptions},
     push::Pusher,
+    telemetry,
     upstream::{ClientError, Upstream},
 };
 
@@ -184,6 +185,7 @@ impl Gateway {
             let routes = explain::table_json(&config.table);
             tokio::spawn(admin::serve(listener, health.clone(), metrics.clone(), routes))
         });
+        let log = tokio::spawn(telemetry::sum_up());
         let lanes = Lanes::new(config.broker.max_pending.into(), {
             let exchange = exchange.clone();
             move |delivery| {
@@ -205,7 +207,10 @@ impl Gateway {
                 return Stopped::Failed;
             }
         }
-        tracing::info!(grace = ?config.grace, "stopping: finishing what is under way");
+        tracing::info!(
+            grace_seconds = config.grace.as_secs_f64(),
+            "stopping: finishing what is under way"
+        );
         health.stop();
         // Begins nothing more, finishes what is under way, publishes and acknowledges it, disconnects.
         // Neither unsubscribes nor ends the session: the broker keeps what comes meanwhile.
@@ -224,6 +229,7 @@ impl Gateway {
         if let Some(admin) = admin {
             admin.abort();
         }
+        log.abort();
         tracing::info!(?stopped, "stopped");
         stopped
     }

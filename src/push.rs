@@ -81,8 +81,8 @@ impl Pusher {
             for value in values.unwrap_or_default() {
                 let kept = self.devices.remember(caller, &value);
                 if kept == Kept::Not {
-                    let (route, device) = (&route.name, &caller.device);
-                    tracing::warn!(%route, %device, "not remembered: no object, or too large");
+                    let (route, device) = (&*route.name, &*caller.device);
+                    tracing::warn!(route, device, "not remembered: no object, or too large");
                 }
                 followed |= kept != Kept::Known;
             }
@@ -106,8 +106,8 @@ impl Pusher {
                 }
                 Err(trouble) => {
                     self.metrics.fetched(&fetch.name, "failed");
-                    let (fetch, device) = (&fetch.name, &caller.device);
-                    tracing::warn!(%fetch, %device, trouble, "nothing pushed");
+                    let (fetch, device) = (&*fetch.name, &*caller.device);
+                    tracing::warn!(fetch, device, trouble, "nothing pushed");
                 }
             }
         }

@@ -1,8 +1,42 @@
-//! Log output: `tracing` to standard error, as text or as JSON lines.
+//! Log output: `tracing` to standard error, as text or as JSON lines. What a line says may come from
+//! a device, so nothing in it can begin another line or act on a terminal; and lines that repeat are
+//! summed up.
 
-use std::io::IsTerminal;
+use std::{
+    fmt::{Debug, Write as _},
+    io::{self, IsTerminal, Write},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use tracing_subscriber::{EnvFilter, fmt};
+use tokio::time::Instant;
+use tracing::{
+    Event, Level, Metadata,
+    field::{Field, Visit},
+    level_filters::LevelFilter,
+};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    field::MakeExt,
+    filter::FilterExt,
+    fmt::{self, format::debug_fn},
+    layer::{Context, Filter, SubscriberExt},
+    registry::Registry,
+    util::SubscriberInitExt,
+};
+
+use crate::{
+    printable,
+    repeats::{Kind, Repeats},
+};
+
+/// How often is looked for lines to sum up.
+const LOOK: Duration = Duration::from_secs(5);
+/// Longest value that tells kinds of lines apart, in bytes.
+const MAX_VALUE: usize = 100;
+/// The words for a level, and the crate whose lines are meant.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+const OWN: &str = env!("CARGO_CRATE_NAME");
 
 /// What the configuration says about logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,28 +52,175 @@ pub struct Settings {
 /// # Errors
 /// A sentence that says what to write.
 pub fn level(text: &str) -> Result<String, String> {
+    let wanted = |why: &str| {
+        Err(format!(
+            "`{text}` is no log level; write `info`, `debug` or directives like `info,hyper=warn`{why}"
+        ))
+    };
     // The library measures a directive without the spaces around it and then cuts the one with them:
     // it takes `info, hyper=warn` for a mistake and panics over some that are not ASCII.
     let directives: Vec<_> = text.split(',').map(str::trim).collect();
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    // The library takes any other word for a target, and everything but that target is silent.
+    let bare = directives.iter().find(|word| !word.contains(['=', '[']) && !is_level(word));
+    if let Some(word) = bare {
+        return wanted(&nearest_level(word));
+    }
     let level = directives.join(",");
-    EnvFilter::try_new(&level).map(|_| level).map_err(|error| {
-        format!("`{text}` is no log level; write `info`, `debug` or directives like `info,hyper=warn`: {error}")
-    })
+    if let Err(error) = EnvFilter::try_new(&level) {
+        return wanted(&format!(": {error}"));
+    }
+    let own = |word: &&str| is_level(word) || word.starts_with(OWN) || word.starts_with('[');
+    if !directives.iter().any(own) {
+        return wanted("; without a level of its own the gateway would say nothing");
+    }
+    Ok(level)
+}
+
+fn nearest_level(word: &str) -> String {
+    let word = word.to_lowercase();
+    let said = match word.as_str() {
+        "verbose" | "all" | "everything" | "finest" => Some("debug"),
+        "notice" | "normal" | "default" => Some("info"),
+        "critical" | "fatal" | "severe" | "alert" | "emerg" => Some("error"),
+        "none" | "quiet" | "silent" | "disabled" | "false" => Some("off"),
+        _ => None,
+    };
+    let begins = LEVELS.iter().find(|level| word.starts_with(**level) || level.starts_with(&word));
+    let like = || {
+        let likeness = |level: &&&str| strsim::jaro_winkler(level, &word);
+        let nearest = LEVELS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+        nearest.filter(|level| likeness(level) > 0.7)
+    };
+    match said.or(begins.copied()).or_else(|| like().copied()) {
+        Some(level) => format!("; do you mean `{level}`?"),
+        None => String::new(),
+    }
 }
 
 /// Sends this process's logs to standard error. Only the first call has an effect.
 pub fn install(settings: &Settings) {
     let filter = EnvFilter::try_new(&settings.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+    let filter = filter.and(Once);
+    let registry = Registry::default();
     // An error means that a subscriber is installed already, by a test for example.
     let _ = if settings.json {
-        builder.json().flatten_event(true).try_init()
+        let layer = fmt::layer().json().flatten_event(true).with_writer(|| Json(io::stderr()));
+        registry.with(layer.with_filter(filter)).try_init()
     } else {
-        builder.try_init()
+        let layer = fmt::layer()
+            .fmt_fields(debug_fn(write_field).delimited(" "))
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal());
+        registry.with(layer.with_filter(filter)).try_init()
     };
+}
+
+/// Writes how many lines were not written, from time to time, for ever.
+pub async fn sum_up() {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let summaries = repeats().summaries(Instant::now());
+        for summary in summaries {
+            let Kind { text, row, reason, .. } = &summary.kind;
+            let more = summary.more;
+            tracing::warn!(target: SUMMARY, of = text, route = row, reason, more, "and more like this");
+        }
+    }
+}
+
+/// The target of lines that sum up others.
+const SUMMARY: &str = concat!(env!("CARGO_CRATE_NAME"), "::repeats");
+
+static REPEATS: LazyLock<Mutex<Repeats>> = LazyLock::new(Mutex::default);
+
+fn repeats() -> MutexGuard<'static, Repeats> {
+    REPEATS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets through what [`Repeats`] admits; what was asked for by `debug` or `trace` comes whole.
+struct Once;
+
+impl<S> Filter<S> for Once {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        let metadata = event.metadata();
+        if *metadata.level() > Level::INFO || metadata.target() == SUMMARY {
+            return true;
+        }
+        let mut kind = Kind { place: metadata.name(), ..Kind::default() };
+        event.record(&mut KindOf(&mut kind));
+        repeats().admit(kind, Instant::now())
+    }
+}
+
+struct KindOf<'k>(&'k mut Kind);
+
+impl KindOf<'_> {
+    fn place(&mut self, field: &Field) -> Option<&mut String> {
+        match field.name() {
+            "message" => Some(&mut self.0.text),
+            "route" | "fetch" | "row" => Some(&mut self.0.row),
+            "reason" => Some(&mut self.0.reason),
+            _ => None,
+        }
+    }
+}
+
+impl Visit for KindOf<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if let Some(place) = self.place(field) {
+            *place = printable::short_line(value, MAX_VALUE);
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if self.place(field).is_some() {
+            self.record_str(field, &format!("{value:?}"));
+        }
+    }
+}
+
+/// A field as text. A value that is a text is quoted and escaped; of any other form, and of the message,
+/// nothing but printable characters is left.
+fn write_field(
+    writer: &mut fmt::format::Writer<'_>,
+    field: &Field,
+    value: &dyn Debug,
+) -> std::fmt::Result {
+    if field.name() != "message" {
+        write!(writer, "{}=", field.name())?;
+    }
+    printable::write_debug(writer, value)
+}
+
+/// Standard error for JSON lines: what JSON itself leaves unescaped in texts and a terminal obeys is
+/// escaped as well. It stands nowhere but in texts.
+struct Json<W>(W);
+
+impl<W: Write> Write for Json<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let mut escaped = String::with_capacity(text.len());
+        for letter in text.chars() {
+            if letter == '\n' || printable::is_printable(letter) {
+                escaped.push(letter);
+            } else {
+                // Writing into a string cannot fail.
+                let _ = write!(escaped, "\\u{:04x}", u32::from(letter));
+            }
+        }
+        // A whole line at once, so that lines of two threads do not mix.
+        self.0.write_all(escaped.as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 #[cfg(test)]
@@ -49,7 +230,44 @@ mod tests {
     #[test]
     fn spaces_around_directives_mean_nothing() {
         assert_eq!(level(" info , hyper=warn"), Ok("info,hyper=warn".to_owned()));
-        assert_eq!(level("x, \u{fc}=debug"), Ok("x,\u{fc}=debug".to_owned()));
+        assert_eq!(level("off, \u{fc}=debug"), Ok("off,\u{fc}=debug".to_owned()));
         assert!(level(" ü=+=9").is_err());
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_silences_nobody() {
+        for (word, nearest) in [
+            ("verbose", "debug"),
+            ("warning", "warn"),
+            ("inf", "info"),
+            ("INFORMATION", "info"),
+            ("err", "error"),
+            ("critical", "error"),
+            ("debgu", "debug"),
+            ("tarce", "trace"),
+            ("none", "off"),
+            ("info,hyper,warning", ""),
+        ] {
+            let mistake = level(word).unwrap_err();
+            let hint = format!("do you mean `{nearest}`?");
+            assert!(nearest.is_empty() || mistake.ends_with(&hint), "{word}: {mistake}");
+        }
+        assert!(level("hyper=debug").unwrap_err().contains("would say nothing"));
+        for right in
+            ["info", "WARN", "off", "warn,mqtt_rest_gateway=debug", "mqtt_rest_gateway=info"]
+        {
+            assert!(level(right).is_ok(), "{right}");
+        }
+    }
+
+    #[test]
+    fn json_stays_json_and_does_nothing_to_a_terminal() {
+        let mut out = Vec::new();
+        let text = "a\u{9b}2J\u{202e}\u{7f}ü";
+        let line = format!("{}\n", serde_json::json!({ "topic": text }));
+        Json(&mut out).write_all(line.as_bytes()).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        assert_eq!(out, "{\"topic\":\"a\\u009b2J\\u202e\\u007fü\"}\n");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&out).unwrap()["topic"], text);
     }
 }

@@ -44,7 +44,7 @@ fn valid_configurations_pass() {
 #[test]
 fn invalid_configurations_report_exactly_their_mistakes() {
     let fixtures = fixtures("invalid");
-    assert_eq!(fixtures.len(), 5);
+    assert!(fixtures.len() > 5, "{}", fixtures.len());
     for (name, text) in fixtures {
         let expected: Vec<&str> =
             text.lines().filter_map(|line| line.strip_prefix("#! ")).collect();

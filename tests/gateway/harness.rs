@@ -212,6 +212,18 @@ impl Upstream {
         mock.with_priority(self.priority()).mount(&self.server).await;
     }
 
+    /// Answers every call that matches so.
+    pub async fn responds_to(
+        &self,
+        what: impl wiremock::Match + 'static,
+        status: u16,
+        body: Value,
+    ) {
+        let response = ResponseTemplate::new(status).set_body_json(body);
+        let mock = Mock::given(what).respond_with(response);
+        mock.with_priority(self.priority()).mount(&self.server).await;
+    }
+
     /// Answers the next `times` calls so.
     pub async fn responds_times(
         &self,
@@ -335,7 +347,9 @@ impl Options {
         let admin = eventually("the admin endpoint", || async {
             let log = log.lock().unwrap();
             let line = log.lines().find(|line| line.contains("admin endpoint"))?;
-            Some(line.split("address=").nth(1)?.split_whitespace().next()?.to_owned())
+            // As text, or as JSON.
+            let address = line.split("address").nth(1)?.trim_start_matches(['=', '"', ':']);
+            Some(address.split([' ', '"']).next()?.to_owned())
         })
         .await;
         Gateway { process, log, admin, _config: config }

@@ -21,6 +21,7 @@ mod faults;
 mod flow;
 mod hostile;
 mod identity;
+mod logs;
 mod outage;
 mod poison;
 mod replicas;
