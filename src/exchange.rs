@@ -19,14 +19,17 @@ use tokio::time::Instant;
 
 use crate::{
     call::{Answer, Call, Failure, FailureKind, Limits, StatusCode},
+    dead_letter::{self, Envelope},
     filter::{self, Context, Val},
     message::Message,
     metrics::Metrics,
     mqtt::{Delivery, Publisher},
     outcome::{Destinations, Outcome},
+    printable,
     push::Pusher,
     refusal::Refusal,
     route::Route,
+    secret::Secret,
     table::{Table, Taken},
     template::Template,
     topic::{self, Captures},
@@ -35,6 +38,9 @@ use crate::{
 
 /// The label of messages that no route takes.
 static NO_ROUTE: LazyLock<Arc<str>> = LazyLock::new(|| "none".into());
+
+/// How much of the API's answer a line of the log has, in bytes.
+const ANSWER_IN_LOG: usize = 200;
 
 /// What the configuration says about exchanges.
 #[derive(Debug, Clone)]
@@ -95,7 +101,8 @@ impl Exchange {
         if matches!(outcome, Outcome::Abandoned) {
             return;
         }
-        self.conclude(&outcome, &message, route, &captures).await;
+        let key = taken.as_ref().ok().map(|taken| &taken.caller.key);
+        self.conclude(&outcome, &message, route, &captures, key).await;
         if let (Ok(taken), Outcome::Delivered(answer)) = (&taken, &outcome) {
             let follow = AssertUnwindSafe(self.pusher.follow(taken, answer));
             if follow.catch_unwind().await.is_err() {
@@ -170,20 +177,33 @@ impl Exchange {
         message: &Message,
         route: Option<&Route>,
         captures: &Captures,
+        key: Option<&Secret>,
     ) {
         let name = route.map_or(&*NO_ROUTE, |route| &route.name);
         let (via, identity) = (&self.settings.via, &self.table.identity);
         if let Some(trouble) = outcome.trouble() {
             let device = captures.get(&identity.capture).unwrap_or_default();
             let (reason, attempts) = (outcome.word(), outcome.attempts());
-            tracing::warn!(route = &**name, device, reason, attempts, trouble, "not delivered");
+            let answer = dead_letter::answer(outcome, message, &identity.key_property, key);
+            let answer = answer.map(|answer| printable::short_line(&answer, ANSWER_IN_LOG));
+            tracing::warn!(
+                route = &**name,
+                device,
+                reason,
+                attempts,
+                trouble,
+                answer,
+                "not delivered"
+            );
         }
         let to = self.destinations(message, name, route, captures);
         if let Some(reply) = outcome.reply(message, &to, name, via) {
             self.publisher.publish(reply).await;
         }
-        if let Some(letter) = outcome.dead_letter(message, &to, name, &identity.key_property, via) {
-            self.publisher.publish(letter).await;
+        if let Some(topic) = to.dead_letter.as_ref().filter(|_| outcome.is_dead_letter()) {
+            let key_property = &identity.key_property;
+            let envelope = Envelope { topic, route: name, key_property, key, via };
+            self.publisher.publish(dead_letter::dead_letter(outcome, message, &envelope)).await;
         }
     }
 

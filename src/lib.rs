@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod call;
 pub mod cli;
 pub mod config;
+pub mod dead_letter;
 pub mod devices;
 pub mod exchange;
 pub mod explain;

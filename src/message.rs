@@ -68,6 +68,21 @@ pub struct Publication {
     pub properties: Properties,
 }
 
+impl Publication {
+    /// The same in short, for a broker that takes no packet as large: of a dead letter what it says is
+    /// worth more than nothing. Every other publication is whole or not at all.
+    pub fn shorter(&self) -> Option<Self> {
+        let left_out =
+            format!("left out: {} bytes are more than the broker takes", self.payload.len());
+        let is_letter = matches!(self.purpose, Purpose::DeadLetter(_));
+        (is_letter && !self.payload.is_empty()).then(|| {
+            let mut shorter = Self { payload: Bytes::new(), ..self.clone() };
+            shorter.properties.user.insert(0, ("payload".to_owned(), left_out));
+            shorter
+        })
+    }
+}
+
 /// What a publication is for, which decides what it means that the broker or nobody takes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Purpose {

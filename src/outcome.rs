@@ -1,13 +1,11 @@
 //! How a message can end, and what the world is told about it: one reply, one dead letter at most.
 
-use std::{sync::Arc, time::SystemTime};
-
 use bytes::Bytes;
 use serde_json::json;
 
 use crate::{
     call::{Answer, Failure, FailureKind},
-    message::{DeadLetter, Message, Properties, Publication, Purpose, VIA},
+    message::{Message, Properties, Publication, Purpose, VIA},
     refusal::Refusal,
     table::{Ignored, NotTaken},
 };
@@ -126,6 +124,14 @@ impl Outcome {
         !matches!(self, Self::Delivered(_) | Self::Ignored(_) | Self::Unknown | Self::Abandoned)
     }
 
+    /// What the upstream said at last, if the outcome is its word.
+    pub fn answer(&self) -> Option<&Answer> {
+        match self {
+            Self::Delivered(answer) | Self::Rejected(answer) => Some(answer),
+            _ => None,
+        }
+    }
+
     /// Attempts made upstream.
     pub fn attempts(&self) -> u32 {
         match self {
@@ -177,40 +183,6 @@ impl Outcome {
         })
     }
 
-    /// The dead letter: the original payload, why it is here, and its own user properties except
-    /// the key.
-    pub fn dead_letter(
-        &self,
-        message: &Message,
-        to: &Destinations,
-        route: &Arc<str>,
-        key_property: &str,
-        via: &str,
-    ) -> Option<Publication> {
-        let topic = to.dead_letter.as_ref().filter(|_| self.is_dead_letter())?;
-        let mut user = properties([
-            ("topic", message.topic.escape_debug().to_string()),
-            ("reason", self.word().to_owned()),
-            ("status", self.status().to_string()),
-            ("attempts", self.attempts().to_string()),
-            ("received_at", timestamp(message.received_at)),
-            (VIA, via.to_owned()),
-        ]);
-        let original = message.properties.user.iter();
-        user.extend(original.filter(|(name, _)| name != key_property).cloned());
-        let letter = DeadLetter { route: route.clone(), reason: self.word() };
-        Some(Publication {
-            purpose: Purpose::DeadLetter(Box::new(letter)),
-            topic: topic.clone(),
-            payload: message.payload.clone(),
-            properties: Properties {
-                user,
-                content_type: message.properties.content_type.clone(),
-                ..Properties::default()
-            },
-        })
-    }
-
     fn error_body(&self) -> Bytes {
         let error = self.trouble().unwrap_or_default();
         json!({ "error": error, "code": self.word() }).to_string().into()
@@ -219,9 +191,4 @@ impl Outcome {
 
 fn properties<const N: usize>(pairs: [(&str, String); N]) -> Vec<(String, String)> {
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-/// RFC 3339 in UTC with milliseconds.
-fn timestamp(at: SystemTime) -> String {
-    humantime::format_rfc3339_millis(at).to_string()
 }

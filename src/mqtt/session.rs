@@ -352,8 +352,11 @@ impl Session {
         let packet = Publish::new(topic, qos, payload.clone(), Some(properties.clone()));
         if packet.size() + SIZE_MARGIN > self.max_packet {
             // The library would lose the connection over it, and do so for ever.
-            fate::too_large(&publication, &self.metrics);
-            return true;
+            let Some(shorter) = publication.shorter() else {
+                fate::too_large(&publication, &self.metrics);
+                return true;
+            };
+            return self.submit(client, shorter);
         }
         let (topic, payload) = (topic.clone(), payload.clone());
         let taken = client.try_publish_with_properties(topic, qos, false, payload, properties);

@@ -1,0 +1,291 @@
+//! The dead letter: the last copy of a message that could not be delivered, and why. What the gateway
+//! says in it cannot be forged by the device, and no key gets into it, under whatever name it came.
+
+use std::{borrow::Cow, sync::Arc};
+
+use crate::{
+    message::{DeadLetter, Message, Properties, Publication, Purpose, VIA},
+    outcome::Outcome,
+    printable,
+    secret::Secret,
+};
+
+/// Properties of the gateway's own. The device's, if they are called so, stand behind [`DEVICE`].
+const OWN: [&str; 10] = [
+    "topic",
+    "reason",
+    "status",
+    "attempts",
+    "received_at",
+    "answer",
+    "route",
+    "payload",
+    "left_out",
+    VIA,
+];
+/// What a property of the device's is renamed with when its name is one of the gateway's.
+const DEVICE: &str = "device.";
+/// Words in names of properties whose values are nobody's business.
+const SECRET_WORDS: [&str; 5] = ["authorization", "password", "secret", "token", "apikey"];
+/// Longest topic and words of the API in a letter, in bytes.
+const MAX_TOPIC: usize = 1024;
+const MAX_ANSWER: usize = 1024;
+/// How many of the device's properties are taken over, and how many bytes of names and values.
+const MAX_PROPERTIES: usize = 32;
+const MAX_PROPERTY_BYTES: usize = 8 * 1024;
+
+/// Where a letter goes, and what must not stand in it.
+#[derive(Debug)]
+pub struct Envelope<'e> {
+    /// The dead-letter topic.
+    pub topic: &'e str,
+    /// The row, or `none`.
+    pub route: &'e Arc<str>,
+    /// The user property that carries the device's key.
+    pub key_property: &'e str,
+    /// The key of the call, if one was found.
+    pub key: Option<&'e Secret>,
+    /// The gateway's client identifier.
+    pub via: &'e str,
+}
+
+/// The letter: the payload as it came, the gateway's properties first, then the device's own.
+pub fn dead_letter(outcome: &Outcome, message: &Message, envelope: &Envelope<'_>) -> Publication {
+    let Envelope { topic, route, key_property, key, via } = envelope;
+    let keys = Keys::new(message, key_property, *key);
+    let received_at = humantime::format_rfc3339_millis(message.received_at);
+    let mut user = Vec::new();
+    let mut say = |name: &str, value: String| user.push((name.to_owned(), value));
+    say("topic", printable::short_line(&message.topic, MAX_TOPIC));
+    say("reason", outcome.word().to_owned());
+    say("status", outcome.status().to_string());
+    say("attempts", outcome.attempts().to_string());
+    say("received_at", received_at.to_string());
+    if let Some(words) = words(outcome, &keys) {
+        say("answer", words);
+    }
+    say(VIA, (*via).to_owned());
+    let (own, left_out) = keys.properties_of(message);
+    user.extend(own);
+    if left_out > 0 {
+        user.push(("left_out".to_owned(), format!("{left_out} properties")));
+    }
+    let content_type = message.properties.content_type.as_deref();
+    let letter = DeadLetter { route: (*route).clone(), reason: outcome.word() };
+    Publication {
+        purpose: Purpose::DeadLetter(Box::new(letter)),
+        topic: (*topic).to_owned(),
+        payload: message.payload.clone(),
+        properties: Properties {
+            user,
+            content_type: content_type.map(|text| printable::short_line(text, 256)),
+            ..Properties::default()
+        },
+    }
+}
+
+/// The API's first words, on one line, without the key; `None` if it said nothing.
+pub fn answer(
+    outcome: &Outcome,
+    message: &Message,
+    key_property: &str,
+    key: Option<&Secret>,
+) -> Option<String> {
+    words(outcome, &Keys::new(message, key_property, key))
+}
+
+fn words(outcome: &Outcome, keys: &Keys<'_>) -> Option<String> {
+    let body = outcome.answer().map(|answer| &answer.body).filter(|body| !body.is_empty())?;
+    // Cut after masking: half a key would not be found.
+    let window = body.get(..body.len().min(MAX_ANSWER + 2 * MAX_PROPERTY_BYTES)).unwrap_or(body);
+    Some(printable::short_line(&keys.mask(&String::from_utf8_lossy(window)), MAX_ANSWER))
+}
+
+/// What is a key in this message.
+struct Keys<'k> {
+    name: String,
+    values: Vec<&'k str>,
+}
+
+impl<'k> Keys<'k> {
+    fn new(message: &'k Message, property: &str, key: Option<&'k Secret>) -> Self {
+        let values = message.user_property(property).chain(key.map(Secret::expose));
+        let values = values.filter(|value| !value.is_empty()).collect();
+        Self { name: plain(property), values }
+    }
+
+    /// The device's properties that a letter takes over, and how many it does not for their number
+    /// or size.
+    fn properties_of(&self, message: &Message) -> (Vec<(String, String)>, usize) {
+        let (mut taken, mut bytes, mut left_out) = (Vec::new(), 0, 0);
+        for (name, value) in &message.properties.user {
+            // First of all: each name is compared with the key's, which takes time by its length.
+            let size = name.len() + value.len();
+            if taken.len() == MAX_PROPERTIES || bytes + size > MAX_PROPERTY_BYTES {
+                left_out += 1;
+                continue;
+            }
+            bytes += size;
+            if !self.is_key(name, value) {
+                let name = printable::line(name);
+                let own = OWN.iter().any(|own| own.eq_ignore_ascii_case(name.trim()));
+                let name = if own { format!("{DEVICE}{name}") } else { name };
+                taken.push((name, printable::line(value)));
+            }
+        }
+        (taken, left_out)
+    }
+
+    /// Whether it is the key, or is called nearly as the key is.
+    fn is_key(&self, name: &str, value: &str) -> bool {
+        let name = plain(name);
+        let slips = if self.name.len() < 6 { 1 } else { 2 };
+        self.mask(value) != value
+            || !self.name.is_empty() && name.contains(&self.name)
+            || strsim::damerau_levenshtein(&name, &self.name) <= slips
+            || SECRET_WORDS.iter().any(|word| name.contains(word))
+    }
+
+    fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let mut text = Cow::Borrowed(text);
+        for key in &self.values {
+            let as_json = serde_json::Value::from(*key).to_string();
+            for form in [*key, as_json.trim_matches('"')] {
+                // A key of a letter or two is found in any text.
+                let found = if form.len() < 4 { *text == *form } else { text.contains(form) };
+                if found {
+                    text = text.replace(form, "<redacted>").into();
+                }
+            }
+        }
+        text
+    }
+}
+
+/// A name without case and punctuation.
+fn plain(name: &str) -> String {
+    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use bytes::Bytes;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{
+        call::{Answer, StatusCode},
+        refusal::Refusal,
+    };
+
+    fn letter(user: &[(&str, &str)], outcome: &Outcome) -> Publication {
+        let user = user.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let message = Message {
+            topic: "a/d1/b".to_owned(),
+            payload: Bytes::from("x"),
+            properties: Properties { user: user.collect(), ..Properties::default() },
+            received_at: SystemTime::UNIX_EPOCH,
+            arrived: Instant::now(),
+        };
+        let (route, key) = ("t".into(), Secret::new("remembered-key"));
+        dead_letter(
+            outcome,
+            &message,
+            &Envelope {
+                topic: "dead/t",
+                route: &route,
+                key_property: "access_key",
+                key: Some(&key),
+                via: "gateway",
+            },
+        )
+    }
+
+    fn value<'l>(letter: &'l Publication, name: &str) -> Vec<&'l str> {
+        let user = letter.properties.user.iter().filter(|(n, _)| n == name);
+        user.map(|(_, value)| value.as_str()).collect()
+    }
+
+    fn refused() -> Outcome {
+        Outcome::Refused(Refusal::NoRoute)
+    }
+
+    #[test]
+    fn a_device_cannot_speak_for_the_gateway() {
+        let forged = OWN.map(|name| (name, "forged"));
+        let letter = letter(&[&forged[..], &[("Topic", "forged")]].concat(), &refused());
+        assert_eq!(value(&letter, "topic"), ["a/d1/b"]);
+        assert_eq!(value(&letter, "reason"), ["no_route"]);
+        for (name, value) in &letter.properties.user {
+            let own = OWN.iter().any(|own| own.eq_ignore_ascii_case(name));
+            assert!(!own || value != "forged", "{name}");
+        }
+        assert_eq!(value(&letter, "device.topic"), ["forged"], "it is not lost");
+    }
+
+    #[test]
+    fn no_key_comes_in_under_another_name() {
+        for name in [
+            "access_key",
+            "Access_Key",
+            "accesskey",
+            "access-key",
+            "acces_key",
+            "access key",
+            "acess_kye",
+            "x-access-key",
+            "my_access_key",
+            "ACCESS.KEY",
+            "Authorization",
+            "api-key",
+            "device_token",
+        ] {
+            let letter = letter(&[(name, "hidden-value"), ("kept", "yes")], &refused());
+            let all = format!("{:?}", letter.properties);
+            assert!(!all.contains("hidden-value"), "{name}: {all}");
+            assert_eq!(value(&letter, "kept"), ["yes"]);
+        }
+        // Nor under a name that says nothing.
+        let user = [
+            ("access_key", "open-sesame"),
+            ("note", "Bearer open-sesame"),
+            ("n", "remembered-key"),
+        ];
+        let all = format!("{:?}", letter(&user, &refused()).properties);
+        assert!(!all.contains("sesame") && !all.contains("remembered"), "{all}");
+        for name in ["device_id", "model", "key", "success"] {
+            assert_eq!(value(&letter(&[(name, "v")], &refused()), name), ["v"]);
+        }
+    }
+
+    #[test]
+    fn it_stays_small_and_printable_whatever_the_device_sends() {
+        let long = "n".repeat(60_000);
+        let many: Vec<_> = (0..1000).map(|_| ("a\u{1b}", "b\n")).collect();
+        let letter = letter(&[&[(long.as_str(), "v")], &many[..]].concat(), &refused());
+        let user = &letter.properties.user;
+        assert!(user.len() <= MAX_PROPERTIES + OWN.len(), "{}", user.len());
+        assert_eq!(value(&letter, "left_out"), ["969 properties"]);
+        let bytes: usize = user.iter().map(|(name, value)| name.len() + value.len()).sum();
+        assert!(bytes < 2 * MAX_PROPERTY_BYTES);
+        assert!(user.iter().all(|(n, v)| n.chars().chain(v.chars()).all(printable::is_printable)));
+    }
+
+    #[test]
+    fn it_has_the_first_words_of_the_api_without_the_key() {
+        let body = format!("{{\"no\":\"open-sesame\",\n{}", "x".repeat(100_000));
+        let outcome = Outcome::Rejected(Answer {
+            status: StatusCode::UNPROCESSABLE_ENTITY,
+            content_type: None,
+            body: body.into(),
+            retry_after: None,
+            attempts: 1,
+        });
+        let letter = letter(&[("access_key", "open-sesame")], &outcome);
+        let answer = value(&letter, "answer")[0];
+        assert!(answer.starts_with("{\"no\":\"<redacted>\",\\nxxx"), "{answer}");
+        assert!(answer.len() <= MAX_ANSWER + '…'.len_utf8());
+    }
+}
