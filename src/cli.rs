@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    explain,
+    descriptors, explain,
     gateway::{Gateway, Stopped},
     message::{Message, Properties},
     mqtt, telemetry, upstream,
@@ -162,6 +162,9 @@ fn start(config: &Config) {
         version = env!("CARGO_PKG_VERSION"), broker = %config.broker.address,
         upstream = %config.upstream.url, routes = config.table.routes.len(), "starting"
     );
+    if let Some(warning) = descriptors::warning(config.upstream.max_in_flight) {
+        tracing::warn!("{warning}");
+    }
 }
 
 /// Why a gateway ended well.

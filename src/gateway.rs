@@ -4,12 +4,12 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
-    sync::watch,
+    sync::{Mutex, watch},
     time::{Instant, sleep, timeout},
 };
 
 use crate::{
-    admin,
+    admin::{self, Pages},
     config::Config,
     devices::Devices,
     exchange::Exchange,
@@ -182,8 +182,13 @@ impl Gateway {
             connection, publisher, exchange, upstream, health, metrics, admin, config, ..
         } = self;
         let admin = admin.map(|listener| {
-            let routes = explain::table_json(&config.table);
-            tokio::spawn(admin::serve(listener, health.clone(), metrics.clone(), routes))
+            let pages = Pages {
+                health: health.clone(),
+                metrics: metrics.clone(),
+                routes: explain::table_json(&config.table),
+                next_scrape: Mutex::new(Instant::now()),
+            };
+            tokio::spawn(admin::serve(listener, Arc::new(pages)))
         });
         let log = tokio::spawn(telemetry::sum_up());
         let lanes = Lanes::new(config.broker.max_pending.into(), {

@@ -9,6 +9,7 @@ pub mod call;
 pub mod cli;
 pub mod config;
 pub mod dead_letter;
+pub mod descriptors;
 pub mod devices;
 pub mod exchange;
 pub mod explain;

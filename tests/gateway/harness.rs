@@ -277,6 +277,8 @@ pub struct Gateway {
 pub struct Options {
     env: Vec<(String, String)>,
     config: Option<String>,
+    /// What `ulimit` is told before.
+    limit: Option<String>,
 }
 
 impl Options {
@@ -289,6 +291,18 @@ impl Options {
     /// A configuration of its own instead of the shipped one.
     pub fn config(mut self, text: &str) -> Self {
         self.config = Some(text.to_owned());
+        self
+    }
+
+    /// So many file descriptors and no more.
+    pub fn descriptors(mut self, count: u32) -> Self {
+        self.limit = Some(format!("-n {count}"));
+        self
+    }
+
+    /// So many, and as many as the system allows for the asking.
+    pub fn soft_descriptors(mut self, count: u32) -> Self {
+        self.limit = Some(format!("-S -n {count}"));
         self
     }
 
@@ -311,7 +325,15 @@ impl Options {
     }
 
     async fn spawn_command(self, arguments: &[&str]) -> Gateway {
-        let mut command = program();
+        let mut command = match &self.limit {
+            None => program(),
+            Some(limit) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")]);
+                shell.arg(program().as_std().get_program());
+                shell
+            }
+        };
         command.args(arguments);
         let config = self.config.map(|text| {
             let dir = tempfile::tempdir().unwrap();
@@ -470,6 +492,25 @@ impl Gateway {
 
     pub async fn kill(&mut self) {
         self.process.kill().await.unwrap();
+    }
+
+    /// Where the admin endpoint listens.
+    pub fn admin(&self) -> &str {
+        &self.admin
+    }
+
+    /// How many files it has open.
+    pub fn open_files(&self) -> usize {
+        let pid = self.process.id().expect("the process runs");
+        fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+    }
+
+    /// How many it may have open.
+    pub fn descriptors(&self) -> u64 {
+        let pid = self.process.id().expect("the process runs");
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        line.split_whitespace().nth(3).unwrap().parse().unwrap()
     }
 
     /// The most memory that the process has had resident so far, in bytes.

@@ -17,6 +17,7 @@ mod batch;
 mod connections;
 mod dead_letters;
 mod delivery;
+mod doors;
 mod faults;
 mod flow;
 mod hostile;
