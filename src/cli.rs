@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    descriptors, explain,
+    explain,
     gateway::{Gateway, Stopped},
     message::{Message, Properties},
     mqtt, telemetry, upstream,
@@ -32,7 +32,7 @@ const BAD_CONFIGURATION: u8 = 78;
 #[command(version, about)]
 pub struct Cli {
     /// Configuration file; without it the compiled-in config.toml is in force.
-    #[arg(long, global = true, env = "GATEWAY_CONFIG", value_name = "FILE")]
+    #[arg(long, global = true, env = "GATEWAY_CONFIG", value_name = "FILE", value_parser = file)]
     config: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
@@ -80,6 +80,12 @@ struct Explain {
     response_topic: Option<String>,
 }
 
+/// A file's name. None at all is an empty one, as an environment may have it.
+#[expect(clippy::unnecessary_wraps, reason = "the form that the library asks for")]
+fn file(text: &str) -> Result<PathBuf, String> {
+    Ok(text.into())
+}
+
 fn property(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').ok_or("write NAME=VALUE")?;
     Ok((pair.0.to_owned(), pair.1.to_owned()))
@@ -88,7 +94,8 @@ fn property(text: &str) -> Result<(String, String), String> {
 /// Runs the command line to its end.
 pub fn main(cli: Cli) -> ExitCode {
     let env: BTreeMap<String, String> = std::env::vars().collect();
-    let config = match Config::load(cli.config.as_deref(), &env) {
+    let file = cli.config.as_deref().filter(|file| !file.as_os_str().is_empty());
+    let config = match Config::load(file, &env) {
         Ok(config) => config,
         Err(error) => {
             // Not prefixed: every line already names the file.
@@ -108,9 +115,7 @@ pub fn main(cli: Cli) -> ExitCode {
     let result = match cli.command.unwrap_or(Command::Run) {
         Command::Run => runtime.block_on(run(config)),
         Command::Drain { quiet } => runtime.block_on(drain(config, quiet)),
-        Command::Check { connect } => {
-            runtime.block_on(check(&config, cli.config.as_deref(), connect))
-        }
+        Command::Check { connect } => runtime.block_on(check(&config, file, connect)),
         Command::Routes { json } => print(&if json {
             explain::table_json(&config.table)
         } else {
@@ -162,7 +167,7 @@ fn start(config: &Config) {
         version = env!("CARGO_PKG_VERSION"), broker = %config.broker.address,
         upstream = %config.upstream.url, routes = config.table.routes.len(), "starting"
     );
-    if let Some(warning) = descriptors::warning(config.upstream.max_in_flight) {
+    for warning in config.warnings() {
         tracing::warn!("{warning}");
     }
 }
@@ -236,6 +241,9 @@ async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<()
         table.routes.len(),
         table.fetches.len()
     ))?;
+    for warning in config.warnings() {
+        print(&format!("warning: {warning}"))?;
+    }
     if !connect {
         return Ok(());
     }

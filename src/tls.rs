@@ -1,10 +1,18 @@
 //! TLS as a client: one configuration type for the broker and for the upstream.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    error::Error,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    AlertDescription, CertificateError, ClientConfig, RootCertStore,
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
 };
 
 /// Certificate files as the configuration names them. Files are read when a connection is set up.
@@ -29,7 +37,10 @@ pub enum TlsError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The certificate and key do not work together, or no protocol version is left.
+    /// The certificate and the key do not belong together.
+    #[error("this is not the key of `cert_file`: {0}")]
+    Pair(rustls::Error),
+    /// The cryptography is not usable.
     #[error("TLS cannot be set up: {0}")]
     Rustls(#[from] rustls::Error),
     /// The system trusts nobody and no `ca_file` is given.
@@ -46,7 +57,7 @@ impl Settings {
         let mut roots = RootCertStore::empty();
         if let Some(file) = &self.ca_file {
             for certificate in certificates(file)? {
-                roots.add(certificate)?;
+                roots.add(certificate).map_err(|error| unusable(file, error.to_string()))?;
             }
         } else {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -82,24 +93,105 @@ impl Settings {
             .with_root_certificates(roots);
         Ok(match (&self.cert_file, &self.key_file) {
             (Some(certificate), Some(key)) => {
-                let key = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsError::File {
-                    file: key.clone(),
-                    reason: error.to_string(),
-                })?;
-                builder.with_client_auth_cert(certificates(certificate)?, key)?
+                let (certificates, key) = (certificates(certificate)?, private_key(key)?);
+                builder.with_client_auth_cert(certificates, key).map_err(TlsError::Pair)?
             }
             _ => builder.with_no_client_auth(),
         })
     }
 }
 
-fn certificates(file: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let unusable = |reason: String| TlsError::File { file: file.clone(), reason };
+fn unusable(file: &Path, reason: impl Into<String>) -> TlsError {
+    TlsError::File { file: file.to_owned(), reason: reason.into() }
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates = CertificateDer::pem_file_iter(file)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unusable(error.to_string()))?;
+        .map_err(|error| unusable(file, error.to_string()))?;
     if certificates.is_empty() {
-        return Err(unusable("no certificate in this file".to_owned()));
+        return Err(unusable(file, "no certificate in this file; PEM is wanted"));
     }
     Ok(certificates)
+}
+
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let text = fs::read(file).map_err(|error| unusable(file, error.to_string()))?;
+    PrivateKeyDer::from_pem_slice(&text).map_err(|error| {
+        // The library passes over what it cannot use and finds nothing.
+        let text = String::from_utf8_lossy(&text);
+        if text.contains("ENCRYPTED") {
+            unusable(
+                file,
+                "the key is encrypted and nobody is there to be asked; write it out with \
+                            `openssl pkey -in <file> -out <file>`",
+            )
+        } else if matches!(error, pem::Error::NoItemsFound) {
+            unusable(file, "no private key in this file; PEM is wanted")
+        } else {
+            unusable(file, error.to_string())
+        }
+    })
+}
+
+/// What to do about a connection that failed on a certificate, as the end of a sentence; empty if it did
+/// not.
+pub fn remedy(error: &(dyn Error + 'static)) -> &'static str {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let rustls = error.downcast_ref::<rustls::Error>();
+        match rustls {
+            Some(rustls::Error::InvalidCertificate(reason)) => return certificate_remedy(reason),
+            Some(rustls::Error::AlertReceived(
+                AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure,
+            )) => return "; it may want a certificate of ours: set `cert_file` and `key_file`",
+            Some(rustls::Error::InvalidMessage(_)) => {
+                return "; this is not TLS: is the port one for plain connections?";
+            }
+            Some(_) => return "",
+            None => {
+                // An I/O error keeps what it was made of to itself.
+                let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+                cause = inner.map(|inner| inner as &dyn Error).or_else(|| error.source());
+            }
+        }
+    }
+    ""
+}
+
+fn certificate_remedy(reason: &CertificateError) -> &'static str {
+    match reason {
+        CertificateError::UnknownIssuer => {
+            "; whoever signed it is not trusted here: set `ca_file` to that authority's certificate"
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "; it has to be renewed there, or the clock here is wrong"
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "; the clock here or there is wrong"
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "; write the url with a name that stands in it"
+        }
+        // The library has no variant of its own for it.
+        CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+            "; this certificate is an authority, as `openssl req -x509` makes it: make a server \
+             certificate with `basicConstraints=CA:FALSE`"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remedy_is_found_however_deep_the_cause_lies() {
+        let cause = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let wrapped = io::Error::other(io::Error::other(cause.clone()));
+        assert!(remedy(&wrapped).contains("ca_file"));
+        assert!(remedy(&cause).contains("ca_file"));
+        assert_eq!(remedy(&io::Error::other("else")), "");
+    }
 }

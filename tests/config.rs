@@ -86,12 +86,7 @@ fn every_scalar_can_be_set_by_the_environment() {
     for key in keys {
         // A list is a legal value of no key, and the mistake names the variable that holds it.
         let found = mistakes(SHIPPED, &env([(key.as_str(), "[\u{1}=,")]));
-        let free_text = ["CLIENT_ID", "PROPERTY", "KEY_PREFIX", "SHARE_GROUP", "ERRORS", "_TOPIC"];
-        if free_text.iter().any(|free| key.contains(free)) {
-            assert!(found.is_empty(), "{key} is known: {found:?}");
-        } else {
-            assert!(found.len() == 1 && found[0].starts_with(&key), "{key}: {found:?}");
-        }
+        assert!(found.len() == 1 && found[0].starts_with(&key), "{key}: {found:?}");
     }
     let config = Config::parse(SHIPPED, &env([("GATEWAY_BROKER_CLIENT_ID", "other")])).unwrap();
     assert_eq!(&*config.broker.client_id, "other");
@@ -122,4 +117,104 @@ fn secrets_come_from_files_and_are_not_shown() {
     let both = env([("GATEWAY_BROKER_PASSWORD_FILE", file), ("GATEWAY_BROKER_PASSWORD", "s3cret")]);
     let found = mistakes(SHIPPED, &both);
     assert!(found.len() == 1 && found[0].contains("exclude each other"), "{found:?}");
+}
+
+#[test]
+fn what_kubernetes_sets_for_a_service_of_our_name_is_no_mistake() {
+    let links = env([
+        ("GATEWAY_PORT", "tcp://10.0.0.7:80"),
+        ("GATEWAY_SERVICE_HOST", "10.0.0.7"),
+        ("GATEWAY_SERVICE_PORT", "80"),
+        ("GATEWAY_SERVICE_PORT_HTTP", "80"),
+        ("GATEWAY_PORT_80_TCP", "tcp://10.0.0.7:80"),
+        ("GATEWAY_PORT_80_TCP_PROTO", "tcp"),
+        ("GATEWAY_PORT_80_TCP_ADDR", "10.0.0.7"),
+        ("GATEWAY_BROKER_PORT", "tcp://10.0.0.8:1883"),
+        ("GATEWAY_BROKER_PORT_1883_TCP_PORT", "1883"),
+    ]);
+    let config = Config::parse(SHIPPED, &links).unwrap();
+    assert_eq!(config.service_links.len(), links.len());
+    assert!(config.warnings().iter().any(|w| w.contains("enableServiceLinks")));
+    for (name, value) in
+        [("GATEWAY_BROKER_PORT", "1883"), ("GATEWAY_PORT", "80"), ("GATEWAY_PORT_X_TCP", "tcp")]
+    {
+        assert_eq!(mistakes(SHIPPED, &env([(name, value)])).len(), 1, "{name}");
+    }
+}
+
+#[test]
+fn what_travels_in_clear_text_is_said_and_what_stays_here_is_not() {
+    let about = |key: &str, value: &str| {
+        let config = Config::parse(SHIPPED, &env([(key, value)])).unwrap();
+        let warnings = config.warnings().into_iter().filter(|w| w.contains("clear text"));
+        warnings.count()
+    };
+    for (url, said) in [
+        ("mqtt://127.0.0.1", 0),
+        ("mqtt://localhost:1883", 0),
+        ("ws://[::1]/mqtt", 0),
+        ("mqtts://broker.plant", 0),
+        ("mqtt://broker.plant", 1),
+        ("ws://10.0.0.1/mqtt", 1),
+    ] {
+        assert_eq!(about("GATEWAY_BROKER_URL", url), said, "{url}");
+    }
+    assert_eq!(about("GATEWAY_UPSTREAM_URL", "http://127.0.0.1:8080"), 0);
+    assert_eq!(about("GATEWAY_UPSTREAM_URL", "http://api.plant"), 1);
+    let shipped = Config::parse(SHIPPED, &env([])).unwrap();
+    assert!(shipped.warnings().iter().any(|w| w.contains("placeholder")), "the url has to be set");
+}
+
+#[test]
+fn a_wrong_certificate_file_is_named_under_its_own_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let file = dir.path().join(name);
+        fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let made = || rcgen::generate_simple_self_signed(["gateway".to_owned()]).unwrap();
+    let (own, other) = (made(), made());
+    let certificate = write("cert", &own.cert.pem());
+    let key = write("key", &own.signing_key.serialize_pem());
+    let foreign = write("foreign", &other.signing_key.serialize_pem());
+    let sealed =
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    let (sealed, empty) = (write("sealed", sealed), write("empty", ""));
+    let check = |url: &str, pairs: &[(&str, &str)]| {
+        let mut all = env([("GATEWAY_BROKER_URL", url)]);
+        all.extend(pairs.iter().map(|(k, v)| (format!("GATEWAY_BROKER_{k}"), (*v).to_owned())));
+        mistakes(SHIPPED, &all).join("\n")
+    };
+    let (tls, cert) = ("mqtts://b", ("CERT_FILE", certificate.as_str()));
+    assert_eq!(check(tls, &[cert, ("KEY_FILE", &key)]), "");
+    for (url, pairs, expected) in [
+        (tls, vec![cert, ("KEY_FILE", &*foreign)], "[broker] key_file: this is not the key of"),
+        (tls, vec![cert, ("KEY_FILE", &*sealed)], "the key is encrypted"),
+        (tls, vec![cert, ("KEY_FILE", &*certificate)], "no private key in this file"),
+        (tls, vec![("CERT_FILE", &*foreign), ("KEY_FILE", &*key)], "[broker] cert_file: "),
+        (tls, vec![("CA_FILE", &*empty)], "[broker] ca_file: "),
+        (
+            "mqtt://b",
+            vec![("CA_FILE", &*certificate)],
+            "[broker] ca_file: the connection is not encr",
+        ),
+        (
+            "mqtt://b",
+            vec![cert, ("KEY_FILE", &*key)],
+            "[broker] cert_file: the connection is not encr",
+        ),
+        (tls, vec![("PASSWORD_FILE", &*empty)], "is empty"),
+    ] {
+        let found = check(url, &pairs);
+        assert!(found.contains(expected) && found.lines().count() == 1, "{expected}: {found}");
+    }
+}
+
+#[test]
+fn a_secret_in_the_place_of_its_file_is_not_echoed() {
+    for secret in ["s3cret", "/s3cret/s3cret", "pa/s3cret"] {
+        let found = mistakes(SHIPPED, &env([("GATEWAY_BROKER_PASSWORD_FILE", secret)])).join("\n");
+        assert!(found.contains("No such file") && !found.contains("s3cret"), "{found}");
+    }
 }

@@ -1,9 +1,11 @@
 //! The configuration: a text and the environment become a [`Config`], or a list of every mistake in
 //! them. It is complete before any socket opens and never changes afterwards.
 
+mod files;
 mod reader;
 mod table;
 mod values;
+mod warnings;
 
 use std::{
     collections::BTreeMap,
@@ -18,20 +20,25 @@ use url::Url;
 
 pub use self::reader::Mistake;
 use self::{
+    files::{certificates, secret},
     reader::{Reader, Section},
     table::one_of,
-    values::{address, base_url, capture, duration, number, positive_duration, size, word},
+    values::{
+        address, base_url, capture, duration, key_header, key_prefix, number, positive_duration,
+        proxy, size, word,
+    },
 };
 use crate::{
     backoff::Backoff,
     exchange,
     identity::Identity,
-    mqtt::{self, Subscriptions},
-    secret::Secret,
+    mqtt::{self, Subscriptions, Transport},
+    route::Route,
     table::Table,
     telemetry,
     template::Template,
-    tls, upstream,
+    topic::Pattern,
+    upstream,
 };
 
 /// The shipped file, which is the default.
@@ -56,6 +63,8 @@ pub struct Config {
     pub grace: Duration,
     /// Logs.
     pub log: telemetry::Settings,
+    /// Variables that Kubernetes sets for a Service whose name begins like ours.
+    pub service_links: Vec<String>,
 }
 
 /// A configuration that cannot be used.
@@ -81,7 +90,10 @@ pub struct Mistakes {
 impl fmt::Display for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for mistake in &self.mistakes {
-            writeln!(f, "{}: {mistake}", self.source)?;
+            let of_environment =
+                mistake.line.is_none() && mistake.place.starts_with(reader::PREFIX);
+            let source = if of_environment { "environment" } else { &self.source };
+            writeln!(f, "{source}: {mistake}")?;
         }
         match self.mistakes.len() {
             1 => write!(f, "1 mistake"),
@@ -151,6 +163,7 @@ impl Config {
         log.finish();
         root.finish();
 
+        let service_links = reader.service_links();
         let mistakes = reader.finish();
         let rates = table.routes.iter().filter_map(|route| Some((route.name.clone(), route.rate?)));
         let rates = rates.collect();
@@ -173,6 +186,7 @@ impl Config {
                 admin: listen,
                 grace,
                 log: log_settings,
+                service_links,
             }),
             _ => Err(mistakes),
         }
@@ -190,14 +204,16 @@ impl Config {
 
 fn broker(root: &Section<'_>) -> mqtt::Settings {
     let broker = root.section("broker");
+    let address = broker.or("url", "mqtt://127.0.0.1:1883", address);
+    let encrypted = matches!(address.transport, Transport::Mqtts | Transport::Wss);
     let settings = mqtt::Settings {
-        address: broker.or("url", "mqtt://127.0.0.1:1883", address),
+        address,
         client_id: broker.or("client_id", "mqtt-rest-gateway", word).into(),
         share_group: broker.parsed("share_group", |text| {
             if text.contains(['/', '+', '#']) {
                 Err(format!("`{text}` is no group name; it has no `/`, `+` or `#`"))
             } else {
-                Ok(text.into())
+                word(text).map(Into::into)
             }
         }),
         session_expiry: broker.or("session_expiry", "1h", duration),
@@ -224,7 +240,7 @@ fn broker(root: &Section<'_>) -> mqtt::Settings {
         }),
         username: broker.parsed("username", |text| Ok(text.to_owned())),
         password: secret(&broker, "password", "password_file"),
-        tls: certificates(&broker),
+        tls: certificates(&broker, Some(encrypted)),
     };
     broker.finish();
     settings
@@ -276,23 +292,18 @@ fn upstream(root: &Section<'_>, device: &Section<'_>) -> Option<upstream::Settin
         max_in_flight: section.or("max_in_flight", "256", number),
         max_request_bytes: section.or("max_request_bytes", "1MiB", size),
         max_response_bytes: section.or("max_response_bytes", "1MiB", size),
-        key_header: device.or("key_header", "Authorization", |text| {
-            text.parse().map_err(|_| format!("`{text}` is no header name"))
-        }),
-        key_prefix: device.or("key_prefix", "", |text| Ok(text.to_owned())).into(),
-        // Not echoed, here and below: it may hold a password.
-        proxy: section.parsed("proxy", |text| {
-            Url::parse(text).map_err(|error| format!("this is no URL: {error}"))?;
-            Ok(Secret::new(text))
-        }),
-        tls: certificates(&section),
+        key_header: device.or("key_header", "Authorization", key_header),
+        key_prefix: device.or("key_prefix", "", key_prefix).into(),
+        proxy: section.parsed("proxy", proxy),
+        tls: certificates(&section, url.as_ref().map(|url| url.scheme() == "https")),
         backoff,
         breaker: breaker_settings,
         rates,
-        url: url?,
+        // The settings are not used when it is wrong; everything else is read all the same.
+        url: url.clone().unwrap_or_else(|| Url::parse("http://-").expect("this is a URL")),
     };
     section.finish();
-    Some(settings)
+    url.map(|_| settings)
 }
 
 /// A topic for replies or dead letters; empty is none. Every route must be able to fill it in.
@@ -317,14 +328,24 @@ fn destination(
     let written = scalar.is_some();
     let (text, span, place) = match scalar {
         Some(scalar) => (scalar.text.into_owned(), scalar.span, scalar.place),
-        None => (default.to_owned(), None, String::new()),
+        None => (default.to_owned(), None, section.place(key)),
     };
     section.finish();
     if text.is_empty() {
         return None;
     }
     match table::topic_template(&text).and_then(|template| names(&template).map(|()| template)) {
-        Ok(template) => Some(template),
+        Ok(template) => {
+            // A row would take what the gateway says there for a device's message.
+            let pattern = Pattern::parse(template.as_str()).ok();
+            let listens = |route: &&Route| pattern.as_ref().is_some_and(|p| p.overlaps(&route.on));
+            if let Some(route) = table.routes.iter().find(listens) {
+                let text =
+                    format!("route `{}` listens there; write another topic, or \"\"", route.name);
+                root.mistake_at(span, &place, text);
+            }
+            Some(template)
+        }
         // A default that does not fit another table's captures is simply not used.
         Err(_) if !written => None,
         Err(text) => {
@@ -332,41 +353,4 @@ fn destination(
             None
         }
     }
-}
-
-fn certificates(section: &Section<'_>) -> tls::Settings {
-    let file = |key| section.parsed(key, |text| Ok(PathBuf::from(text)));
-    let settings = tls::Settings {
-        ca_file: file("ca_file"),
-        cert_file: file("cert_file"),
-        key_file: file("key_file"),
-    };
-    if settings.cert_file.is_some() != settings.key_file.is_some() {
-        section.mistake(
-            None,
-            "cert_file",
-            "a certificate needs its key: set both `cert_file` and `key_file`",
-        );
-    } else if let Err(error) = settings.check() {
-        let key = if settings.ca_file.is_some() { "ca_file" } else { "cert_file" };
-        section.mistake(None, key, error.to_string());
-    }
-    settings
-}
-
-/// A secret given as a value or as the name of a file.
-fn secret(section: &Section<'_>, key: &'static str, file_key: &'static str) -> Option<Secret> {
-    let value = section.parsed(key, |text| Ok(Secret::new(text)));
-    let from_file = section.parsed(file_key, |file| {
-        let text = fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
-        Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
-    });
-    if value.is_some() && from_file.is_some() {
-        section.mistake(
-            None,
-            key,
-            format!("`{key}` and `{file_key}` exclude each other; take one out"),
-        );
-    }
-    value.or(from_file)
 }

@@ -73,11 +73,22 @@ impl<'a> Reader<'a> {
         self.mistakes.borrow_mut().push(mistake);
     }
 
+    /// Names that nothing asked for and that Kubernetes sets for a Service called `gateway` or
+    /// `gateway-...`, in every pod that does not refuse them.
+    pub(super) fn service_links(&self) -> Vec<String> {
+        let known = self.env_names.borrow();
+        let links = self.env.iter().filter(|(name, value)| {
+            name.starts_with(PREFIX) && !known.contains(*name) && is_service_link(name, value)
+        });
+        links.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Names in the environment that nothing asked for, then all mistakes in the order of lines.
     pub(super) fn finish(self) -> Vec<Mistake> {
         let known = self.env_names.borrow();
-        for name in self.env.keys().filter(|name| name.starts_with(PREFIX)) {
-            if !known.contains(name) && !OTHER_NAMES.contains(&name.as_str()) {
+        for (name, value) in self.env.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
+            let read_elsewhere = OTHER_NAMES.contains(&name.as_str());
+            if !known.contains(name) && !read_elsewhere && !is_service_link(name, value) {
                 let text = unknown(known.iter().map(String::as_str), name);
                 self.mistake(None, name, format!("unknown variable{text}"));
             }
@@ -302,7 +313,7 @@ impl<'a> Section<'a> {
     }
 
     /// The name of the row, or the path of the section.
-    fn place(&self, key: &str) -> String {
+    pub(super) fn place(&self, key: &str) -> String {
         match &self.row {
             Some(row) => format!("{row}: {key}"),
             None if self.path.is_empty() => key.to_owned(),
@@ -328,6 +339,21 @@ impl<'a> Section<'a> {
             );
         }
     }
+}
+
+/// `X_SERVICE_HOST`, `X_SERVICE_PORT[_NAME]`, `X_PORT=tcp://...`, `X_PORT_80_TCP[_ADDR|_PORT|_PROTO]`.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|s| value.starts_with(s));
+    let port_of = |rest: &str| {
+        let (number, rest) = rest.split_once('_').unwrap_or((rest, ""));
+        let protocol = rest.split('_').next().unwrap_or_default();
+        number.parse::<u16>().is_ok() && ["TCP", "UDP", "SCTP"].contains(&protocol)
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || name.ends_with("_PORT") && is_address
+        || name.split("_PORT_").skip(1).any(port_of)
 }
 
 /// The nearest known name, as the end of a sentence.

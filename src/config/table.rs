@@ -22,6 +22,8 @@ use crate::{
 /// A row whose `then` is not resolved yet.
 struct Draft<'a> {
     route: Route,
+    /// Whether its `on` is what was written.
+    listens: bool,
     then: Vec<Spanned<DeValue<'a>>>,
     row: Section<'a>,
 }
@@ -36,12 +38,14 @@ pub(super) fn read<'a>(reader: &'a Reader<'a>, root: &Section<'a>, identity: Ide
     overlaps(reader, &drafts);
     let fetches: Vec<Fetch> = fetches.into_iter().map(|(fetch, _)| fetch).collect();
     let mut routes = Vec::new();
-    for Draft { mut route, then, row } in drafts {
+    for Draft { mut route, listens, then, row } in drafts {
         route.then = then
             .into_iter()
             .filter_map(|entry| self::then(&row, &route, entry, &fetches))
             .collect();
-        check(&row, &route, &fetches, &identity);
+        if listens {
+            check(&row, &route, &fetches, &identity);
+        }
         row.finish();
         routes.push(route);
     }
@@ -54,6 +58,7 @@ pub(super) fn read<'a>(reader: &'a Reader<'a>, root: &Section<'a>, identity: Ide
 fn route(row: Section<'_>) -> Option<Draft<'_>> {
     let name = name(&row);
     let on = row.required("on", Pattern::parse, "missing: the topic pattern to listen on");
+    let listens = on.is_some();
     let call = row.parsed("call", endpoint);
     let body = row.parsed("body", Filter::compile);
     let answer = row.parsed("answer", Filter::compile);
@@ -88,7 +93,7 @@ fn route(row: Section<'_>) -> Option<Draft<'_>> {
         remember: row.parsed("remember", Filter::compile),
         then: Vec::new(),
         name: name?,
-        // Kept although it is wrong or missing, so that the rest of the row is checked as well.
+        // Read although it is wrong or missing, so that the rest of the row is checked as well.
         on: on.unwrap_or_else(|| Pattern::parse("-").expect("a plain word is a pattern")),
     };
     if let Some(batch) = &route.batch {
@@ -109,7 +114,7 @@ fn route(row: Section<'_>) -> Option<Draft<'_>> {
             row.mistake(None, "batch", text);
         }
     }
-    Some(Draft { route, then: row.array("then"), row })
+    Some(Draft { route, listens, then: row.array("then"), row })
 }
 
 fn batch(entry: Section<'_>) -> Option<Batch> {
@@ -212,9 +217,6 @@ fn then<'a>(
 
 /// Every name a template uses must be captured by every row that renders it.
 fn check(row: &Section<'_>, route: &Route, fetches: &[Fetch], identity: &Identity) {
-    if route.on.as_str() == "-" {
-        return;
-    }
     if !route.on.captures(&identity.capture) {
         row.mistake(
             None,
@@ -256,8 +258,8 @@ fn check(row: &Section<'_>, route: &Route, fetches: &[Fetch], identity: &Identit
 }
 
 fn overlaps(reader: &Reader<'_>, drafts: &[Draft<'_>]) {
-    for (index, draft) in drafts.iter().enumerate() {
-        let before = drafts[..index].iter().filter(|other| other.route.on.as_str() != "-");
+    for (index, draft) in drafts.iter().enumerate().filter(|(_, draft)| draft.listens) {
+        let before = drafts[..index].iter().filter(|other| other.listens);
         for other in before.filter(|other| other.route.on.overlaps(&draft.route.on)) {
             reader.mistake(
                 Some(draft.row.span()),
@@ -315,6 +317,9 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
 }
 
 pub(super) fn topic_template(text: &str) -> Result<Template, String> {
+    if text.chars().any(char::is_control) {
+        return Err("no control characters here".to_owned());
+    }
     if text.contains(['+', '#']) || text.starts_with('$') {
         return Err(format!("`{text}` is no topic to publish on: no wildcards, no leading `$`"));
     }

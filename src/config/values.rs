@@ -1,6 +1,6 @@
 //! The forms in which values are written: durations, sizes, addresses.
 
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 use bytesize::ByteSize;
 use url::Url;
@@ -45,7 +45,8 @@ pub(super) fn address(text: &str) -> Result<Address, String> {
 }
 
 pub(super) fn base_url(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| format!("this is no URL: {error}"))?;
+    let url = Url::parse(text)
+        .map_err(|error| format!("this is no URL ({error}); write `https://host/path`"))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(format!(
             "`{}` is not how REST travels; write http:// or https://",
@@ -91,8 +92,62 @@ pub(super) fn number(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("`{text}`: a number from 1 to {MAX_NUMBER} is wanted here"))
 }
 
+/// A text that crosses to a broker: not empty, and nothing that MQTT forbids [MQTT-1.5.4-2].
 pub(super) fn word(text: &str) -> Result<String, String> {
-    if text.is_empty() { Err("it cannot be empty".to_owned()) } else { Ok(text.to_owned()) }
+    if text.is_empty() {
+        Err("it cannot be empty".to_owned())
+    } else if text.chars().any(char::is_control) {
+        Err("no control characters here".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// Headers that belong to the connection, or that the gateway sets itself: a device's key in one of them
+/// breaks the request, or makes two of it.
+const TAKEN_HEADERS: [&str; 17] = [
+    "accept",
+    "accept-encoding",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "date",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+];
+
+pub(super) fn key_header<H: FromStr>(text: &str) -> Result<H, String> {
+    if TAKEN_HEADERS.iter().any(|taken| text.eq_ignore_ascii_case(taken)) {
+        return Err(format!("`{text}` is HTTP's own and cannot carry a key; write `X-Api-Key`"));
+    }
+    text.parse().map_err(|_| format!("`{text}` is no header name"))
+}
+
+pub(super) fn key_prefix(text: &str) -> Result<String, String> {
+    if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        Ok(text.to_owned())
+    } else {
+        Err("printable ASCII characters only: it stands in a header".to_owned())
+    }
+}
+
+/// Not echoed: it may hold a password.
+pub(super) fn proxy(text: &str) -> Result<Secret, String> {
+    let wanted = "write `http://host:port` or `https://host:port`";
+    let url = Url::parse(text).map_err(|error| format!("this is no URL ({error}); {wanted}"))?;
+    match url.scheme() {
+        "http" | "https" => Ok(Secret::new(text)),
+        scheme => Err(format!("`{scheme}` is no proxy we can speak to; {wanted}")),
+    }
 }
 
 pub(super) fn capture(text: &str) -> Result<String, String> {

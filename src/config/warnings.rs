@@ -1,0 +1,47 @@
+//! What is valid and still hardly meant: said by `check` and at start, and no reason to refuse.
+
+use super::Config;
+use crate::{descriptors, mqtt::Transport};
+
+impl Config {
+    /// A sentence each, with the key it is about.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let broker = &self.broker;
+        let plain = matches!(broker.address.transport, Transport::Mqtt | Transport::Ws);
+        if plain && !is_here(&broker.address.host) {
+            let password = if broker.password.is_some() { "the password and " } else { "" };
+            warnings.push(format!(
+                "[broker] url: {password}the devices' keys travel in clear text to {}; write mqtts:// or wss://",
+                broker.address
+            ));
+        }
+        let url = &self.upstream.url;
+        let host = url.host_str().unwrap_or_default();
+        if url.scheme() == "http" && !is_here(host) {
+            warnings.push(format!(
+                "[upstream] url: the devices' keys travel in clear text to {url}; write https://"
+            ));
+        }
+        if ["example.com", "example.org", "example.net"].iter().any(|e| host.ends_with(e)) {
+            warnings.push(format!(
+                "[upstream] url: {url} is a placeholder; set it, or GATEWAY_UPSTREAM_URL, to your API"
+            ));
+        }
+        warnings.extend(descriptors::warning(self.upstream.max_in_flight));
+        if !self.service_links.is_empty() {
+            warnings.push(format!(
+                "{}: not ours but set by Kubernetes for a Service of that name, and ignored; \
+                 `enableServiceLinks: false` keeps them out",
+                self.service_links.join(", ")
+            ));
+        }
+        warnings
+    }
+}
+
+/// Whether what is sent there stays on this machine.
+fn is_here(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    address.map_or(host == "localhost" || host.ends_with(".localhost"), |a| a.is_loopback())
+}
