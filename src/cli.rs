@@ -21,7 +21,7 @@ use crate::{
     explain,
     gateway::{Gateway, Stopped},
     message::{Message, Properties},
-    mqtt, telemetry, upstream,
+    mqtt, printable, telemetry, upstream,
 };
 
 /// Exit code for a configuration that cannot be used, `EX_CONFIG` of sysexits.
@@ -122,7 +122,10 @@ pub fn main(cli: Cli) -> ExitCode {
             explain::table(&config.table)
         }),
         Command::Explain(arguments) => {
-            arguments.message().and_then(|message| print(&explain::message(&config, &message)))
+            arguments
+                .message()
+                .and_then(|message| // What stands in it may come from a stranger's message.
+                print(&printable::lines(&explain::message(&config, &message))))
         }
     };
     match result {

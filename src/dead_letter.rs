@@ -7,7 +7,7 @@ use crate::{
     message::{DeadLetter, Message, Properties, Publication, Purpose, VIA},
     outcome::Outcome,
     printable,
-    secret::Secret,
+    secret::{self, Secret, plain},
 };
 
 /// Properties of the gateway's own. The device's, if they are called so, stand behind [`DEVICE`].
@@ -25,8 +25,6 @@ const OWN: [&str; 10] = [
 ];
 /// What a property of the device's is renamed with when its name is one of the gateway's.
 const DEVICE: &str = "device.";
-/// Words in names of properties whose values are nobody's business.
-const SECRET_WORDS: [&str; 5] = ["authorization", "password", "secret", "token", "apikey"];
 /// Longest topic and words of the API in a letter, in bytes.
 const MAX_TOPIC: usize = 1024;
 const MAX_ANSWER: usize = 1024;
@@ -138,12 +136,13 @@ impl<'k> Keys<'k> {
 
     /// Whether it is the key, or is called nearly as the key is.
     fn is_key(&self, name: &str, value: &str) -> bool {
+        let sounds_secret = secret::sounds_secret(name);
         let name = plain(name);
         let slips = if self.name.len() < 6 { 1 } else { 2 };
-        self.mask(value) != value
+        sounds_secret
+            || self.mask(value) != value
             || !self.name.is_empty() && name.contains(&self.name)
             || strsim::damerau_levenshtein(&name, &self.name) <= slips
-            || SECRET_WORDS.iter().any(|word| name.contains(word))
     }
 
     fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
@@ -160,11 +159,6 @@ impl<'k> Keys<'k> {
         }
         text
     }
-}
-
-/// A name without case and punctuation.
-fn plain(name: &str) -> String {
-    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
 #[cfg(test)]
@@ -255,7 +249,7 @@ mod tests {
         ];
         let all = format!("{:?}", letter(&user, &refused()).properties);
         assert!(!all.contains("sesame") && !all.contains("remembered"), "{all}");
-        for name in ["device_id", "model", "key", "success"] {
+        for name in ["device_id", "model", "keyboard", "success"] {
             assert_eq!(value(&letter(&[(name, "v")], &refused()), name), ["v"]);
         }
     }

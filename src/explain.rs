@@ -11,9 +11,10 @@ use crate::{
     fetch::{Condition, Then},
     filter::{self, Context, Val},
     message::{Message, VIA},
+    printable,
     refusal::Refusal,
     route::Credentials,
-    secret::Secret,
+    secret::{self, Secret},
     table::{Ignored, NotTaken, Table, Taken},
     template::Template,
     topic::Captures,
@@ -48,7 +49,20 @@ pub fn table(table: &Table) -> String {
 }
 
 fn endpoint(call: Option<&Endpoint>) -> String {
-    call.map_or("-".to_owned(), |call| format!("{} {}", call.method, call.path.as_str()))
+    call.map_or("-".to_owned(), |call| format!("{} {}", call.method, shown(call.path.as_str())))
+}
+
+/// A path and query without values that are likely to be secrets.
+fn shown(path: &str) -> String {
+    let Some((path, query)) = path.split_once('?') else { return path.to_owned() };
+    let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+        // What a capture fills in is the device's name for something.
+        Some((name, value)) if secret::sounds_secret(name) && !value.starts_with('{') => {
+            format!("{name}=<hidden>")
+        }
+        _ => pair.to_owned(),
+    });
+    format!("{path}?{}", pairs.collect::<Vec<_>>().join("&"))
 }
 
 fn columns(rows: &[[String; 5]]) -> String {
@@ -141,8 +155,10 @@ fn taken_message(config: &Config, taken: &Taken<'_>) -> Result<String, Refusal> 
         None => "call     none\n".to_owned(),
         Some(endpoint) => request(config, taken, endpoint)?,
     };
-    let rendered = |template: &Template| template.topic(|name| caller.captures.get(name));
-    let named = message.properties.response_topic.clone();
+    let rendered = |template: &Template| {
+        template.topic(|name| caller.captures.get(name)).map(|topic| printable::line(&topic))
+    };
+    let named = message.properties.response_topic.as_deref().map(printable::line);
     let reply = named.or_else(|| route.reply.as_ref().and_then(rendered));
     // Writing into a string cannot fail, here and below.
     let _ = writeln!(text, "reply    {}", reply.as_deref().unwrap_or("none"));
@@ -166,7 +182,7 @@ fn request(config: &Config, taken: &Taken<'_>, endpoint: &Endpoint) -> Result<St
         Credentials::Remembered => "the message's key, or the one remembered",
         _ => "the message's key",
     };
-    let mut text = format!("request  {} {base}{}\n", call.method, call.path);
+    let mut text = format!("request  {} {base}{}\n", call.method, shown(&call.path));
     let _ = writeln!(text, "         {}: <redacted: {whose}>", upstream.key_header);
     if let Some(batch) = &route.batch {
         let Batch { endpoint, max, .. } = &**batch;
@@ -174,7 +190,7 @@ fn request(config: &Config, taken: &Taken<'_>, endpoint: &Endpoint) -> Result<St
             text,
             "         or with others: {} {base}{}, {max} at most",
             endpoint.method,
-            endpoint.path.as_str()
+            shown(endpoint.path.as_str())
         );
     }
     if let Some(body) = &call.body {

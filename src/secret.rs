@@ -28,9 +28,35 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// Parts of names under which secrets go, and whole names, without case and punctuation.
+const PARTS: [&str; 8] =
+    ["authorization", "password", "passwd", "secret", "token", "apikey", "accesskey", "signature"];
+const NAMES: [&str; 6] = ["auth", "key", "pass", "pin", "pwd", "sig"];
+
+/// Whether a value of this name is likely to be a secret.
+pub fn sounds_secret(name: &str) -> bool {
+    let name = plain(name);
+    PARTS.iter().any(|part| name.contains(part)) || NAMES.contains(&name.as_str())
+}
+
+/// A name without case and punctuation, for comparing.
+pub fn plain(name: &str) -> String {
+    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_secrets_are_known_however_they_are_written() {
+        for name in ["Api-Key", "key", "ACCESS_TOKEN", "client_secret", "X_Api_Key", "sig"] {
+            assert!(sounds_secret(name), "{name}");
+        }
+        for name in ["device_id", "keyboard", "model", "status", "pinned"] {
+            assert!(!sounds_secret(name), "{name}");
+        }
+    }
 
     #[test]
     fn debug_hides_the_value() {

@@ -165,3 +165,55 @@ async fn routes_prints_the_table() {
     let (code, out, _) = run(&["--version"], "").await;
     assert_eq!((code, out.as_str()), (0, "mqtt-rest-gateway 0.1.0\n"));
 }
+
+#[tokio::test]
+async fn explain_does_nothing_to_a_terminal() {
+    let topic = "v1/device/d\u{1b}[31m\nrequest  FORGED\u{9b}/telemetry";
+    let payload = "{\"a\":\"\u{9b}2J\u{202e}\"}";
+    let property = |name: &str, value: &str| format!("{name}={value}");
+    let id = property("device_id", "d1");
+    for (topic, response) in [(topic, "v1/device/d1/a"), ("v1/device/d1/telemetry", topic)] {
+        let arguments = ["explain", topic, "--payload", "-", "--response-topic", response];
+        let more = ["--property", id.as_str(), "--property", "access_key=k"];
+        let (code, out, _) = run(&[&arguments[..], &more].concat(), payload).await;
+        assert_eq!(code, 0);
+        let bad = out.chars().find(|c| *c != '\n' && (c.is_control() || *c == '\u{202e}'));
+        assert!(bad.is_none() && !out.contains("\nrequest  FORGED"), "{bad:?} in {out}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_in_the_table_is_not_shown() {
+    let table = "[[route]]\nname = \"t\"\non = \"a/{device_id}\"\n\
+                 call = \"POST /x?unit=c&api_key=s3cret&d={device_id}\"\n\
+                 batch = { call = \"POST /all?token=s3cret\", key = \"k\" }\n";
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let text = format!("[upstream]\nurl = \"http://x\"\n[replies]\nerrors = \"\"\n{table}");
+    let gateway = Options::default().config(&text).start(&broker, &upstream).await;
+    let (_, routes) = gateway.get("/routes").await;
+    assert!(
+        routes.contains("api_key=<hidden>&d={device_id}") && routes.contains("unit=c"),
+        "{routes}"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    for command in [
+        &["routes"][..],
+        &[
+            "explain",
+            "a/d1",
+            "--payload",
+            "-",
+            "--property",
+            "device_id=d1",
+            "--property",
+            "access_key=k",
+        ],
+    ] {
+        let (code, out, error) = run(&[&["--config", file], command].concat(), "{}").await;
+        assert!(code == 0 && out.contains("<hidden>") && !out.contains("s3cret"), "{out}{error}");
+    }
+    assert!(!routes.contains("s3cret") && !gateway.log().contains("s3cret"));
+}
