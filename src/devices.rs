@@ -178,11 +178,12 @@ impl Devices {
         }
         // To a filter, null and not there are the same.
         memory.retain(|_, value| !matches!(value, Val::Null));
-        let text =
-            if memory.is_empty() { Bytes::new() } else { filter::to_json(&Val::obj(memory)) };
-        if text.len() > MAX_MEMORY_BYTES {
-            return Kept::Not;
-        }
+        let text = if memory.is_empty() {
+            Ok(Bytes::new())
+        } else {
+            filter::to_json(&Val::obj(memory), MAX_MEMORY_BYTES)
+        };
+        let Ok(text) = text else { return Kept::Not };
         if *text == *known.memory {
             return Kept::Known;
         }

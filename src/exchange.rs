@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::{
     call::{Answer, Call, Failure, FailureKind, Limits, StatusCode},
     dead_letter::{self, Envelope},
-    filter::{self, Context, Val},
+    filter::{self, MAX_OUTPUT_BYTES, Val},
     message::Message,
     metrics::Metrics,
     mqtt::{Delivery, Publisher},
@@ -28,7 +28,7 @@ use crate::{
     printable,
     push::Pusher,
     refusal::Refusal,
-    route::Route,
+    route::{MaxBytes, Route},
     secret::Secret,
     table::{Table, Taken},
     template::Template,
@@ -49,8 +49,8 @@ pub struct Settings {
     pub via: Arc<str>,
     /// How long one message may take, all attempts.
     pub deadline: Duration,
-    /// Largest payload sent upstream, in bytes.
-    pub max_request_bytes: usize,
+    /// How large payloads may be.
+    pub max_bytes: MaxBytes,
     /// Where failures are answered that have no other place.
     pub errors: Option<Template>,
     /// Where dead letters go.
@@ -142,13 +142,11 @@ impl Exchange {
     /// The call, complete. `None` if the route calls nothing.
     fn prepare(&self, taken: &Taken<'_>) -> Result<Option<Call>, Refusal> {
         let Taken { message, route, caller } = taken;
+        route.check_size(message, &self.settings.max_bytes)?;
         let Some(endpoint) = &route.call else { return Ok(None) };
         let limits = Limits { deadline: self.settings.deadline, expires: message.expires() };
-        let context = match &route.body {
-            Some(body) => self.pusher.context(taken, body.reads_payload()),
-            None => Context::default(),
-        };
-        let body = route.body(endpoint, message, &context, self.settings.max_request_bytes)?;
+        let memory = || self.pusher.devices().memory(caller);
+        let body = route.body(endpoint, message, memory, &self.settings.max_bytes)?;
         let call = endpoint.call(&route.name, caller, body, route.retry, limits)?;
         Ok(Some(Call { batch: route.batch.clone(), ..call }))
     }
@@ -159,10 +157,17 @@ impl Exchange {
             None => (StatusCode::NO_CONTENT, Bytes::new()),
             Some(answer) => {
                 let context = self.pusher.context(taken, answer.reads_payload());
-                let values = self.pusher.run(answer, Val::Null, &context, taken.route);
-                match values.unwrap_or_default().as_slice() {
-                    [] => return Outcome::Unknown,
-                    [value, ..] => (StatusCode::OK, filter::to_json(value)),
+                let made = self.pusher.run(answer, Val::Null, &context, taken.route);
+                let made = made.and_then(|values| {
+                    values.first().map(|value| filter::to_json(value, MAX_OUTPUT_BYTES)).transpose()
+                });
+                match made {
+                    Ok(Some(body)) => (StatusCode::OK, body),
+                    Ok(None) => return Outcome::Unknown,
+                    Err(error) => {
+                        let text = format!("no answer can be made: {error}");
+                        return Outcome::Refused(Refusal::BadPayload(text));
+                    }
                 }
             }
         };

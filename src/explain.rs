@@ -9,7 +9,7 @@ use crate::{
     call::{Batch, Endpoint, JSON, Limits},
     config::Config,
     fetch::{Condition, Then},
-    filter::{self, Context, Val},
+    filter::Val,
     message::{Message, VIA},
     printable,
     refusal::Refusal,
@@ -172,9 +172,7 @@ fn taken_message(config: &Config, taken: &Taken<'_>) -> Result<String, Refusal> 
 fn request(config: &Config, taken: &Taken<'_>, endpoint: &Endpoint) -> Result<String, Refusal> {
     let Taken { message, route, caller } = taken;
     let upstream = &config.upstream;
-    let payload = filter::parse(&message.payload).unwrap_or_default();
-    let context = Context { memory: Val::Null, payload };
-    let body = route.body(endpoint, message, &context, upstream.max_request_bytes)?;
+    let body = route.body(endpoint, message, || Val::Null, &config.exchange.max_bytes)?;
     let limits = Limits { deadline: upstream.deadline, expires: None };
     let call = endpoint.call(&route.name, caller, body, route.retry, limits)?;
     let base = upstream.url.as_str().trim_end_matches('/');

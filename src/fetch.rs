@@ -6,9 +6,13 @@ use bytes::Bytes;
 
 use crate::{
     call::{Endpoint, StatusCode},
-    filter::{self, Context, Filter, FilterError, Val},
+    filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Val},
+    json,
     template::Template,
 };
+
+/// Longest Correlation Data, in bytes. A packet has room for 65,535; an identifier is short.
+const MAX_CORRELATION_BYTES: usize = 4096;
 
 /// `[[fetch]]`: something is got from the API and pushed to a device.
 #[derive(Debug)]
@@ -70,36 +74,47 @@ impl Fetch {
         self.payload.iter().chain(&self.correlation)
     }
 
-    /// Takes the answer apart into pushes; none when there is nothing to push.
+    /// Takes the answer apart into pushes; none when there is nothing to push. Without a filter it is pushed as
+    /// it came, but only if it is JSON: a page of a proxy is no news for a device.
     ///
     /// # Errors
-    /// When a filter fails, or must run on an answer that is not JSON.
+    /// When the answer is no JSON, or a filter fails or puts out too much.
     pub fn pushes(&self, answer: &Bytes, context: &Context) -> Result<Vec<Push>, FilterError> {
-        let payloads = match &self.payload {
-            None if answer.is_empty() => Vec::new(),
-            None => vec![(answer.clone(), None)],
-            Some(payload) => {
-                let input = if answer.is_empty() { Val::Null } else { filter::parse(answer)? };
-                let outputs = payload.run(input, context)?;
-                outputs.into_iter().map(|val| (filter::to_json(&val), Some(val))).collect()
-            }
+        if answer.is_empty() && self.payload.is_none() {
+            return Ok(Vec::new());
+        }
+        let Some(payload) = &self.payload else {
+            let correlation = if let Some(correlation) = &self.correlation {
+                self::correlation(correlation, filter::parse(answer)?, context)?
+            } else {
+                json::check(answer)?;
+                None
+            };
+            return Ok(vec![Push { payload: answer.clone(), correlation }]);
         };
-        payloads
-            .into_iter()
-            .map(|(payload, value)| {
+        let input = if answer.is_empty() { Val::Null } else { filter::parse(answer)? };
+        let mut room = MAX_OUTPUT_BYTES;
+        let outputs = payload.run(input, context)?.into_iter();
+        outputs
+            .map(|value| {
+                let payload = filter::to_json(&value, room)?;
+                room -= payload.len();
                 let correlation = match &self.correlation {
+                    Some(correlation) => self::correlation(correlation, value, context)?,
                     None => None,
-                    Some(correlation) => {
-                        let value = match value {
-                            Some(value) => value,
-                            None => filter::parse(&payload)?,
-                        };
-                        let outputs = correlation.run(value, context)?;
-                        outputs.first().filter(|id| !matches!(id, Val::Null)).map(filter::to_bytes)
-                    }
                 };
                 Ok(Push { payload, correlation })
             })
             .collect()
     }
+}
+
+fn correlation(
+    correlation: &Filter,
+    push: Val,
+    context: &Context,
+) -> Result<Option<Bytes>, FilterError> {
+    let outputs = correlation.run(push, context)?;
+    let id = outputs.first().filter(|id| !matches!(id, Val::Null));
+    id.map(|id| filter::to_bytes(id, MAX_CORRELATION_BYTES)).transpose()
 }

@@ -1,69 +1,86 @@
 //! Is this text JSON? Answered without building a tree.
 
-use std::fmt;
+use serde::de::IgnoredAny;
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+/// Deepest nesting that is taken, in levels.
+pub const MAX_DEPTH: usize = 127;
+/// Most digits of one number that a filter is given: whatever is done with it stays cheap.
+const MAX_DIGITS: usize = 400;
 
-/// Checks that `text` is one JSON value, nested no deeper than `serde_json` follows (128 levels).
+/// Why a text is not taken as JSON. Says what is wrong and where; never the text itself.
+#[derive(Debug, thiserror::Error)]
+pub enum NotJson {
+    /// It begins with U+FEFF, which JSON must not [RFC 8259, 8.1].
+    #[error("it begins with a byte order mark")]
+    Mark,
+    /// It is not UTF-8 [RFC 8259, 8.1].
+    #[error("it is not UTF-8 behind byte {0}")]
+    NotUtf8(usize),
+    /// It breaks the grammar.
+    #[error("{0}")]
+    Grammar(serde_json::Error),
+    /// It is JSON, but nested too deeply.
+    #[error("it is nested deeper than {MAX_DEPTH} levels")]
+    TooDeep,
+    /// It is JSON, but has a number that no filter is given.
+    #[error("a number of more than {MAX_DIGITS} digits cannot be read by a filter")]
+    LongNumber,
+}
+
+/// Checks that `text` is one JSON value in grammar, nested no deeper than [`MAX_DEPTH`]. What a number or an
+/// escape stands for is left to the receiver: `1e400` is JSON.
 ///
 /// # Errors
-/// What is wrong and where; never the text itself.
-pub fn check(text: &[u8]) -> Result<(), serde_json::Error> {
-    serde_json::from_slice::<Checked>(text).map(|_| ())
+/// [`NotJson`], but never for a long number.
+pub fn check(text: &[u8]) -> Result<(), NotJson> {
+    shape(text).map(|_| ())
 }
 
-/// A value that was looked at and thrown away. Unlike serde's `IgnoredAny` it descends level by
-/// level, so that the parser's depth limit holds.
-struct Checked;
-
-impl<'de> Deserialize<'de> for Checked {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Looker)
+/// As [`check`], for a text that a filter is going to read.
+///
+/// # Errors
+/// [`NotJson`].
+pub fn check_for_filter(text: &[u8]) -> Result<(), NotJson> {
+    match shape(text)? {
+        Shape { digits, .. } if digits > MAX_DIGITS => Err(NotJson::LongNumber),
+        Shape { .. } => Ok(()),
     }
 }
 
-struct Looker;
+/// What is seen of a text without reading it.
+#[derive(Default)]
+struct Shape {
+    /// Deepest nesting.
+    depth: usize,
+    /// Most digits in a row, outside of strings.
+    digits: usize,
+}
 
-impl<'de> Visitor<'de> for Looker {
-    type Value = Checked;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
+fn shape(text: &[u8]) -> Result<Shape, NotJson> {
+    let text = std::str::from_utf8(text).map_err(|error| NotJson::NotUtf8(error.valid_up_to()))?;
+    if text.starts_with('\u{feff}') {
+        return Err(NotJson::Mark);
     }
-
-    fn visit_bool<E: Error>(self, _: bool) -> Result<Checked, E> {
-        Ok(Checked)
+    // It follows any depth without recursion.
+    serde_json::from_str::<IgnoredAny>(text).map_err(NotJson::Grammar)?;
+    let mut shape = Shape::default();
+    let (mut depth, mut digits, mut in_string, mut escaped) = (0_usize, 0, false, false);
+    for byte in text.bytes() {
+        if in_string {
+            in_string = escaped || byte != b'"';
+            escaped = !escaped && byte == b'\\';
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
+        shape = Shape { depth: shape.depth.max(depth), digits: shape.digits.max(digits) };
     }
-
-    fn visit_i64<E: Error>(self, _: i64) -> Result<Checked, E> {
-        Ok(Checked)
-    }
-
-    fn visit_u64<E: Error>(self, _: u64) -> Result<Checked, E> {
-        Ok(Checked)
-    }
-
-    fn visit_f64<E: Error>(self, _: f64) -> Result<Checked, E> {
-        Ok(Checked)
-    }
-
-    fn visit_str<E: Error>(self, _: &str) -> Result<Checked, E> {
-        Ok(Checked)
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Checked, E> {
-        Ok(Checked)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Checked, A::Error> {
-        while seq.next_element::<Checked>()?.is_some() {}
-        Ok(Checked)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Checked, A::Error> {
-        while map.next_entry::<Checked, Checked>()?.is_some() {}
-        Ok(Checked)
-    }
+    if shape.depth > MAX_DEPTH { Err(NotJson::TooDeep) } else { Ok(shape) }
 }
 
 #[cfg(test)]
@@ -72,21 +89,67 @@ mod tests {
 
     #[test]
     fn json_is_told_from_everything_else() {
-        for good in ["{}", " [1, 2.5e3, \"a\\n\", null, true] ", "\"x\"", "1", "{\"a\":{\"b\":[]}}"]
-        {
+        for good in [
+            "{}",
+            " [1, 2.5e3, \"a\\n\", null, true] ",
+            "\"x\"",
+            "1",
+            "{\"a\":{\"b\":[]}}",
+            "1e400",
+            "-0.0",
+            "\"\\ud83d\"",
+            "\"\\\\\"",
+        ] {
             assert!(check(good.as_bytes()).is_ok(), "{good}");
         }
-        for bad in ["", "{", "{a:1}", "[1,]", "1 2", "nul", "\"\u{1}\""] {
+        for bad in [
+            "",
+            "{",
+            "{a:1}",
+            "[1,]",
+            "1 2",
+            "nul",
+            "\"\u{1}\"",
+            "NaN",
+            "-Infinity",
+            "[NaN]",
+            "01",
+            "+1",
+            "'a'",
+            "{\"a\":1,}",
+            "b\"x\"",
+            "{1:2}",
+            "\"\\x00\"",
+            "\"\\u12\"",
+            "1.",
+            "# x\n1",
+            "{}\0",
+        ] {
             assert!(check(bad.as_bytes()).is_err(), "{bad}");
         }
-        assert!(check(b"\"\xff\"").is_err(), "not UTF-8");
+        assert!(check(b"\"\xff\"").unwrap_err().to_string().contains("UTF-8"));
+        assert!(
+            check("\u{feff}{}".as_bytes()).unwrap_err().to_string().contains("byte order mark")
+        );
     }
 
     #[test]
     fn depth_is_bounded() {
         let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
-        assert!(check(nested(100).as_bytes()).is_ok());
-        assert!(check(nested(200).as_bytes()).is_err());
+        assert!(check(nested(MAX_DEPTH).as_bytes()).is_ok());
+        assert!(matches!(check(nested(MAX_DEPTH + 1).as_bytes()), Err(NotJson::TooDeep)));
         assert!(check(nested(1_000_000).as_bytes()).is_err());
+        let flat = format!("[\"{}\",\"\\\"{}\"]", "[".repeat(1000), "{".repeat(1000));
+        assert!(check(flat.as_bytes()).is_ok(), "brackets in strings are no nesting");
+    }
+
+    #[test]
+    fn numbers_for_filters_are_bounded() {
+        let long = "9".repeat(MAX_DIGITS + 1);
+        assert!(check(long.as_bytes()).is_ok());
+        assert!(matches!(check_for_filter(long.as_bytes()), Err(NotJson::LongNumber)));
+        assert!(
+            check_for_filter(format!("[\"{long}\", 1e{}]", "9".repeat(300)).as_bytes()).is_ok()
+        );
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     call::{Answer, Limits, Retry},
     devices::{Devices, Item, Kept, News},
     fetch::{Condition, Fetch, Push},
-    filter::{self, Context, Filter, FilterError, Val},
+    filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Val},
     fingerprint::fingerprint,
     message::{Properties, Publication, Purpose, VIA},
     metrics::Metrics,
@@ -132,7 +132,9 @@ impl Pusher {
             Condition::OnChange(value) => {
                 let values = self.run(value, answer.clone(), context, taken.route)?;
                 let value = values.first().filter(|value| !matches!(value, Val::Null));
-                let news = value.map(|value| News::of(entry, &filter::to_json(value)));
+                let text =
+                    value.map(|value| filter::to_json(value, MAX_OUTPUT_BYTES)).transpose()?;
+                let news = text.map(|text| News::of(entry, &text));
                 news.filter(|news| self.devices.is_news(&taken.caller.device, *news))
             }
         })

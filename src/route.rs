@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::{
     call::{Batch, Endpoint, Retry},
     fetch::{Condition, Then},
-    filter::{self, Context, Filter},
+    filter::{self, Context, Filter, FilterError, Val},
     identity::Identity,
     json,
     message::Message,
@@ -45,6 +45,17 @@ pub struct Route {
     pub remember: Option<Filter>,
     /// What to fetch after success, in this order.
     pub then: Vec<Then>,
+    /// Whether one of its filters reads the payload, before the call or after it.
+    pub reads_payload: bool,
+}
+
+/// How large a payload may be, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct MaxBytes {
+    /// To be sent upstream, as it came or translated.
+    pub request: usize,
+    /// To be read by a filter; for answers as well.
+    pub filter: usize,
 }
 
 /// Whose key a call carries.
@@ -80,7 +91,21 @@ impl Route {
         }
     }
 
-    /// The body to send: the payload as it came, or translated by the row's filter.
+    /// Refuses a payload that is too large to be sent, or to be read by the row's filters.
+    ///
+    /// # Errors
+    /// [`Refusal::TooLarge`].
+    pub fn check_size(&self, message: &Message, max: &MaxBytes) -> Result<(), Refusal> {
+        let size = message.payload.len();
+        let limits = [(self.call.is_some(), max.request), (self.reads_payload, max.filter)];
+        match limits.into_iter().find(|(applies, max)| *applies && size > *max) {
+            Some((_, max)) => Err(Refusal::TooLarge { size, max }),
+            None => Ok(()),
+        }
+    }
+
+    /// The body to send: the payload as it came, or translated by the row's filter. `memory` is what is
+    /// remembered of the device.
     ///
     /// # Errors
     /// [`Refusal::TooLarge`] or [`Refusal::BadPayload`].
@@ -88,35 +113,33 @@ impl Route {
         &self,
         endpoint: &Endpoint,
         message: &Message,
-        context: &Context,
-        max: usize,
+        memory: impl FnOnce() -> Val,
+        max: &MaxBytes,
     ) -> Result<Option<Bytes>, Refusal> {
-        let payload = &message.payload;
-        if payload.len() > max {
-            return Err(Refusal::TooLarge { size: payload.len(), max });
-        }
+        self.check_size(message, max)?;
+        let bytes = &message.payload;
         let not_json = |error: &dyn fmt::Display| {
             Refusal::BadPayload(format!("the payload is not JSON: {error}"))
         };
-        match &self.body {
-            None if !endpoint.takes_body() => Ok(None),
-            None => {
-                json::check(payload).map_err(|error| not_json(&error))?;
-                Ok(Some(payload.clone()))
+        let Some(translate) = &self.body else {
+            if !endpoint.takes_body() {
+                return Ok(None);
             }
-            Some(translate) => {
-                let input = filter::parse(payload).map_err(|error| not_json(&error))?;
-                let outputs = translate.run(input, context).map_err(|error| {
-                    Refusal::BadPayload(format!("the payload cannot be translated: {error}"))
-                })?;
-                match outputs.as_slice() {
-                    [body] => Ok(Some(filter::to_json(body))),
-                    _ => Err(Refusal::BadPayload(format!(
-                        "the payload translates into {} bodies instead of one",
-                        outputs.len()
-                    ))),
-                }
-            }
+            json::check(bytes).map_err(|error| not_json(&error))?;
+            return Ok(Some(bytes.clone()));
+        };
+        let payload = filter::parse(bytes).map_err(|error| not_json(&error))?;
+        let read = if translate.reads_payload() { payload.clone() } else { Val::Null };
+        let context = Context { memory: memory(), payload: read };
+        let cannot = |error: FilterError| {
+            Refusal::BadPayload(format!("the payload cannot be translated: {error}"))
+        };
+        match translate.run(payload, &context).map_err(cannot)?.as_slice() {
+            [body] => filter::to_json(body, max.request).map(Some).map_err(cannot),
+            outputs => Err(Refusal::BadPayload(format!(
+                "the payload translates into {} bodies instead of one",
+                outputs.len()
+            ))),
         }
     }
 

@@ -582,12 +582,20 @@ proptest! {
     #[test]
     fn json_is_what_others_take_for_json(text in maybe_json()) {
         let value = serde_json::from_slice::<Value>(&text);
-        prop_assert_eq!(json::check(&text).is_ok(), value.is_ok());
+        // What a number or an escape stands for, and whether one can hold it, is not ours to judge.
+        let unheld = |error: &serde_json::Error| {
+            ["number out of range", "surrogate", "hex escape"].iter().any(|word| error.to_string().contains(word))
+        };
+        match &value {
+            Ok(_) => prop_assert!(json::check(&text).is_ok()),
+            Err(error) => prop_assert!(json::check(&text).is_err() || unheld(error), "{}", error),
+        }
         let parsed = filter::parse(&text);
-        prop_assert_eq!(parsed.is_ok(), value.is_ok(), "{:?}", parsed);
+        prop_assert!(parsed.is_ok() || value.is_err(), "{:?}", parsed);
+        prop_assert!(parsed.is_err() || json::check(&text).is_ok(), "{:?}", parsed);
         if let (Ok(value), Ok(parsed)) = (value, parsed) {
             // What a filter hands on is JSON again, and the same.
-            let again = filter::to_json(&parsed);
+            let again = filter::to_json(&parsed, usize::MAX).unwrap();
             let again: Value = serde_json::from_slice(&again).map_err(|error| {
                 TestCaseError::fail(format!("{error}: {}", String::from_utf8_lossy(&again)))
             })?;

@@ -33,7 +33,7 @@ use crate::{
     exchange,
     identity::Identity,
     mqtt::{self, Subscriptions, Transport},
-    route::Route,
+    route::{MaxBytes, Route},
     table::Table,
     telemetry,
     template::Template,
@@ -172,7 +172,10 @@ impl Config {
                 exchange: exchange::Settings {
                     via: broker.client_id.clone(),
                     deadline: upstream.deadline,
-                    max_request_bytes: upstream.max_request_bytes,
+                    max_bytes: MaxBytes {
+                        request: upstream.max_request_bytes,
+                        filter: upstream.max_filter_bytes,
+                    },
                     errors,
                     dead_letter,
                 },
@@ -292,6 +295,7 @@ fn upstream(root: &Section<'_>, device: &Section<'_>) -> Option<upstream::Settin
         max_in_flight: section.or("max_in_flight", "256", number),
         max_request_bytes: section.or("max_request_bytes", "1MiB", size),
         max_response_bytes: section.or("max_response_bytes", "1MiB", size),
+        max_filter_bytes: section.or("max_filter_bytes", "256KiB", size),
         key_header: device.or("key_header", "Authorization", key_header),
         key_prefix: device.or("key_prefix", "", key_prefix).into(),
         proxy: section.parsed("proxy", proxy),

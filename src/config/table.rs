@@ -43,6 +43,11 @@ pub(super) fn read<'a>(reader: &'a Reader<'a>, root: &Section<'a>, identity: Ide
             .into_iter()
             .filter_map(|entry| self::then(&row, &route, entry, &fetches))
             .collect();
+        route.reads_payload = route.body.is_some() || {
+            let fetches = route.then.iter().flat_map(|then| fetches[then.fetch].filters());
+            let filters = route.answer.iter().chain(route.deciding()).chain(fetches);
+            filters.into_iter().any(Filter::reads_payload)
+        };
         if listens {
             check(&row, &route, &fetches, &identity);
         }
@@ -92,6 +97,7 @@ fn route(row: Section<'_>) -> Option<Draft<'_>> {
         batch: row.inline_at("batch").and_then(batch).map(Arc::new),
         remember: row.parsed("remember", Filter::compile),
         then: Vec::new(),
+        reads_payload: false,
         name: name?,
         // Read although it is wrong or missing, so that the rest of the row is checked as well.
         on: on.unwrap_or_else(|| Pattern::parse("-").expect("a plain word is a pattern")),

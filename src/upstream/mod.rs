@@ -45,6 +45,8 @@ pub struct Settings {
     pub max_in_flight: usize,
     /// Largest payload or body sent, in bytes.
     pub max_request_bytes: usize,
+    /// Largest payload or answer that a filter reads, in bytes.
+    pub max_filter_bytes: usize,
     /// Largest answer read, in bytes.
     pub max_response_bytes: usize,
     /// The header that carries the device's key.

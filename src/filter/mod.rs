@@ -1,32 +1,39 @@
 //! jq filters from the table, compiled at start-up by `jaq`.
 //!
-//! Filters belong to the operator, their input to strangers: every filter ends, what it can put out is
-//! bounded, `halt` is an error instead of the end of the process, and the environment cannot be read.
+//! Filters belong to the operator, their input to strangers. Whatever both are, a run ends soon and with a
+//! result or an error: what it may take in, cost and put out is bounded, `halt` is an error instead of the end
+//! of the process, and the environment cannot be read.
 
-use std::fmt;
+mod access;
+mod compile;
+mod fuel;
+mod math;
+mod natives;
+#[cfg(test)]
+mod properties;
+mod value;
+
+use std::fmt::{self, Write as _};
 
 use bytes::Bytes;
-use jaq_core::{
-    Ctx, Vars,
-    data::JustLut,
-    load::{
-        self, Arena, File, Loader,
-        lex::{Lexer, StrPart, Tok, Token},
-    },
-    native::{self, Fun},
-};
+use jaq_core::{Ctx, Vars, data::JustLut};
 pub use jaq_json::Val;
 
+use self::{
+    compile::Program,
+    fuel::{FUEL, metered},
+    value::Value,
+};
+use crate::json::{self, NotJson};
+
 /// Most values that one run of a filter may put out.
-const MAX_OUTPUTS: usize = 1000;
+pub const MAX_OUTPUTS: usize = 1000;
+/// Most bytes that the outputs of one run have together where nothing else bounds them.
+pub const MAX_OUTPUT_BYTES: usize = 2 * 1024 * 1024;
 /// Longest error text that is passed on; it may quote the input.
 const MAX_ERROR_BYTES: usize = 200;
 /// What every filter can read besides its input.
 const VARIABLES: [&str; 2] = ["$memory", "$payload"];
-/// Functions of the library that are not there, or not as they are.
-const REPLACED: [&str; 2] = ["env", "fromjson"];
-/// What can run for ever, or nearly. Nothing can stop a filter that runs, and it has a thread to itself.
-const LOOPS: [&str; 7] = ["def", "repeat", "recurse", "while", "until", "range", "combinations"];
 
 /// The values of a filter's variables.
 #[derive(Debug, Clone, Default)]
@@ -44,7 +51,7 @@ pub struct Filter {
     reads_payload: bool,
     /// Whether it mentions the time.
     reads_clock: bool,
-    program: jaq_core::Filter<JustLut<Val>>,
+    program: Program,
 }
 
 /// A filter that failed on its input.
@@ -52,61 +59,62 @@ pub struct Filter {
 #[error("{0}")]
 pub struct FilterError(String);
 
+impl From<NotJson> for FilterError {
+    fn from(error: NotJson) -> Self {
+        Self(error.to_string())
+    }
+}
+
 impl Filter {
     /// Compiles a filter.
     ///
     /// # Errors
     /// What jq does not understand, or what could run for ever, on one line.
     pub fn compile(text: &str) -> Result<Self, String> {
-        // What is no token at all is said by the loader.
-        let tokens = Lexer::new(text).lex().unwrap_or_default();
-        if let Some(word) = find_loop(&tokens, false) {
-            return Err(format!(
-                "`{word}` could run for ever, and a message with it; a filter has no loops but `.[]`, `..`, \
-                 `reduce` and `foreach`"
-            ));
-        }
-        let defs = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs());
-        let funs = jaq_core::funs().chain(jaq_std::funs()).chain(jaq_json::funs());
-        let arena = Arena::default();
-        let modules =
-            Loader::new(defs).load(&arena, File { code: text, path: () }).map_err(|errors| {
-                describe(text, errors.into_iter().map(|(_, error)| load_error(error)))
-            })?;
-        let program = jaq_core::Compiler::default()
-            .with_funs(funs.filter(|(name, ..)| !REPLACED.contains(name)).chain([fromjson()]))
-            .with_global_vars(VARIABLES)
-            .compile(modules)
-            .map_err(|errors| {
-                let undefined = errors.into_iter().flat_map(|(_, errors)| errors);
-                describe(
-                    text,
-                    undefined.map(|(name, what)| format!("undefined {} `{name}`", what.as_str())),
-                )
-            })?;
         Ok(Self {
             text: text.into(),
             reads_payload: text.contains("$payload"),
             reads_clock: text.contains("now"),
-            program,
+            program: compile::compile(text)?,
         })
     }
 
     /// Runs the filter; all its outputs in order.
     ///
     /// # Errors
-    /// [`FilterError`] when the filter fails, halts or puts out more than a thousand values.
+    /// [`FilterError`] when the filter fails, halts, puts out more than [`MAX_OUTPUTS`] values, or takes too
+    /// many steps or too much memory.
     pub fn run(&self, input: Val, context: &Context) -> Result<Vec<Val>, FilterError> {
-        let variables = Vars::new([context.memory.clone(), context.payload.clone()]);
-        let context = Ctx::<JustLut<Val>>::new(&self.program.lut, variables);
+        self.run_on(FUEL, input, context).0
+    }
+
+    /// Runs it on so much fuel; what is left of it.
+    fn run_on(
+        &self,
+        fuel: u64,
+        input: Val,
+        context: &Context,
+    ) -> (Result<Vec<Val>, FilterError>, u64) {
+        let variables = [context.memory.clone(), context.payload.clone()];
+        match metered(fuel, || self.outputs(input, variables)) {
+            Ok((outputs, left)) => (outputs, left),
+            Err(spent) => (Err(FilterError(spent.to_string())), 0),
+        }
+    }
+
+    fn outputs(&self, input: Val, variables: [Val; 2]) -> Result<Vec<Val>, FilterError> {
+        let variables = Vars::new(variables.map(Value::input));
+        let context = Ctx::<JustLut<Value>>::new(&self.program.lut, variables);
         let mut outputs = Vec::new();
-        for output in self.program.id.run((context, input)) {
+        for output in self.program.id.run((context, Value::input(input))) {
             if outputs.len() == MAX_OUTPUTS {
                 return Err(FilterError(format!("more than {MAX_OUTPUTS} outputs")));
             }
-            outputs.push(output.map_err(|exception| match exception.get_err() {
-                Ok(error) => FilterError(shorten(error.to_string())),
-                Err(_) => FilterError("the filter halted".to_owned()),
+            outputs.push(output.map(|value| value.val).map_err(|exception| {
+                match exception.get_err() {
+                    Ok(error) => FilterError(shorten(error.to_string())),
+                    Err(_) => FilterError("the filter halted".to_owned()),
+                }
             })?);
         }
         Ok(outputs)
@@ -137,24 +145,36 @@ impl fmt::Debug for Filter {
 /// Reads one JSON value.
 ///
 /// # Errors
-/// When the text is not JSON or nested too deeply.
+/// When the text is not JSON, nested too deeply, or has a number or an escape that no filter can be given.
 pub fn parse(text: &[u8]) -> Result<Val, FilterError> {
-    crate::json::check(text).map_err(|error| FilterError(error.to_string()))?;
+    json::check_for_filter(text)?;
     jaq_json::read::parse_single(text).map_err(|error| FilterError(error.to_string()))
 }
 
 /// The bytes that carry a value on the wire when it is one word: a string's own bytes, anything
 /// else as JSON.
-pub fn to_bytes(value: &Val) -> Bytes {
+///
+/// # Errors
+/// As [`to_json`].
+pub fn to_bytes(value: &Val, max: usize) -> Result<Bytes, FilterError> {
     match value {
-        Val::TStr(text) | Val::BStr(text) => (**text).clone(),
-        other => to_json(other),
+        Val::TStr(text) if text.len() <= max => Ok((**text).clone()),
+        other => to_json(other, max),
     }
 }
 
 /// The value as JSON text.
-pub fn to_json(value: &Val) -> Bytes {
-    value.to_string().into()
+///
+/// # Errors
+/// When it takes more than `max` bytes, or is what JSON has no words for: `NaN`, infinity, too deep a nesting.
+pub fn to_json(value: &Val, max: usize) -> Result<Bytes, FilterError> {
+    let mut text = Bounded { text: String::new(), max };
+    if write!(text, "{value}").is_err() {
+        return Err(FilterError(format!("puts out more than {max} bytes")));
+    }
+    json::check(text.text.as_bytes())
+        .map_err(|error| FilterError(format!("puts out what is no JSON: {error}")))?;
+    Ok(text.text.into())
 }
 
 /// jq's truth: everything but `false` and `null`.
@@ -162,39 +182,20 @@ pub fn is_true(value: &Val) -> bool {
     !matches!(value, Val::Null | Val::Bool(false))
 }
 
-/// jq's `fromjson`, which `tonumber` and `toboolean` use: the library's own follows any depth, until the
-/// stack ends and the process with it.
-fn fromjson() -> Fun<JustLut<Val>> {
-    native::run(("fromjson", native::v(0), |cv| {
-        let parsed = match &cv.1 {
-            Val::TStr(text) | Val::BStr(text) => parse(text),
-            _ => Err(FilterError("only a text can be JSON".to_owned())),
-        };
-        native::bome(parsed.map_err(|error| jaq_core::Error::str(shorten(error.0))))
-    }))
+/// A text that is not longer than it may be.
+struct Bounded {
+    text: String,
+    max: usize,
 }
 
-/// A word that starts a loop; not the name of a field, which follows a `.`, stands before a `:`, or in an
-/// object by itself.
-fn find_loop<'t>(tokens: &[Token<&'t str>], in_object: bool) -> Option<&'t str> {
-    tokens.iter().enumerate().find_map(|(index, Token(text, kind))| match kind {
-        Tok::Word if LOOPS.contains(text) => {
-            let before = index.checked_sub(1).and_then(|index| tokens.get(index));
-            let after = tokens.get(index + 1);
-            let alone = before.is_none_or(|token| token.0 == ",")
-                && after.is_none_or(|token| matches!(token.0, "," | "}"));
-            let is_field = before.is_some_and(|token| token.0 == ".")
-                || after.is_some_and(|token| token.0 == ":")
-                || in_object && alone;
-            (!is_field).then_some(*text)
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.text.len() + text.len() > self.max {
+            return Err(fmt::Error);
         }
-        Tok::Block(tokens) => find_loop(tokens, text.starts_with('{')),
-        Tok::Str(parts) => parts.iter().find_map(|part| match part {
-            StrPart::Term(token) => find_loop(std::slice::from_ref(token), false),
-            StrPart::Str(_) | StrPart::Char(_) => None,
-        }),
-        _ => None,
-    })
+        self.text.push_str(text);
+        Ok(())
+    }
 }
 
 fn shorten(mut text: String) -> String {
@@ -204,30 +205,6 @@ fn shorten(mut text: String) -> String {
         text.push('…');
     }
     text
-}
-
-fn describe(text: &str, errors: impl Iterator<Item = String>) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("`{}` is not jq: {}", shorten(line), errors.collect::<Vec<_>>().join("; "))
-}
-
-fn load_error(error: load::Error<&str>) -> String {
-    let sentence = |what: &str, found: &str| match found.trim() {
-        "" => format!("expected {what} at the end"),
-        found => format!("expected {what} at `{found}`"),
-    };
-    let sentences: Vec<String> = match error {
-        load::Error::Io(errors) => {
-            errors.into_iter().map(|(name, e)| format!("{name}: {e}")).collect()
-        }
-        load::Error::Lex(errors) => {
-            errors.into_iter().map(|(expected, at)| sentence(expected.as_str(), at)).collect()
-        }
-        load::Error::Parse(errors) => {
-            errors.into_iter().map(|(expected, at)| sentence(expected.as_str(), at)).collect()
-        }
-    };
-    sentences.join("; ")
 }
 
 #[cfg(test)]
@@ -307,8 +284,11 @@ mod tests {
 
     #[test]
     fn words_go_out_as_their_own_bytes() {
-        assert_eq!(to_bytes(&parse(b"\"c-1\"").unwrap()), "c-1");
-        assert_eq!(to_bytes(&parse(b"50").unwrap()), "50");
-        assert_eq!(to_json(&parse(b"{\"a\": [1.0, \"x\"]}").unwrap()), "{\"a\":[1.0,\"x\"]}");
+        let value = |text: &str| parse(text.as_bytes()).unwrap();
+        assert_eq!(to_bytes(&value("\"c-1\""), 3).unwrap(), "c-1");
+        assert!(to_bytes(&value("\"c-1\""), 2).is_err());
+        assert_eq!(to_bytes(&value("50"), 10).unwrap(), "50");
+        let object = to_json(&value("{\"a\": [1.0, \"x\"]}"), 100).unwrap();
+        assert_eq!(object, "{\"a\":[1.0,\"x\"]}");
     }
 }

@@ -1,0 +1,138 @@
+//! From the text of a filter to what runs; or what is wrong with it, on one line.
+
+use jaq_core::{
+    data::JustLut,
+    load::{
+        self, Arena, File, Loader,
+        lex::{Lexer, StrPart, Tok, Token},
+    },
+};
+
+use super::{VARIABLES, natives, shorten, value::Value};
+
+/// Longest filter, in bytes.
+const MAX_TEXT: usize = 64 * 1024;
+/// Most words and signs in a filter: compiling and running it goes as deep as it has.
+const MAX_TOKENS: usize = 1000;
+/// Deepest brackets in a filter.
+const MAX_BRACKETS: usize = 64;
+/// What can run for ever, or nearly. A filter that did would end with an error on every message.
+const LOOPS: [&str; 7] = ["def", "repeat", "recurse", "while", "until", "range", "combinations"];
+
+pub(super) type Program = jaq_core::Filter<JustLut<Value>>;
+
+/// Compiles a filter.
+///
+/// # Errors
+/// What jq does not understand, or what could run for ever.
+pub(super) fn compile(text: &str) -> Result<Program, String> {
+    if text.len() > MAX_TEXT {
+        return Err(format!("a filter has at most {MAX_TEXT} bytes; this one has {}", text.len()));
+    }
+    if brackets(text) > MAX_BRACKETS {
+        return Err(format!("brackets stand at most {MAX_BRACKETS} deep in a filter"));
+    }
+    // What is no token at all is said by the loader.
+    let tokens = Lexer::new(text).lex().unwrap_or_default();
+    if count(&tokens) > MAX_TOKENS {
+        return Err(format!("a filter has at most {MAX_TOKENS} words and signs"));
+    }
+    if let Some(word) = find_loop(&tokens, false) {
+        return Err(format!(
+            "`{word}` could run for ever, and a message with it; a filter has no loops but `.[]`, `..`, \
+             `reduce` and `foreach`"
+        ));
+    }
+    let arena = Arena::default();
+    let modules =
+        Loader::new(natives::definitions()).load(&arena, File { code: text, path: () }).map_err(
+            |errors| describe(text, errors.into_iter().map(|(_, error)| load_error(error))),
+        )?;
+    jaq_core::Compiler::default()
+        .with_funs(natives::functions())
+        .with_global_vars(VARIABLES)
+        .compile(modules)
+        .map_err(|errors| {
+            let undefined = errors.into_iter().flat_map(|(_, errors)| errors);
+            describe(
+                text,
+                undefined.map(|(name, what)| format!("undefined {} `{name}`", what.as_str())),
+            )
+        })
+}
+
+fn count(tokens: &[Token<&str>]) -> usize {
+    let inside = |Token(_, kind): &Token<&str>| match kind {
+        Tok::Block(tokens) => count(tokens),
+        Tok::Str(parts) => parts
+            .iter()
+            .map(|part| match part {
+                StrPart::Term(token) => count(std::slice::from_ref(token)),
+                StrPart::Str(_) | StrPart::Char(_) => 0,
+            })
+            .sum(),
+        _ => 0,
+    };
+    tokens.iter().map(|token| 1 + inside(token)).sum()
+}
+
+/// How deep brackets stand, wherever they do.
+fn brackets(text: &str) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = depth.max(deepest);
+    }
+    deepest
+}
+
+/// A word that starts a loop; not the name of a field, which follows a `.`, stands before a `:`, or in an
+/// object by itself.
+fn find_loop<'t>(tokens: &[Token<&'t str>], in_object: bool) -> Option<&'t str> {
+    tokens.iter().enumerate().find_map(|(index, Token(text, kind))| match kind {
+        Tok::Word if LOOPS.contains(text) => {
+            let before = index.checked_sub(1).and_then(|index| tokens.get(index));
+            let after = tokens.get(index + 1);
+            let alone = before.is_none_or(|token| token.0 == ",")
+                && after.is_none_or(|token| matches!(token.0, "," | "}"));
+            let is_field = before.is_some_and(|token| token.0 == ".")
+                || after.is_some_and(|token| token.0 == ":")
+                || in_object && alone;
+            (!is_field).then_some(*text)
+        }
+        Tok::Block(tokens) => find_loop(tokens, text.starts_with('{')),
+        Tok::Str(parts) => parts.iter().find_map(|part| match part {
+            StrPart::Term(token) => find_loop(std::slice::from_ref(token), false),
+            StrPart::Str(_) | StrPart::Char(_) => None,
+        }),
+        _ => None,
+    })
+}
+
+fn describe(text: &str, errors: impl Iterator<Item = String>) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("`{}` is not jq: {}", shorten(line), errors.collect::<Vec<_>>().join("; "))
+}
+
+fn load_error(error: load::Error<&str>) -> String {
+    let sentence = |what: &str, found: &str| match found.trim() {
+        "" => format!("expected {what} at the end"),
+        found => format!("expected {what} at `{found}`"),
+    };
+    let sentences: Vec<String> = match error {
+        load::Error::Io(errors) => {
+            errors.into_iter().map(|(name, e)| format!("{name}: {e}")).collect()
+        }
+        load::Error::Lex(errors) => {
+            errors.into_iter().map(|(expected, at)| sentence(expected.as_str(), at)).collect()
+        }
+        load::Error::Parse(errors) => {
+            errors.into_iter().map(|(expected, at)| sentence(expected.as_str(), at)).collect()
+        }
+    };
+    sentences.join("; ")
+}

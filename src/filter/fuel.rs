@@ -1,0 +1,85 @@
+//! What a run may cost.
+//!
+//! The library runs a filter to its end and asks nobody. So every operation on a value burns fuel, and when
+//! none is left the run is unwound, up to where it began. What a filter and its input do decides alone how much
+//! they burn: the same message always ends in the same way, on any machine, at any load.
+
+use std::{
+    cell::Cell,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+};
+
+/// What one run may burn. A unit is a step of the interpreter, or so many bytes copied or kept.
+pub(super) const FUEL: u64 = 200_000;
+/// Bytes to a unit.
+const BYTES: u64 = 64;
+/// How far a run may go down the stack, in bytes.
+const MAX_STACK: usize = 512 * 1024;
+
+thread_local! {
+    static LEFT: Cell<u64> = const { Cell::new(0) };
+    /// Where the stack stood when the run began.
+    static STACK: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Why a run was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Spent {
+    /// No fuel is left.
+    #[error("it takes too many steps or too much memory on this input")]
+    Fuel,
+    /// Too deep a recursion.
+    #[error("it goes too deep on this input")]
+    Stack,
+    /// A panic of the library.
+    #[error("it hit a defect of the jq library")]
+    Defect,
+}
+
+/// Runs something that burns at most `fuel`; gives back how much is left.
+///
+/// # Errors
+/// [`Spent`].
+pub(super) fn metered<T>(fuel: u64, run: impl FnOnce() -> T) -> Result<(T, u64), Spent> {
+    LEFT.set(fuel);
+    STACK.set(here());
+    // What a run leaves half-done is dropped with it: values belong to one run, and are not changed in place
+    // where somebody else has them.
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(value) => Ok((value, LEFT.get())),
+        Err(payload) => Err(payload.downcast_ref().copied().unwrap_or(Spent::Defect)),
+    }
+}
+
+/// Takes so many units, or ends the run.
+pub(super) fn burn(units: u64) {
+    match LEFT.get().checked_sub(units) {
+        Some(left) => LEFT.set(left),
+        None => stop(Spent::Fuel),
+    }
+    if here().abs_diff(STACK.get()) > MAX_STACK {
+        stop(Spent::Stack);
+    }
+}
+
+/// A step that passes over, copies or keeps so many bytes.
+pub(super) fn burn_bytes(bytes: usize) {
+    burn(1 + bytes as u64 / BYTES);
+}
+
+/// A step over so many items, each of which costs so much.
+pub(super) fn burn_items(items: usize, each: u64) {
+    burn((items as u64).saturating_mul(each).saturating_add(1));
+}
+
+/// Ends the run.
+pub(super) fn stop(why: Spent) -> ! {
+    // No panic: no hook hears of it.
+    resume_unwind(Box::new(why))
+}
+
+/// About where the stack stands.
+fn here() -> usize {
+    let probe = 0_u8;
+    std::ptr::from_ref(std::hint::black_box(&probe)).addr()
+}
