@@ -62,6 +62,9 @@ enum Command {
         /// It is drained when nothing has come for so long.
         #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
         quiet: Duration,
+        /// Give up after so long; the session is then still there.
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        timeout: Option<Duration>,
     },
 }
 
@@ -114,7 +117,7 @@ pub fn main(cli: Cli) -> ExitCode {
     };
     let result = match cli.command.unwrap_or(Command::Run) {
         Command::Run => runtime.block_on(run(config)),
-        Command::Drain { quiet } => runtime.block_on(drain(config, quiet)),
+        Command::Drain { quiet, timeout } => runtime.block_on(drain(config, quiet, timeout)),
         Command::Check { connect } => runtime.block_on(check(&config, file, connect)),
         Command::Routes { json } => print(&if json {
             explain::table_json(&config.table)
@@ -143,12 +146,20 @@ async fn run(config: Config) -> Result<(), String> {
     live(gateway, std::future::pending()).await.map(|_told| ())
 }
 
-async fn drain(config: Config, quiet: Duration) -> Result<(), String> {
+async fn drain(config: Config, quiet: Duration, limit: Option<Duration>) -> Result<(), String> {
     start(&config);
     let broker = config.broker.clone();
     let gateway = Gateway::bind_draining(config).await.map_err(|error| error.to_string())?;
     let (drained, metrics) = (gateway.drained(quiet), gateway.metrics());
-    match live(gateway, drained).await? {
+    let mut late = false;
+    let done = async {
+        match limit {
+            None => drained.await,
+            Some(limit) => late = tokio::time::timeout(limit, drained).await.is_err(),
+        }
+    };
+    match Box::pin(live(gateway, done)).await? {
+        End::Done if late => Err("not drained in time; the session is still there".to_owned()),
         End::Done if metrics.progress().0 > 0 => {
             Err("messages came at the last moment; the session is still there, drain again"
                 .to_owned())
@@ -231,6 +242,10 @@ async fn live(gateway: Gateway, done: impl Future<Output = ()>) -> Result<End, S
     match stopped {
         Stopped::Clean => Ok(end),
         Stopped::GraceRanOut => Err("the grace ran out; what was unfinished comes back".to_owned()),
+        Stopped::Contested => Err(
+            "another client uses this client id: it is not gone; stop it first. Nothing is ended"
+                .to_owned(),
+        ),
         Stopped::Failed => Err("a defect ended it; what was unfinished comes back".to_owned()),
     }
 }
@@ -250,8 +265,9 @@ async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<()
     if !connect {
         return Ok(());
     }
+    let patterns = config.subscriptions().patterns;
     let (broker, upstream) =
-        tokio::join!(mqtt::probe(&config.broker), upstream::probe(&config.upstream));
+        tokio::join!(mqtt::probe(&config.broker, &patterns), upstream::probe(&config.upstream));
     let mut bad = Vec::new();
     for (name, result) in [("broker", broker), ("upstream", upstream)] {
         match result {

@@ -17,11 +17,14 @@ use crate::{
     health::Health,
     lanes::Lanes,
     metrics::Metrics,
-    mqtt::{Connection, ConnectionSetupError, Delivery, Publisher, Status, Subscriptions},
+    mqtt::{Connection, ConnectionSetupError, Delivery, Ended, Publisher, Status, Subscriptions},
     push::Pusher,
     telemetry,
     upstream::{ClientError, Upstream},
 };
+
+/// How long the acknowledgements that are due at the end of the grace may take.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// A gateway whose sockets are bound and whose parts are wired, not yet connected to the broker.
 pub struct Gateway {
@@ -60,6 +63,8 @@ pub enum Stopped {
     /// The connection task ended by itself, on a defect. Without it nothing is forwarded, whatever else
     /// still lives; the next gateway goes on where this one stopped.
     Failed,
+    /// It was draining a session that another client uses: nothing of it is ended.
+    Contested,
 }
 
 impl Gateway {
@@ -78,7 +83,16 @@ impl Gateway {
     /// [`StartError`] as with [`Gateway::bind`].
     pub async fn bind_draining(config: Config) -> Result<Self, StartError> {
         let subscriptions = Subscriptions { drain: true, ..config.subscriptions() };
-        Self::assemble(config, subscriptions).await
+        // The gateway that is drained may have stood on the same host, and its successor may stand there.
+        let taken = match config.admin {
+            Some(address) => TcpListener::bind(address).await.is_err(),
+            None => false,
+        };
+        if taken {
+            tracing::info!("the admin endpoint's address is in use; draining without one");
+        }
+        let admin = config.admin.filter(|_| !taken);
+        Self::assemble(Config { admin, ..config }, subscriptions).await
     }
 
     async fn assemble(config: Config, subscriptions: Subscriptions) -> Result<Self, StartError> {
@@ -152,9 +166,13 @@ impl Gateway {
         let (mut broker, metrics) = (self.broker.clone(), self.metrics.clone());
         async move {
             loop {
-                if broker.wait_for(|status| *status == Status::Draining).await.is_err() {
+                let began =
+                    |status: &Status| matches!(status, Status::Draining | Status::NoSession);
+                match broker.wait_for(began).await.map(|status| *status == Status::NoSession) {
+                    Ok(true) => return,
+                    Ok(false) => {}
                     // The connection task ended, which `run` reports.
-                    return std::future::pending().await;
+                    Err(_) => return std::future::pending().await,
                 }
                 let since = Instant::now();
                 let quiet_for = || {
@@ -207,7 +225,11 @@ impl Gateway {
         }));
         tokio::select! {
             () = shutdown => {}
-            _ = &mut connection => {
+            ended = &mut connection => {
+                if let Ok(Ended::Contested(how)) = ended {
+                    tracing::error!(how, "the session is in use, and is left to whoever uses it");
+                    return Stopped::Contested;
+                }
                 tracing::error!("the connection task ended on a defect of the gateway");
                 return Stopped::Failed;
             }
@@ -225,11 +247,23 @@ impl Gateway {
             lanes.idle().await;
             publisher.finish().await;
             // A connection task that failed has nothing left to finish.
-            let _ = connection.await;
+            (&mut connection).await
         };
         let stopped = match timeout(config.grace, finish).await {
-            Ok(()) => Stopped::Clean,
-            Err(_) => Stopped::GraceRanOut,
+            Ok(Ok(Ended::Unheard(trouble))) => {
+                tracing::warn!(trouble, "the broker is gone; what is not acknowledged comes back");
+                Stopped::GraceRanOut
+            }
+            Ok(_) => Stopped::Clean,
+            Err(_) => {
+                // What is settled need not come back because of what is not.
+                let close = async {
+                    publisher.close().await;
+                    let _ = (&mut connection).await;
+                };
+                let _ = timeout(LAST_WORDS, close).await;
+                Stopped::GraceRanOut
+            }
         };
         if let Some(admin) = admin {
             admin.abort();

@@ -59,6 +59,7 @@ impl Health {
         match &*self.broker.borrow() {
             Status::Subscribed => {}
             Status::Draining => reasons.push("draining: nothing new is taken".to_owned()),
+            Status::NoSession => reasons.push("draining: there was no session".to_owned()),
             Status::Connected => reasons.push("broker: subscriptions not confirmed yet".to_owned()),
             Status::Down(trouble) => reasons.push(format!("broker: not connected: {trouble}")),
             Status::Refused(filters) => {

@@ -2,28 +2,18 @@
 //!
 //! Labels are `route`, `outcome` and `status`, never a device: their number is known at start-up.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+mod messages;
+
+use std::{fmt, sync::Arc, time::Duration};
 
 use prometheus_client::{
-    collector::Collector,
-    encoding::{
-        DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder, text,
-    },
-    metrics::{
-        counter::{ConstCounter, Counter},
-        family::Family,
-        gauge::{ConstGauge, Gauge},
-        histogram::Histogram,
-        info::Info,
-    },
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Metric, Registry},
 };
 use tokio::time::Instant;
+
+use self::messages::Messages;
 
 /// All metrics of one gateway.
 #[derive(Debug)]
@@ -42,6 +32,8 @@ pub struct Metrics {
     broker_connects: Counter,
     redelivered: Counter,
     overruns: Counter,
+    qos_0_dropped: Counter,
+    sessions_lost: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -208,6 +200,18 @@ impl Default for Metrics {
                 "Times the broker sent more than max_pending_bytes",
                 counter(),
             ),
+            qos_0_dropped: register(
+                all,
+                "qos0_dropped",
+                "Messages at QoS 0 that came faster than they were handled and were dropped",
+                counter(),
+            ),
+            sessions_lost: register(
+                all,
+                "broker_sessions_lost",
+                "Sessions that were gone when the gateway came back, with what the broker held in them",
+                counter(),
+            ),
             registry,
         }
     }
@@ -263,6 +267,16 @@ impl Metrics {
         self.publishes_refused.get_or_create(&Reason { outcome: reason }).inc();
     }
 
+    /// A message at `QoS` 0 was dropped.
+    pub fn qos_0_dropped(&self) {
+        self.qos_0_dropped.inc();
+    }
+
+    /// The broker did not have the session any more.
+    pub fn session_lost(&self) {
+        self.sessions_lost.inc();
+    }
+
     /// A dead letter was taken, or not.
     pub fn dead_letter(&self, route: &Arc<str>, reason: &'static str, kept: Kept) {
         let label = DeadLetter { route: route.clone(), reason, kept };
@@ -296,72 +310,6 @@ impl Metrics {
     /// A message came again while it was held.
     pub fn redelivered(&self) {
         self.redelivered.inc();
-    }
-}
-
-/// Messages received and settled, counted under one lock so that `received = settled + pending`
-/// holds in every scrape.
-#[derive(Default)]
-struct Messages(Mutex<Tally>);
-
-#[derive(Default)]
-struct Tally {
-    received: BTreeMap<Arc<str>, u64>,
-    settled: BTreeMap<(Arc<str>, &'static str, u16), u64>,
-    last_settled: Option<Instant>,
-}
-
-impl Tally {
-    fn pending(&self) -> u64 {
-        self.received.values().sum::<u64>() - self.settled.values().sum::<u64>()
-    }
-}
-
-impl Messages {
-    fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for Messages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Messages")
-    }
-}
-
-impl Collector for Messages {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let tally = self.tally();
-        let kind = ConstCounter::new(0u64).metric_type();
-        let mut family = encoder.encode_descriptor(
-            "messages_received",
-            "Messages taken from the broker",
-            None,
-            kind,
-        )?;
-        for (route, count) in &tally.received {
-            let labels = [("route", &**route)];
-            ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
-        }
-        let mut family = encoder.encode_descriptor(
-            "messages_settled",
-            "Messages that have their outcome",
-            None,
-            kind,
-        )?;
-        for ((route, outcome, status), count) in &tally.settled {
-            let status = status.to_string();
-            let labels = [("route", &**route), ("outcome", *outcome), ("status", status.as_str())];
-            ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
-        }
-        let pending = ConstGauge::new(i64::try_from(tally.pending()).unwrap_or(i64::MAX));
-        let family = encoder.encode_descriptor(
-            "messages_pending",
-            "Messages taken and not settled: received - settled",
-            None,
-            pending.metric_type(),
-        )?;
-        pending.encode(family)
     }
 }
 

@@ -47,14 +47,14 @@ pub(super) fn certificates(section: &Section<'_>, encrypted: Option<bool>) -> Se
     settings
 }
 
-/// A secret given as a value or as the name of a file.
+/// A secret given as a value or as the name of a file, and that file.
 pub(super) fn secret(
     section: &Section<'_>,
     key: &'static str,
     file_key: &'static str,
-) -> Option<Secret> {
+) -> (Option<Secret>, Option<PathBuf>) {
     let value = section.parsed(key, |text| Ok(Secret::new(text)));
-    let from_file = section.parsed(file_key, |file| read(file, key));
+    let from_file = section.parsed(file_key, |file| Ok((read(file, key)?, PathBuf::from(file))));
     if value.is_some() && from_file.is_some() {
         section.mistake(
             None,
@@ -62,7 +62,8 @@ pub(super) fn secret(
             format!("`{key}` and `{file_key}` exclude each other; take one out"),
         );
     }
-    value.or(from_file)
+    let (read, file) = from_file.unzip();
+    (value.or(read), file)
 }
 
 fn read(file: &str, key: &str) -> Result<Secret, String> {

@@ -209,17 +209,14 @@ fn broker(root: &Section<'_>) -> mqtt::Settings {
     let broker = root.section("broker");
     let address = broker.or("url", "mqtt://127.0.0.1:1883", address);
     let encrypted = matches!(address.transport, Transport::Mqtts | Transport::Wss);
+    let (password, password_file) = secret(&broker, "password", "password_file");
     let settings = mqtt::Settings {
         address,
         client_id: broker.or("client_id", "mqtt-rest-gateway", word).into(),
-        share_group: broker.parsed("share_group", |text| {
-            if text.contains(['/', '+', '#']) {
-                Err(format!("`{text}` is no group name; it has no `/`, `+` or `#`"))
-            } else {
-                word(text).map(Into::into)
-            }
-        }),
-        session_expiry: broker.or("session_expiry", "1h", duration),
+        share_group: broker.parsed("share_group", group),
+        former_share_groups: broker.parsed("former_share_group", group).into_iter().collect(),
+        reconnect_max: broker.or("reconnect_max", "2s", positive_duration),
+        session_expiry: broker.or("session_expiry", "7d", duration),
         keep_alive: broker.or("keep_alive", "30s", |text| {
             let keep_alive = duration(text)?;
             if (5..=65_535).contains(&keep_alive.as_secs()) {
@@ -233,7 +230,7 @@ fn broker(root: &Section<'_>) -> mqtt::Settings {
             text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("`{text}`: {wanted}"))
         }),
         max_pending_bytes: broker.or("max_pending_bytes", "64MiB", size),
-        max_packet: broker.or("max_packet", "16MiB", |text| {
+        max_packet: broker.or("max_packet", "2MiB", |text| {
             u32::try_from(size(text)?)
                 .map_err(|_| format!("`{text}` is too large; a packet has at most 256MiB"))
         }),
@@ -242,11 +239,21 @@ fn broker(root: &Section<'_>) -> mqtt::Settings {
             text => duration(text).map(Some).map_err(|error| format!("{error}, or `forever`")),
         }),
         username: broker.parsed("username", |text| Ok(text.to_owned())),
-        password: secret(&broker, "password", "password_file"),
+        password,
+        password_file,
         tls: certificates(&broker, Some(encrypted)),
     };
     broker.finish();
     settings
+}
+
+/// The name of a group of a shared subscription [MQTT-4.8.2-1].
+fn group(text: &str) -> Result<Box<str>, String> {
+    if text.contains(['/', '+', '#']) {
+        Err(format!("`{text}` is no group name; it has no `/`, `+` or `#`"))
+    } else {
+        word(text).map(Into::into)
+    }
 }
 
 fn upstream(root: &Section<'_>, device: &Section<'_>) -> Option<upstream::Settings> {

@@ -1,19 +1,18 @@
 //! What became of a publication, counted and said by what it was for: of a dead letter it matters
 //! whether anybody took it.
 
-use rumqttc::v5::mqttbytes::v5::PubAckReason;
-
+use super::reason;
 use crate::{
     message::{Publication, Purpose},
     metrics::{Kept, Metrics},
 };
 
 /// The broker has acknowledged it, for good or bad [MQTT 5.0, 3.4.2.1].
-pub(super) fn acknowledged(publication: &Publication, reason: PubAckReason, metrics: &Metrics) {
+pub(super) fn acknowledged(publication: &Publication, reason: u8, metrics: &Metrics) {
     let kept = match reason {
-        PubAckReason::Success => Kept::Yes,
-        PubAckReason::NoMatchingSubscribers => Kept::No,
-        _ => Kept::Refused,
+        reason::NO_MATCHING_SUBSCRIBERS => Kept::No,
+        reason if reason::is_failure(reason) => Kept::Refused,
+        _ => Kept::Yes,
     };
     let topic = publication.topic.as_str();
     if let Purpose::DeadLetter(letter) = &publication.purpose {
@@ -28,7 +27,13 @@ pub(super) fn acknowledged(publication: &Publication, reason: PubAckReason, metr
         }
     }
     if kept == Kept::Refused {
-        tracing::warn!(topic, ?reason, "the broker refused a publication; check its access list");
+        let hint = match reason {
+            reason::NOT_AUTHORIZED => "check its access list",
+            reason::PACKET_TOO_LARGE => "it is larger than the broker allows",
+            _ => "its log may say why",
+        };
+        let reason = reason::name(reason);
+        tracing::warn!(topic, reason, "the broker refused a publication; {hint}");
         metrics.publish_refused("refused");
     }
 }
@@ -38,7 +43,30 @@ pub(super) fn acknowledged(publication: &Publication, reason: PubAckReason, metr
 pub(super) fn too_large(publication: &Publication, metrics: &Metrics) {
     let (topic, bytes) = (publication.topic.as_str(), publication.payload.len());
     tracing::warn!(topic, bytes, "publication is larger than the broker takes; dropped");
-    metrics.publish_refused("too_large");
+    dropped(publication, "too_large", metrics);
+}
+
+/// No broker would take it.
+pub(super) fn illegal(publication: &Publication, metrics: &Metrics) {
+    let topic = publication.topic.get(..200).unwrap_or(&publication.topic);
+    tracing::warn!(topic, "nothing can be published on this topic; dropped");
+    dropped(publication, "illegal", metrics);
+}
+
+/// The broker ended one connection after the other over it.
+pub(super) fn poison(publication: &Publication, metrics: &Metrics) {
+    let (topic, bytes) = (publication.topic.as_str(), publication.payload.len());
+    tracing::error!(
+        topic,
+        bytes,
+        "the broker ends the connection over this publication, again and again; dropped. Its own log \
+         says why: a size limit, or an access list that disconnects"
+    );
+    dropped(publication, "poison", metrics);
+}
+
+fn dropped(publication: &Publication, outcome: &'static str, metrics: &Metrics) {
+    metrics.publish_refused(outcome);
     if let Purpose::DeadLetter(letter) = &publication.purpose {
         metrics.dead_letter(&letter.route, letter.reason, Kept::Dropped);
     }

@@ -1,18 +1,27 @@
 //! The broker, as events and commands: deliveries come out, publications and settlements go in.
-//! Knows nothing of HTTP. All use of `rumqttc` is in here.
+//! Knows nothing of HTTP. All use of `rumqttc` is in here: its encoding of packets.
 
 mod connection;
+mod cursor;
+mod ending;
 mod fate;
-mod options;
+mod intake;
+mod legal;
+mod limits;
+mod link;
 mod outbox;
 mod packet;
+mod reader;
+mod reason;
 mod session;
+mod socket;
 mod subscriber;
 mod visit;
 pub mod window;
 
 use std::{
     fmt,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -46,6 +55,10 @@ pub struct Settings {
     pub client_id: Arc<str>,
     /// Group of a shared subscription; replicas of a group share the messages.
     pub share_group: Option<Box<str>>,
+    /// Groups that this client identifier has been a member of: their subscriptions are ended.
+    pub former_share_groups: Vec<Box<str>>,
+    /// The longest wait before another attempt to reach the broker.
+    pub reconnect_max: Duration,
     /// How long the broker keeps the session while we are away [MQTT 5.0, 3.1.2.11.2].
     pub session_expiry: Duration,
     /// Keep Alive [MQTT 5.0, 3.1.2.10].
@@ -63,6 +76,8 @@ pub struct Settings {
     pub username: Option<String>,
     /// Password.
     pub password: Option<Secret>,
+    /// The file that it comes from, read again for each connection.
+    pub password_file: Option<PathBuf>,
     /// Certificates.
     pub tls: tls::Settings,
 }
@@ -116,10 +131,23 @@ pub enum Status {
     Subscribed,
     /// Connected, and every subscription is ended: what still comes was held before.
     Draining,
+    /// Connected to drain a session that is not there.
+    NoSession,
     /// Connected; the broker refused these filters.
     Refused(Vec<String>),
     /// Ended on purpose.
     Ended,
+}
+
+/// How the connection task ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Told,
+    /// It was told to, and could not reach the broker any more: what is not acknowledged comes back.
+    Unheard(String),
+    /// It was draining the session, and another client uses it; how that showed.
+    Contested(String),
 }
 
 /// What to subscribe to, and how to tell which subscription a message came for.
@@ -210,6 +238,12 @@ impl Publisher {
     pub async fn finish(&self) {
         let _ = self.commands.send(Command::Finish).await;
     }
+
+    /// Ends them as soon as what is said is written: what is settled is acknowledged, also behind what
+    /// is not.
+    pub async fn close(&self) {
+        let _ = self.commands.send(Command::Close).await;
+    }
 }
 
 /// What the connection can be told.
@@ -217,4 +251,5 @@ enum Command {
     Publish(Publication),
     Settle(Ticket),
     Finish,
+    Close,
 }

@@ -1,19 +1,34 @@
 //! Publications on their way to the broker, kept until the broker has acknowledged them.
 //!
-//! Nothing is left for the client library to send again: after a reconnect everything that has no
-//! PUBACK goes out anew from here, in order, never more at once than the broker's Receive Maximum
-//! [MQTT-3.3.4-9]. A settlement stands in the same queue, so that a message's PUBACK cannot overtake
-//! its reply.
+//! After a reconnect everything that has no PUBACK goes out anew from here, in order, never more at once
+//! than the broker's Receive Maximum [MQTT-3.3.4-9]. A settlement stands in the same queue, so that a
+//! message's PUBACK cannot overtake its reply.
+//!
+//! A publication over which the broker ends the connection would be first on every connection, for ever:
+//! it is *poison*. When the same one has been the first in flight at [`DEATHS`] ends in a row, what was in
+//! flight goes out one at a time, and the one that is alone when the connection ends again is dropped.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
 
 use super::window::{PacketId, Ticket};
 use crate::message::Publication;
 
 /// How many entries may wait before the connection stops taking more.
 const MAX_WAITING: usize = 1024;
-/// How many bytes of payload may wait before it does.
-const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
+/// How many bytes of publications may be held, in flight or waiting, before it does.
+const MAX_BYTES: usize = 32 * 1024 * 1024;
+/// What a publication takes beside its text, and each of its user properties, about, in bytes.
+const OVERHEAD: usize = 128;
+/// Publications in flight at most, whatever the broker would take.
+const MAX_IN_FLIGHT: u16 = 100;
+/// Packet identifiers of publications go up to here; those above are for subscriptions.
+pub(super) const LAST_PACKET_ID: PacketId = 60_000;
+/// So many ends in a row with the same publication first in flight look like its doing.
+const DEATHS: u32 = 3;
+/// An end that comes later than this after a publication was sent has another cause.
+const SOON: Duration = Duration::from_secs(10);
 
 /// What waits.
 pub(super) enum Entry {
@@ -23,38 +38,64 @@ pub(super) enum Entry {
     Settled(Ticket),
 }
 
+/// What is to be done next.
+pub(super) enum Next<'a> {
+    /// To be sent under this identifier, from now on in flight.
+    Publish(PacketId, &'a Publication),
+    /// As in [`Entry::Settled`].
+    Settled(Ticket),
+}
+
 struct InFlight {
-    /// Consecutive over all publications of a connection.
+    packet_id: PacketId,
+    sent: Instant,
+    waiting: Waiting,
+}
+
+struct Waiting {
+    /// Consecutive over all publications of this process.
     number: u64,
-    /// Known when the client library has put it on the wire.
-    packet_id: Option<PacketId>,
     publication: Publication,
+}
+
+enum Slot {
+    Publish(Waiting),
+    Settled(Ticket),
 }
 
 /// The outbox.
 pub(super) struct Outbox {
-    waiting: VecDeque<Entry>,
-    waiting_bytes: usize,
+    waiting: VecDeque<Slot>,
     in_flight: VecDeque<InFlight>,
+    /// Of all publications, in flight and waiting.
+    bytes: usize,
     next_number: u64,
-    /// How many publications the broker and the client library take at once.
-    limit: u64,
+    last_packet_id: PacketId,
+    /// How many publications the broker takes at once.
+    limit: usize,
+    /// Which publication was first in flight at the last ends in a row, and how many those were.
+    suspect: Option<(u64, u32)>,
+    /// So many of the first publications go out alone.
+    alone: usize,
 }
 
 impl Outbox {
     pub(super) fn new() -> Self {
         Self {
             waiting: VecDeque::new(),
-            waiting_bytes: 0,
             in_flight: VecDeque::new(),
+            bytes: 0,
             next_number: 0,
+            last_packet_id: 0,
             limit: 1,
+            suspect: None,
+            alone: 0,
         }
     }
 
     /// Whether more may be put in.
     pub(super) fn has_room(&self) -> bool {
-        self.waiting.len() < MAX_WAITING && self.waiting_bytes < MAX_WAITING_BYTES
+        self.waiting.len() < MAX_WAITING && self.bytes < MAX_BYTES
     }
 
     /// Whether nothing waits for the broker.
@@ -62,147 +103,130 @@ impl Outbox {
         self.waiting.is_empty() && self.in_flight.is_empty()
     }
 
+    /// Whether nothing waits to be sent.
+    pub(super) fn is_sent(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Whether a publication is suspected to be poison: the next connection will tell.
+    pub(super) fn is_suspicious(&self) -> bool {
+        self.suspect.is_some()
+    }
+
     pub(super) fn push(&mut self, entry: Entry) {
-        if let Entry::Publish(publication) = &entry {
-            self.waiting_bytes += publication.payload.len();
-        }
-        self.waiting.push_back(entry);
+        let slot = match entry {
+            Entry::Settled(ticket) => Slot::Settled(ticket),
+            Entry::Publish(publication) => self.slot(publication),
+        };
+        self.waiting.push_back(slot);
+    }
+
+    /// Puts a publication before everything that waits, in place of one that was taken.
+    pub(super) fn push_first(&mut self, publication: Publication) {
+        let slot = self.slot(publication);
+        self.waiting.push_front(slot);
+    }
+
+    fn slot(&mut self, publication: Publication) -> Slot {
+        let number = self.next_number;
+        self.next_number += 1;
+        self.bytes += weight(&publication);
+        Slot::Publish(Waiting { number, publication })
     }
 
     /// The next entry, unless it is a publication and no more may be in flight.
-    ///
-    /// The limit is a distance, not a count: the client library hands out packet identifiers in a
-    /// circle, and one that is still in flight when the circle comes round stops it for good.
-    pub(super) fn next(&mut self) -> Option<Entry> {
-        if let Entry::Publish(_) = self.waiting.front()?
-            && self
-                .in_flight
-                .front()
-                .is_some_and(|oldest| self.next_number - oldest.number >= self.limit)
-        {
+    pub(super) fn next(&mut self, now: Instant) -> Option<Next<'_>> {
+        let limit = if self.alone > 0 { 1 } else { self.limit };
+        if matches!(self.waiting.front()?, Slot::Publish(_)) && self.in_flight.len() >= limit {
             return None;
         }
-        let entry = self.waiting.pop_front()?;
-        if let Entry::Publish(publication) = &entry {
-            self.waiting_bytes -= publication.payload.len();
-        }
-        Some(entry)
-    }
-
-    /// The publication could not be handed over yet.
-    pub(super) fn put_back(&mut self, publication: Publication) {
-        self.waiting_bytes += publication.payload.len();
-        self.waiting.push_front(Entry::Publish(publication));
-    }
-
-    /// The client library has taken it.
-    pub(super) fn submitted(&mut self, publication: Publication) {
-        let number = self.next_number;
-        self.next_number += 1;
-        self.in_flight.push_back(InFlight { number, packet_id: None, publication });
-    }
-
-    /// The client library has put the oldest publication without one under this identifier.
-    pub(super) fn sent(&mut self, packet_id: PacketId) {
-        if let Some(first) = self.in_flight.iter_mut().find(|p| p.packet_id.is_none()) {
-            first.packet_id = Some(packet_id);
+        match self.waiting.pop_front()? {
+            Slot::Settled(ticket) => Some(Next::Settled(ticket)),
+            Slot::Publish(waiting) => {
+                let packet_id = self.free_packet_id();
+                self.in_flight.push_back(InFlight { packet_id, sent: now, waiting });
+                let publication = &self.in_flight.back()?.waiting.publication;
+                Some(Next::Publish(packet_id, publication))
+            }
         }
     }
 
-    /// The broker has acknowledged it, for good or bad.
-    pub(super) fn acknowledged(&mut self, packet_id: PacketId) -> Option<Publication> {
-        let index = self.in_flight.iter().position(|p| p.packet_id == Some(packet_id))?;
-        self.in_flight.remove(index).map(|p| p.publication)
+    /// In a circle, passing over those in flight, which are few.
+    fn free_packet_id(&mut self) -> PacketId {
+        loop {
+            self.last_packet_id = self.last_packet_id % LAST_PACKET_ID + 1;
+            if self.in_flight.iter().all(|p| p.packet_id != self.last_packet_id) {
+                return self.last_packet_id;
+            }
+        }
     }
 
-    /// The connection is gone: everything in flight goes out again first.
-    pub(super) fn disconnected(&mut self) {
+    /// It is not in flight any more: the broker has acknowledged it, for good or bad, or it was not sent
+    /// after all.
+    pub(super) fn take(&mut self, packet_id: PacketId) -> Option<Publication> {
+        let index = self.in_flight.iter().position(|p| p.packet_id == packet_id)?;
+        let taken = self.in_flight.remove(index)?;
+        if self.suspect.is_some_and(|(number, _)| number == taken.waiting.number) {
+            self.suspect = None;
+        }
+        self.alone = self.alone.saturating_sub(1);
+        self.bytes -= weight(&taken.waiting.publication);
+        Some(taken.waiting.publication)
+    }
+
+    /// The connection is gone: everything in flight goes out again first. If the broker may have ended
+    /// it over what it was sent, a publication can turn out to be poison: it is returned, and gone.
+    pub(super) fn disconnected(
+        &mut self,
+        over_something: bool,
+        now: Instant,
+    ) -> Option<Publication> {
+        let poison = over_something && self.is_poison(now);
+        let poison = poison.then(|| self.in_flight.front().map(|p| p.packet_id)).flatten();
+        let poison = poison.and_then(|packet_id| self.take(packet_id));
         while let Some(last) = self.in_flight.pop_back() {
-            self.put_back(last.publication);
+            self.waiting.push_front(Slot::Publish(last.waiting));
         }
+        poison
+    }
+
+    /// Whether the first in flight is found out.
+    fn is_poison(&mut self, now: Instant) -> bool {
+        let first = self.in_flight.front().filter(|p| now - p.sent < SOON);
+        let Some(first) = first.map(|p| p.waiting.number) else {
+            self.suspect = None;
+            return false;
+        };
+        if self.alone > 0 {
+            return true;
+        }
+        let deaths =
+            self.suspect.map_or(1, |(number, deaths)| if number == first { deaths + 1 } else { 1 });
+        self.suspect = Some((first, deaths));
+        if deaths >= DEATHS {
+            self.alone = self.in_flight.len();
+        }
+        false
     }
 
     /// A connection stands, on which the broker takes `receive_maximum` publications at once.
     pub(super) fn connected(&mut self, receive_maximum: u16) {
-        // One less than the broker takes: the client library stops sending altogether,
-        // acknowledgements included, when it is at the limit.
-        self.limit = u64::from(receive_maximum.saturating_sub(1).max(1));
+        self.limit = receive_maximum.clamp(1, MAX_IN_FLIGHT).into();
     }
+}
+
+/// What a publication takes in memory, about, in bytes.
+fn weight(publication: &Publication) -> usize {
+    let Publication { topic, payload, properties, .. } = publication;
+    let user = properties.user.iter().map(|(name, value)| name.len() + value.len() + OVERHEAD);
+    let strings = [&properties.response_topic, &properties.content_type];
+    let strings = strings.into_iter().flatten().map(String::len);
+    let correlation = properties.correlation_data.as_ref().map_or(0, bytes::Bytes::len);
+    OVERHEAD + topic.len() + payload.len() + correlation + user.chain(strings).sum::<usize>()
 }
 
 #[cfg(test)]
 mod properties;
 
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::message::{Properties, Purpose};
-
-    fn publication(name: &str) -> Publication {
-        Publication {
-            purpose: Purpose::default(),
-            topic: name.to_owned(),
-            payload: Bytes::from("x"),
-            properties: Properties::default(),
-        }
-    }
-
-    fn submit(outbox: &mut Outbox, packet_id: PacketId) -> Option<String> {
-        match outbox.next()? {
-            Entry::Publish(publication) => {
-                let topic = publication.topic.clone();
-                outbox.submitted(publication);
-                outbox.sent(packet_id);
-                Some(topic)
-            }
-            Entry::Settled(ticket) => Some(format!("settled {ticket}")),
-        }
-    }
-
-    #[test]
-    fn never_more_in_flight_than_the_broker_takes() {
-        let mut outbox = Outbox::new();
-        outbox.connected(4);
-        for n in 0..6 {
-            outbox.push(Entry::Publish(publication(&n.to_string())));
-        }
-        for id in 1..=3 {
-            assert!(submit(&mut outbox, id).is_some());
-        }
-        assert_eq!(submit(&mut outbox, 4), None);
-        assert_eq!(outbox.acknowledged(2).unwrap().topic, "1");
-        assert_eq!(submit(&mut outbox, 4), None, "the circle would come round to the first");
-        outbox.acknowledged(1);
-        assert_eq!(submit(&mut outbox, 1).unwrap(), "3");
-        assert!(outbox.acknowledged(77).is_none());
-    }
-
-    #[test]
-    fn what_has_no_puback_goes_out_again_in_order() {
-        let mut outbox = Outbox::new();
-        outbox.connected(10);
-        for n in 0..3 {
-            outbox.push(Entry::Publish(publication(&n.to_string())));
-        }
-        outbox.push(Entry::Settled(7));
-        submit(&mut outbox, 1);
-        submit(&mut outbox, 2);
-        outbox.acknowledged(1);
-        outbox.disconnected();
-        outbox.connected(10);
-        let order: Vec<_> = (1..).map_while(|id| submit(&mut outbox, id)).collect();
-        assert_eq!(order, ["1", "2", "settled 7"]);
-        assert!(!outbox.is_empty());
-    }
-
-    #[test]
-    fn room_is_bounded() {
-        let mut outbox = Outbox::new();
-        while outbox.has_room() {
-            outbox.push(Entry::Settled(0));
-        }
-        assert_eq!(outbox.waiting.len(), MAX_WAITING);
-    }
-}
+mod tests;

@@ -1,27 +1,110 @@
-//! Between our words and the client library's packets.
+//! Our words as packets to the broker. The encoding is `rumqttc`'s; what comes from the broker is read
+//! by [`super::reader`].
 
-use std::time::{Duration, SystemTime};
-
+use bytes::{BufMut, BytesMut};
 use rumqttc::v5::mqttbytes::{
     QoS,
-    v5::{Filter, Publish, PublishProperties, RetainForwardRule},
+    v5::{
+        Connect, ConnectProperties, Filter, Login, Packet, PubAck, Publish, PublishProperties,
+        RetainForwardRule, Subscribe, SubscribeProperties, Unsubscribe,
+    },
 };
-use tokio::time::Instant;
 
-use crate::{
-    message::{Message, Properties, Publication},
-    topic::Pattern,
-};
+use super::{Settings, window::PacketId};
+use crate::{message::Publication, secret::Secret, topic::Pattern};
+
+/// Largest packet that MQTT knows, in bytes [MQTT 5.0, 2.1.4].
+const LARGEST: usize = 5 + 268_435_455;
+
+/// How a session is asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Start {
+    /// An earlier session is ended first [MQTT-3.1.2-4].
+    pub clean: bool,
+    /// How long the session outlives the connection, in seconds.
+    pub expiry: u32,
+}
+
+/// CONNECT: the first packet of a connection, so the buffer is empty.
+pub(super) fn connect(
+    settings: &Settings,
+    start: Start,
+    password: Option<&Secret>,
+    out: &mut BytesMut,
+) {
+    debug_assert!(out.is_empty(), "the library writes flags at a place from the buffer's start");
+    let mut properties = ConnectProperties::new();
+    // Without the property the session would end with the connection; the largest value is for ever
+    // [MQTT 5.0, 3.1.2.11.2].
+    properties.session_expiry_interval = Some(start.expiry);
+    properties.receive_maximum = Some(settings.max_pending);
+    // No Topic Alias Maximum: the broker may use none.
+    properties.max_packet_size = Some(settings.max_packet);
+    let connect = Connect {
+        // Checked by the configuration to be at most 65,535.
+        keep_alive: u16::try_from(settings.keep_alive.as_secs()).unwrap_or(u16::MAX),
+        client_id: settings.client_id.to_string(),
+        clean_start: start.clean,
+        properties: Some(properties),
+    };
+    // MQTT 5 allows a password without a user name; the library leaves out what is empty.
+    let login = (settings.username.is_some() || password.is_some()).then(|| Login {
+        username: settings.username.clone().unwrap_or_default(),
+        password: password.map_or("", |password| password.expose()).to_owned(),
+    });
+    write(&Packet::Connect(connect, None, login), out);
+}
+
+/// PUBACK of a message.
+pub(super) fn puback(packet_id: PacketId, out: &mut BytesMut) {
+    write(&Packet::PubAck(PubAck::new(packet_id, None)), out);
+}
+
+/// PUBREC of a message that came at `QoS` 2, though nobody asked for that.
+pub(super) fn pubrec(packet_id: PacketId, out: &mut BytesMut) {
+    out.put_slice(&[0x50, 2]);
+    out.put_u16(packet_id);
+}
+
+/// PUBCOMP, the end of such a message.
+pub(super) fn pubcomp(packet_id: PacketId, out: &mut BytesMut) {
+    out.put_slice(&[0x70, 2]);
+    out.put_u16(packet_id);
+}
+
+/// PINGREQ.
+pub(super) fn ping(out: &mut BytesMut) {
+    out.put_slice(&[0xC0, 0]);
+}
+
+/// DISCONNECT; the session goes on, or ends [MQTT 5.0, 3.14.2.2.2].
+pub(super) fn disconnect(end_session: bool, out: &mut BytesMut) {
+    out.put_slice(if end_session { &[0xE0, 7, 0, 5, 0x11, 0, 0, 0, 0] } else { &[0xE0, 0] });
+}
+
+/// SUBSCRIBE to filters, all under one identifier if there is one.
+pub(super) fn subscribe(
+    packet_id: PacketId,
+    filters: &[Filter],
+    identifier: Option<u32>,
+    out: &mut BytesMut,
+) {
+    let properties = identifier
+        .and_then(|id| usize::try_from(id).ok())
+        .map(|id| SubscribeProperties { id: Some(id), user_properties: Vec::new() });
+    let filters = filters.to_vec();
+    write(&Packet::Subscribe(Subscribe { pkid: packet_id, filters, properties }), out);
+}
+
+/// UNSUBSCRIBE from filters.
+pub(super) fn unsubscribe(packet_id: PacketId, filters: &[String], out: &mut BytesMut) {
+    let filters = filters.to_vec();
+    write(&Packet::Unsubscribe(Unsubscribe { pkid: packet_id, filters, properties: None }), out);
+}
 
 /// How a pattern is subscribed to.
 pub(super) fn filter(pattern: &Pattern, share_group: Option<&str>) -> Filter {
-    let filter = pattern.filter();
-    let path = match share_group {
-        Some(group) => format!("$share/{group}/{filter}"),
-        None => filter,
-    };
-    // No more than QoS 1: the library cannot resume QoS 2.
-    let mut filter = Filter::new(path, QoS::AtLeastOnce);
+    let mut filter = Filter::new(path(&pattern.filter(), share_group), QoS::AtLeastOnce);
     // No Local is a protocol error on a shared subscription [MQTT-3.8.3-4]; there, what we publish
     // ourselves is known by its `via`.
     filter.nolocal = share_group.is_none();
@@ -30,34 +113,42 @@ pub(super) fn filter(pattern: &Pattern, share_group: Option<&str>) -> Filter {
     filter
 }
 
-/// A PUBLISH that came.
-pub(super) fn message(publish: Publish, now: Instant) -> Message {
-    let properties = publish.properties.unwrap_or_default();
-    let expiry = properties.message_expiry_interval;
-    Message {
-        // A topic that is not UTF-8 is malformed [MQTT-1.5.4-1]; it will match no row.
-        topic: String::from_utf8_lossy(&publish.topic).into_owned(),
-        payload: publish.payload,
-        properties: Properties {
-            user: properties.user_properties,
-            response_topic: properties.response_topic,
-            correlation_data: properties.correlation_data,
-            content_type: properties.content_type,
-            expiry: expiry.map(|seconds| Duration::from_secs(seconds.into())),
-        },
-        received_at: SystemTime::now(),
-        arrived: now,
+/// The topic filter, as a member of the group subscribes to it.
+pub(super) fn path(filter: &str, share_group: Option<&str>) -> String {
+    match share_group {
+        Some(group) => format!("$share/{group}/{filter}"),
+        None => filter.to_owned(),
     }
 }
 
-/// The properties of a PUBLISH to be.
-pub(super) fn properties(publication: &Publication) -> PublishProperties {
+/// PUBLISH of a publication, whose strings are legal. `false`, and nothing written, if the packet is
+/// larger than `max_packet`, in bytes. At `QoS` 0 the packet identifier is 0.
+pub(super) fn publish(
+    publication: &Publication,
+    packet_id: PacketId,
+    max_packet: usize,
+    out: &mut BytesMut,
+) -> bool {
     let properties = publication.properties.clone();
-    PublishProperties {
+    let properties = PublishProperties {
         response_topic: properties.response_topic,
         correlation_data: properties.correlation_data,
         user_properties: properties.user,
         content_type: properties.content_type,
         ..PublishProperties::default()
+    };
+    let qos = if packet_id == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+    let payload = publication.payload.clone();
+    let mut packet = Publish::new(publication.topic.as_str(), qos, payload, Some(properties));
+    packet.pkid = packet_id;
+    if packet.size() > max_packet.min(LARGEST) {
+        return false;
     }
+    write(&Packet::Publish(packet), out);
+    true
+}
+
+fn write(packet: &Packet, out: &mut BytesMut) {
+    let written = packet.write(out, None);
+    debug_assert!(written.is_ok(), "identifiers are set and the size is checked: {written:?}");
 }

@@ -1,8 +1,11 @@
-//! What outlives a connection: messages held, publications on their way. Turns packets into
-//! deliveries and commands into packets, and alone decides what goes on the wire.
+//! What outlives a connection: messages held, publications on their way. Turns packets into deliveries
+//! and commands into packets, and alone decides what goes on the wire.
+//!
+//! Pure: no socket, no clock, nothing to wait for. Packets go in by [`Session::handle`], commands by
+//! [`Session::command`], time by [`Session::pass`]; what is to be sent comes out of
+//! [`Session::transmit`], and [`Session::next_timeout`] says when time matters.
 
 use std::{
-    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -10,43 +13,37 @@ use std::{
     time::Duration,
 };
 
-use rumqttc::{
-    Outgoing,
-    v5::{
-        AsyncClient, Event, Incoming,
-        mqttbytes::{
-            QoS,
-            v5::{ConnAck, PubAckReason, Publish},
-        },
-    },
-};
+use bytes::BytesMut;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
 
 use super::{
-    Command, Delivery, Held, Receipt, Settings, Status, Subscriptions, fate,
-    options::MAX_IN_FLIGHT,
-    outbox::{Entry, Outbox},
+    Command, Delivery, Receipt, Settings, Status, Subscriptions,
+    ending::Ending,
+    fate,
+    intake::{Intake, Taking},
+    legal::legal,
+    limits,
+    link::Link,
+    outbox::{Entry, Next, Outbox},
     packet,
+    reader::{ConnAck, Incoming, Publish},
     subscriber::Subscriber,
-    window::{Arrival, Arrived, PacketId, Window},
+    visit::expiry,
+    window::{Arrival, Arrived, Window},
 };
 use crate::{
     fingerprint::fingerprint,
-    message::{Message, Publication},
+    message::Message,
     metrics::Metrics,
-    topic::Captures,
+    secret::Secret,
+    topic::{Captures, Pattern},
 };
 
-/// Requests that wait inside the client library; more wait here.
-pub(super) const REQUESTS: usize = 64;
-/// What the library's size of a packet can leave out, in bytes.
-const SIZE_MARGIN: usize = 8;
-/// What a message that is held takes beside its packet, about, in bytes: its properties, its places in
-/// window and lane.
-const OVERHEAD: usize = 1024;
+/// So much is written in advance, in bytes; what else there is waits where its bound is.
+const WRITTEN_AHEAD: usize = 64 * 1024;
 
 /// The MQTT session as this process sees it.
 pub(super) struct Session {
@@ -56,39 +53,17 @@ pub(super) struct Session {
     metrics: Arc<Metrics>,
     window: Window,
     outbox: Outbox,
-    /// The connection's client, once there is a connection.
-    client: Option<AsyncClient>,
-    /// Since when the connection stands; only then may anything go out.
-    connected_at: Option<Instant>,
+    intake: Intake,
+    /// The connection, once the broker has accepted it.
+    link: Option<Link>,
     /// This process has had a session, so the next connection should find it.
     expected: bool,
-    /// Largest packet the broker takes, in bytes.
-    max_packet: usize,
     /// See [`super::Connection::receive_window`].
     receive_window: Arc<AtomicUsize>,
-    /// Bytes of messages that are held, wherever they are.
-    held: Arc<AtomicUsize>,
-    taking: Taking,
-    /// The size of the first message that was too much.
-    refused: usize,
-    /// Packet identifiers of new messages that were not taken.
-    skipped: HashSet<PacketId>,
     /// Told to finish what is to be said.
     finishing: bool,
-}
-
-/// Whether messages are taken on this connection.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Taking {
-    /// They are.
-    Yes,
-    /// The broker has sent more than may be held: no more of them, lest a later message overtake an
-    /// earlier one of its device.
-    Overrun,
-    /// Nothing more is settled on it: what is due goes out, then a DISCONNECT.
-    Closing,
-    /// The DISCONNECT is on its way.
-    Leaving,
+    /// Told to leave now: nobody waits for PUBACKs of publications any more.
+    closing: bool,
 }
 
 impl Session {
@@ -101,21 +76,17 @@ impl Session {
     ) -> Self {
         Self {
             window: Window::new(settings.ack_hold),
-            receive_window: Arc::new(AtomicUsize::new(settings.max_pending.into())),
             outbox: Outbox::new(),
-            subscriber: Subscriber::new(subscriptions, settings.share_group.clone(), status),
+            intake: Intake::new(&settings),
+            subscriber: Subscriber::new(subscriptions, &settings, status),
+            receive_window: Arc::new(AtomicUsize::new(settings.max_pending.into())),
             settings,
             commands,
             metrics,
-            client: None,
-            connected_at: None,
+            link: None,
             expected: false,
-            refused: 0,
-            skipped: HashSet::new(),
-            max_packet: usize::MAX,
-            held: Arc::default(),
-            taking: Taking::Yes,
             finishing: false,
+            closing: false,
         }
     }
 
@@ -123,18 +94,24 @@ impl Session {
         self.receive_window.clone()
     }
 
-    /// A connection is being made with this client.
-    pub(super) fn connecting(&mut self, client: AsyncClient) {
-        self.client = Some(client);
+    /// A connection is being made: writes its CONNECT.
+    pub(super) fn connecting(&self, password: Option<&Secret>, out: &mut BytesMut) {
+        let start = packet::Start { clean: false, expiry: expiry(&self.settings) };
+        packet::connect(&self.settings, start, password, out);
     }
 
     /// The connection is gone; how long it lasted, if there was one.
-    pub(super) fn disconnected(&mut self) -> Option<Duration> {
-        self.client = None;
-        self.taking = Taking::Yes;
-        self.window.disconnected(&std::mem::take(&mut self.skipped));
-        self.outbox.disconnected();
-        self.connected_at.take().map(|since| since.elapsed())
+    pub(super) fn disconnected(
+        &mut self,
+        ending: Option<&Ending>,
+        now: Instant,
+    ) -> Option<Duration> {
+        self.window.disconnected(&self.intake.disconnected());
+        let over_something = ending.is_some_and(Ending::is_over_something);
+        if let Some(poison) = self.outbox.disconnected(over_something, now) {
+            fate::poison(&poison, &self.metrics);
+        }
+        self.link.take().map(|link| link.lasted(now))
     }
 
     /// Whether more commands may be given.
@@ -144,134 +121,186 @@ impl Session {
 
     /// Told to finish with nothing left to say: a connection would serve nothing.
     pub(super) fn is_finished(&self) -> bool {
-        self.finishing && self.outbox.is_empty()
+        self.finishing && self.outbox.is_empty() || self.closing && self.outbox.is_sent()
     }
 
-    /// More came than may be held, and of what was taken enough is through to take more: not all of it,
-    /// lest one message that hangs stop everybody.
-    fn is_overrun(&self) -> bool {
-        let (held, most) = (self.held.load(Ordering::Relaxed), self.settings.max_pending_bytes);
-        // Also the message that was too much must fit, or it would be all over again.
-        let room = held == 0 || held <= most / 2 && held + self.refused <= most;
-        self.taking == Taking::Overrun && room && self.outbox.is_empty()
+    /// Told to finish, whatever is left to say.
+    pub(super) fn is_finishing(&self) -> bool {
+        self.finishing || self.closing
     }
 
-    /// When the next message becomes late.
-    pub(super) fn next_late(&self) -> Option<Instant> {
-        self.window.next_late()
+    /// What a drain has ended so far, or nothing.
+    pub(super) fn ended_subscriptions(&self) -> &[Pattern] {
+        self.subscriber.ended()
+    }
+
+    /// The last packet is written: the broker closes the connection when it has read everything.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.intake.taking == Taking::Leaving
+    }
+
+    /// The next connection tells whether a publication is poison, so it should come soon.
+    pub(super) fn is_suspicious(&self) -> bool {
+        self.outbox.is_suspicious()
+    }
+
+    /// Whether the broker has accepted the connection.
+    pub(super) fn is_connected(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// How often there must be a ping: as the broker has it, or as we do where it turns pings off.
+    pub(super) fn keep_alive(&self) -> Duration {
+        self.link.as_ref().map_or(self.settings.keep_alive, Link::keep_alive)
+    }
+
+    /// When something is due without a packet or a command.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        let link = self.link.as_ref()?;
+        let others = [self.window.next_late(), self.subscriber.next_timeout()];
+        others.into_iter().flatten().chain([link.next_ping()]).min()
     }
 
     /// Time has passed.
     pub(super) fn pass(&mut self, now: Instant) {
         self.window.pass(now);
+        let Some(link) = &mut self.link else { return };
+        link.pass(now);
+        self.subscriber.pass(now);
     }
 
     pub(super) fn command(&mut self, command: Command) {
         match command {
-            Command::Publish(publication) => self.outbox.push(Entry::Publish(publication)),
+            Command::Publish(publication) => match legal(publication) {
+                Ok(publication) => self.outbox.push(Entry::Publish(publication)),
+                Err(publication) => fate::illegal(&publication, &self.metrics),
+            },
             Command::Settle(ticket) => self.outbox.push(Entry::Settled(ticket)),
             Command::Finish => self.finishing = true,
+            Command::Close => self.closing = true,
         }
     }
 
-    pub(super) fn event(&mut self, event: Event, now: Instant, deliver: &mut impl FnMut(Delivery)) {
-        match event {
-            Event::Incoming(Incoming::ConnAck(connack)) => self.connected(&connack, now),
-            Event::Incoming(Incoming::Publish(publish)) if self.taking == Taking::Yes => {
-                self.arrived(publish, now, deliver);
-            }
-            Event::Incoming(Incoming::Publish(publish)) => self.skip(&publish),
-            Event::Incoming(Incoming::PubAck(puback)) => {
-                self.acknowledged(puback.pkid, puback.reason);
-            }
-            Event::Incoming(Incoming::PingResp(_)) => self.window.ping_answered(),
-            Event::Incoming(Incoming::SubAck(suback)) => self.subscriber.subscribed(&suback),
-            Event::Incoming(Incoming::UnsubAck(unsuback)) => {
-                if let Some(client) = &self.client {
-                    self.subscriber.unsubscribed(&unsuback, client);
+    /// A packet came.
+    ///
+    /// # Errors
+    /// When the broker has ended the connection by it.
+    pub(super) fn handle(
+        &mut self,
+        packet: Incoming,
+        now: Instant,
+        deliver: &mut impl FnMut(Delivery),
+    ) -> Result<(), Ending> {
+        match packet {
+            Incoming::Disconnect { reason, text } => return Err(Ending::disconnect(reason, &text)),
+            Incoming::ConnAck(connack) if self.link.is_none() => self.connected(connack, now)?,
+            // Before CONNACK nothing else may come [MQTT-3.2.0-1].
+            _ if self.link.is_none() => {}
+            Incoming::Publish(publish) => self.arrived(publish, now, deliver),
+            Incoming::PubAck { packet_id, reason } => {
+                if let Some(publication) = self.outbox.take(packet_id) {
+                    fate::acknowledged(&publication, reason, &self.metrics);
                 }
             }
-            Event::Outgoing(Outgoing::Publish(packet_id)) => self.outbox.sent(packet_id),
-            _ => {}
+            Incoming::PubRel { packet_id } => {
+                self.link.iter_mut().for_each(|link| link.released(packet_id));
+            }
+            Incoming::PingResp => self.window.ping_answered(),
+            Incoming::SubAck { packet_id, reasons } => {
+                self.subscriber.subscribed(packet_id, &reasons);
+            }
+            Incoming::UnsubAck { packet_id, reasons } => {
+                self.subscriber.unsubscribed(packet_id, &reasons);
+            }
+            Incoming::ConnAck(_) | Incoming::Other(_) => {}
         }
+        Ok(())
     }
 
-    fn connected(&mut self, connack: &ConnAck, now: Instant) {
-        let Some(client) = &self.client else { return };
-        self.connected_at = Some(now);
+    fn connected(&mut self, connack: ConnAck, now: Instant) -> Result<(), Ending> {
+        let ConnAck { old, session_present, reason, text, limits } = connack;
+        if old {
+            return Err(Ending::old_protocol());
+        }
+        if reason != 0 {
+            return Err(Ending::refused(reason, &text));
+        }
         self.metrics.connected();
-        let properties = connack.properties.as_ref();
-        let receive_maximum = properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX);
-        self.receive_window
-            .store(self.settings.max_pending.min(receive_maximum).into(), Ordering::Relaxed);
-        self.max_packet =
-            properties.and_then(|p| p.max_packet_size).map_or(usize::MAX, |max| max as usize);
-        if self.expected && !connack.session_present {
+        let receive_maximum = limits.receive_maximum;
+        let window = self.settings.max_pending.min(receive_maximum);
+        self.receive_window.store(window.into(), Ordering::Relaxed);
+        tracing::info!(
+            broker = %self.settings.address,
+            client_id = &*self.settings.client_id,
+            session_present,
+            receive_maximum,
+            "connected to the broker"
+        );
+        for warning in limits::warnings(&self.settings, &limits) {
+            tracing::warn!("{warning}");
+        }
+        if !session_present {
+            self.no_session();
+        }
+        self.expected = true;
+        self.window.connected(session_present);
+        self.outbox.connected(receive_maximum);
+        self.subscriber.connected(session_present, limits.subscription_identifiers, now);
+        self.link = Some(Link::new(limits, self.settings.keep_alive, now));
+        Ok(())
+    }
+
+    /// The broker has no session of ours.
+    fn no_session(&self) {
+        if self.expected {
             tracing::error!(
                 "the broker has lost the session, and with it every message it held for it; give the \
                  broker persistence and a session_expiry longer than any interruption"
             );
-        }
-        self.expected = true;
-        self.window.connected(connack.session_present);
-        self.outbox.connected(receive_maximum.min(MAX_IN_FLIGHT));
-        tracing::info!(
-            broker = %self.settings.address,
-            client_id = &*self.settings.client_id,
-            session_present = connack.session_present,
-            receive_maximum,
-            "connected to the broker"
-        );
-        self.subscriber.connected(client);
-    }
-
-    /// A message that is not taken: it comes again on the next connection.
-    fn skip(&mut self, publish: &Publish) {
-        if !publish.dup && publish.qos != QoS::AtMostOnce {
-            self.skipped.insert(publish.pkid);
+            self.metrics.session_lost();
+        } else {
+            tracing::warn!(
+                client_id = &*self.settings.client_id,
+                "the broker has no session of this client id: a first start, or what waited in it is \
+                 lost"
+            );
         }
     }
 
     fn arrived(&mut self, publish: Publish, now: Instant, deliver: &mut impl FnMut(Delivery)) {
         // Without senders nobody is left to deliver to.
         let Some(commands) = self.commands.upgrade() else { return };
-        let held_before = self.held.load(Ordering::Relaxed);
-        let bytes = publish.size() + OVERHEAD;
-        let held = Held::new(bytes, &self.held);
-        // One message is always taken, however large: it would come again for ever.
-        if held_before > 0 && held_before + bytes > self.settings.max_pending_bytes {
-            tracing::warn!(
-                max_pending_bytes = self.settings.max_pending_bytes,
-                "the broker sends more than its Receive Maximum allows; taking no more until what is \
-                 held is through"
-            );
-            self.metrics.overrun();
-            self.taking = Taking::Overrun;
-            self.refused = bytes;
-            self.skip(&publish);
-            self.subscriber.overrun();
+        let taking = self.intake.taking;
+        let pending = || self.window.pending();
+        let Some(held) = self.intake.take(&publish, pending, &self.metrics) else {
+            if self.intake.taking != taking {
+                self.subscriber.overrun();
+            }
             return;
+        };
+        let Publish { dup, qos, packet_id, topic, payload, properties, subscription_ids, .. } =
+            publish;
+        let found =
+            self.subscriber.subscriptions().find(&topic).filter(|_| publish.fault.is_none());
+        match (&found, publish.fault) {
+            (_, Some(fault)) => tracing::warn!(topic, "a message cannot be taken: {fault}"),
+            (None, None) => self.subscriber.stray(&topic),
+            (Some(_), None) => self.subscriber.came_by(&subscription_ids),
         }
-        let Publish { dup, qos, pkid, .. } = publish;
-        let message = packet::message(publish, now);
-        let Message { topic, payload, properties, .. } = &message;
-        let (subscription, captures) = match self.subscriber.subscriptions().find(topic) {
+        let (subscription, captures) = match found {
             Some((index, captures)) => (Some(index), captures),
             None => (None, Captures::default()),
         };
         let sender: Arc<str> =
-            captures.get(&self.subscriber.subscriptions().sender).unwrap_or(topic).into();
+            captures.get(&self.subscriber.subscriptions().sender).unwrap_or(&topic).into();
         let arrived = Arrived {
-            packet_id: if qos == QoS::AtMostOnce { 0 } else { pkid },
+            packet_id,
             dup,
-            fingerprint: fingerprint((topic, payload, &properties.correlation_data)),
+            fingerprint: fingerprint((&topic, &payload, &properties.correlation_data)),
             sender: sender.clone(),
         };
-        if arrived.packet_id == 0 && self.window.pending() >= usize::from(self.settings.max_pending)
-        {
-            // QoS 0 knows no Receive Maximum; at most once includes not at all.
-            self.metrics.publish_refused("qos_0_overflow");
-            return;
+        if qos == 2 {
+            self.link.iter_mut().for_each(|link| link.came_at_qos_2(packet_id));
         }
         let ticket = match self.window.arrive(arrived) {
             Arrival::New(ticket) => ticket,
@@ -281,8 +310,9 @@ impl Session {
                 return self.outbox.push(Entry::Settled(ticket));
             }
         };
+        let received_at = std::time::SystemTime::now();
         deliver(Delivery {
-            message,
+            message: Message { topic, payload, properties, received_at, arrived: now },
             subscription,
             captures,
             sender,
@@ -290,81 +320,62 @@ impl Session {
         });
     }
 
-    fn acknowledged(&mut self, packet_id: PacketId, reason: PubAckReason) {
-        if let Some(publication) = self.outbox.acknowledged(packet_id) {
-            fate::acknowledged(&publication, reason, &self.metrics);
+    /// Writes what may go out now: acknowledgements that are due, then the outbox, whose settlements
+    /// make more acknowledgements due; in the end a DISCONNECT, after which there is nothing
+    /// [MQTT-3.14.4-1].
+    pub(super) fn transmit(&mut self, out: &mut BytesMut, now: Instant) {
+        if self.link.is_none() || self.is_leaving() {
+            return;
         }
-    }
-
-    /// Hands over as much as the client library takes now: acknowledgements that are due, then the
-    /// outbox, whose settlements make more acknowledgements due. What is left over goes when the
-    /// library has made room, which is an event.
-    pub(super) fn pump(&mut self) {
-        // Nothing goes out after a DISCONNECT [MQTT-3.14.4-1].
-        let open = self.connected_at.is_some() && self.taking != Taking::Leaving;
-        let Some(client) = self.client.clone().filter(|_| open) else { return };
-        if self.taking != Taking::Closing {
-            let through = self.pump_acknowledgements(&client) && self.pump_outbox(&client);
-            if !through || !self.is_overrun() && !self.is_finished() {
+        self.subscriber.transmit(out);
+        self.transmit_acknowledgements(out);
+        if self.intake.taking != Taking::Closing {
+            let through = self.transmit_outbox(out, now);
+            let room = self.intake.has_room_again() && self.outbox.is_empty();
+            if !through || !room && !self.is_finished() {
                 return;
             }
             self.window.close();
-            self.taking = Taking::Closing;
+            self.intake.taking = Taking::Closing;
+            self.transmit_acknowledgements(out);
         }
-        // If there is no room for the DISCONNECT, it goes with the next event.
-        if self.pump_acknowledgements(&client) && client.try_disconnect().is_ok() {
-            self.taking = Taking::Leaving;
+        packet::disconnect(false, out);
+        self.intake.taking = Taking::Leaving;
+    }
+
+    fn transmit_acknowledgements(&mut self, out: &mut BytesMut) {
+        if let Some(link) = &mut self.link {
+            link.acknowledge(&mut self.window, out);
         }
     }
 
-    /// `false` if the client library is full, here and below.
-    fn pump_acknowledgements(&mut self, client: &AsyncClient) -> bool {
-        while let Some(packet_id) = self.window.next_due() {
-            let ack = Publish { qos: QoS::AtLeastOnce, pkid: packet_id, ..Publish::default() };
-            if client.try_ack(&ack).is_err() {
-                self.window.put_back(packet_id);
-                return false;
-            }
-        }
-        true
-    }
-
-    fn pump_outbox(&mut self, client: &AsyncClient) -> bool {
-        while let Some(entry) = self.outbox.next() {
-            let taken = match entry {
-                Entry::Publish(publication) => self.submit(client, publication),
-                Entry::Settled(ticket) => {
-                    self.window.settle(ticket, Instant::now());
-                    self.pump_acknowledgements(client)
+    /// `false` if there is more than may be written ahead.
+    fn transmit_outbox(&mut self, out: &mut BytesMut, now: Instant) -> bool {
+        let Some(link) = &self.link else { return true };
+        let at_most_once = link.is_at_most_once();
+        let largest = link.max_packet();
+        while out.len() < WRITTEN_AHEAD {
+            match self.outbox.next(now) {
+                None => return true,
+                Some(Next::Settled(ticket)) => {
+                    self.window.settle(ticket, now);
+                    self.transmit_acknowledgements(out);
                 }
-            };
-            if !taken {
-                return false;
+                Some(Next::Publish(packet_id, publication)) => {
+                    let wire_id = if at_most_once { 0 } else { packet_id };
+                    let fits = packet::publish(publication, wire_id, largest, out);
+                    if fits && !at_most_once {
+                        continue;
+                    }
+                    let Some(publication) = self.outbox.take(packet_id) else { continue };
+                    match publication.shorter() {
+                        _ if fits => {}
+                        Some(shorter) => self.outbox.push_first(shorter),
+                        None => fate::too_large(&publication, &self.metrics),
+                    }
+                }
             }
         }
-        true
-    }
-
-    fn submit(&mut self, client: &AsyncClient, publication: Publication) -> bool {
-        let Publication { topic, payload, .. } = &publication;
-        let properties = packet::properties(&publication);
-        let qos = QoS::AtLeastOnce;
-        let packet = Publish::new(topic, qos, payload.clone(), Some(properties.clone()));
-        if packet.size() + SIZE_MARGIN > self.max_packet {
-            // The library would lose the connection over it, and do so for ever.
-            let Some(shorter) = publication.shorter() else {
-                fate::too_large(&publication, &self.metrics);
-                return true;
-            };
-            return self.submit(client, shorter);
-        }
-        let (topic, payload) = (topic.clone(), payload.clone());
-        let taken = client.try_publish_with_properties(topic, qos, false, payload, properties);
-        if taken.is_ok() {
-            self.outbox.submitted(publication);
-        } else {
-            self.outbox.put_back(publication);
-        }
-        taken.is_ok()
+        false
     }
 }

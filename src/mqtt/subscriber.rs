@@ -1,29 +1,96 @@
-//! The subscriptions of a session: made at every connection, or ended one after the other.
+//! The subscriptions of a session: made at every connection, or ended; and those of an earlier
+//! configuration, which are ended where they show.
 
-use rumqttc::v5::{
-    AsyncClient,
-    mqttbytes::v5::{SubAck, SubscribeReasonCode, UnsubAck, UnsubAckReason},
+use std::{
+    collections::{HashSet, VecDeque},
+    time::Duration,
 };
-use tokio::sync::watch;
 
-use super::{Status, Subscriptions, packet};
+use bytes::{Bytes, BytesMut};
+use rumqttc::v5::mqttbytes::v5::Filter;
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    Settings, Status, Subscriptions, outbox::LAST_PACKET_ID, packet, reason, window::PacketId,
+};
+use crate::topic::Pattern;
+
+/// Topic filters in one packet at most: some brokers end the connection over more.
+const MAX_FILTERS: usize = 8;
+/// Topics with more levels are not looked for: their filters are too many to guess.
+const MAX_STRAY_LEVELS: usize = 6;
+/// So many topics without a row are looked after on a connection.
+const MAX_STRAYS: usize = 16;
+
+/// A packet that the broker must answer.
+#[derive(Debug)]
+enum Request {
+    Subscribe(Vec<Filter>),
+    Unsubscribe(Vec<String>, Why),
+}
+
+/// Why subscriptions are ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// The session is drained.
+    Drain,
+    /// They are of another form than those in force: without the group, or of a former one.
+    OtherForm,
+    /// A message came on a topic that no row has.
+    Stray,
+}
 
 /// What is subscribed to, and how far that has come.
 pub(super) struct Subscriber {
     subscriptions: Subscriptions,
     share_group: Option<Box<str>>,
+    former_share_groups: Vec<Box<str>>,
     status: watch::Sender<Status>,
-    /// How many are ended, where all are to be.
-    ended: usize,
+    waiting: VecDeque<Request>,
+    /// Sent and not answered, by packet identifier.
+    open: Vec<(PacketId, Request)>,
+    last_packet_id: PacketId,
+    /// What the broker has refused on this connection.
+    refused: Vec<String>,
+    /// Tells our subscriptions from those of another group, where the broker can.
+    identifier: Option<u32>,
+    /// A message by another group's subscription was told.
+    foreign_told: bool,
+    /// How long the connection must stand before all are ended, where they are to be.
+    drain_hold: Duration,
+    /// When that begins.
+    drain_at: Option<Instant>,
+    drain_began: bool,
+    /// How many topics without a row were looked after.
+    strays: usize,
+    /// Filters that were tried for them.
+    tried: HashSet<String>,
 }
 
 impl Subscriber {
     pub(super) fn new(
         subscriptions: Subscriptions,
-        share_group: Option<Box<str>>,
+        settings: &Settings,
         status: watch::Sender<Status>,
     ) -> Self {
-        Self { subscriptions, share_group, status, ended: 0 }
+        Self {
+            subscriptions,
+            share_group: settings.share_group.clone(),
+            former_share_groups: settings.former_share_groups.clone(),
+            // Longer than a gateway that lives takes to come back and throw us out.
+            drain_hold: settings.reconnect_max * 2 + Duration::from_secs(1),
+            status,
+            waiting: VecDeque::new(),
+            open: Vec::new(),
+            last_packet_id: LAST_PACKET_ID,
+            refused: Vec::new(),
+            identifier: None,
+            foreign_told: false,
+            drain_at: None,
+            drain_began: false,
+            strays: 0,
+            tried: HashSet::new(),
+        }
     }
 
     pub(super) fn subscriptions(&self) -> &Subscriptions {
@@ -31,70 +98,203 @@ impl Subscriber {
     }
 
     /// A connection stands, and nothing has been sent on it yet.
-    pub(super) fn connected(&mut self, client: &AsyncClient) {
+    pub(super) fn connected(&mut self, session_present: bool, identifiers: bool, now: Instant) {
         self.status.send_replace(Status::Connected);
-        self.ended = 0;
+        self.waiting.clear();
+        self.open.clear();
+        self.refused.clear();
+        self.strays = 0;
+        self.tried.clear();
         if self.subscriptions.drain {
-            return self.end_next(client);
+            if session_present {
+                self.drain_at = Some(now + self.drain_hold);
+            } else {
+                tracing::info!("there was no session of this client id: nothing to drain");
+                self.status.send_replace(Status::NoSession);
+            }
+            return;
         }
-        // Always, also to a session that has them: the table may have changed since. It goes into an
-        // empty queue, before anything else.
         let group = self.share_group.as_deref();
-        let filters = self.subscriptions.patterns.iter().map(|p| packet::filter(p, group));
-        if client.try_subscribe_many(filters).is_err() {
-            tracing::error!("the client library takes no subscription");
+        self.identifier = identifiers.then(|| identifier(group));
+        // Always, also to a session that has them: the table may have changed since.
+        let filters: Vec<_> =
+            self.subscriptions.patterns.iter().map(|p| packet::filter(p, group)).collect();
+        let requests = filters.chunks(MAX_FILTERS).map(|some| Request::Subscribe(some.to_vec()));
+        self.waiting.extend(requests);
+        if session_present {
+            // Else each message would come by both, for good.
+            let plain = group.is_some().then_some(None);
+            let former = self.former_share_groups.iter().map(|group| Some(&**group));
+            let former: Vec<_> = plain.into_iter().chain(former.filter(|f| *f != group)).collect();
+            let paths: Vec<_> = former.iter().flat_map(|group| self.paths(*group)).collect();
+            self.end(&paths, Why::OtherForm);
         }
     }
 
-    /// The broker has answered the SUBSCRIBE.
-    pub(super) fn subscribed(&self, suback: &SubAck) {
-        let results = self.subscriptions.patterns.iter().zip(&suback.return_codes);
-        let refused: Vec<String> = results
-            .filter(|(_, code)| !matches!(code, SubscribeReasonCode::Success(_)))
-            .map(|(pattern, code)| format!("{} ({code:?})", pattern.filter()))
-            .collect();
-        if refused.is_empty() {
-            tracing::info!(filters = suback.return_codes.len(), "subscribed");
+    fn paths(&self, group: Option<&str>) -> Vec<String> {
+        self.subscriptions.patterns.iter().map(|p| packet::path(&p.filter(), group)).collect()
+    }
+
+    fn end(&mut self, paths: &[String], why: Why) {
+        let requests =
+            paths.chunks(MAX_FILTERS).map(|some| Request::Unsubscribe(some.to_vec(), why));
+        self.waiting.extend(requests);
+    }
+
+    /// What a drain has ended, or has begun to.
+    pub(super) fn ended(&self) -> &[Pattern] {
+        if self.drain_began { &self.subscriptions.patterns } else { &[] }
+    }
+
+    /// When something is to be done without a packet.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        self.drain_at
+    }
+
+    /// Time has passed.
+    pub(super) fn pass(&mut self, now: Instant) {
+        if self.drain_at.is_some_and(|at| at <= now) {
+            self.drain_at = None;
+            self.drain_began = true;
+            let paths = self.paths(self.share_group.as_deref());
+            self.end(&paths, Why::Drain);
+        }
+    }
+
+    /// Writes what is to be sent.
+    pub(super) fn transmit(&mut self, out: &mut BytesMut) {
+        while let Some(request) = self.waiting.pop_front() {
+            let packet_id = self.last_packet_id.checked_add(1).unwrap_or(LAST_PACKET_ID + 1);
+            self.last_packet_id = packet_id;
+            match &request {
+                Request::Subscribe(filters) => {
+                    packet::subscribe(packet_id, filters, self.identifier, out);
+                }
+                Request::Unsubscribe(paths, _) => packet::unsubscribe(packet_id, paths, out),
+            }
+            self.open.push((packet_id, request));
+        }
+    }
+
+    fn answered(&mut self, packet_id: PacketId) -> Option<Request> {
+        let index = self.open.iter().position(|(id, _)| *id == packet_id)?;
+        Some(self.open.swap_remove(index).1)
+    }
+
+    /// The broker has answered a SUBSCRIBE [MQTT 5.0, 3.9.3].
+    pub(super) fn subscribed(&mut self, packet_id: PacketId, reasons: &Bytes) {
+        let Some(Request::Subscribe(filters)) = self.answered(packet_id) else { return };
+        for (index, filter) in filters.iter().enumerate() {
+            match reasons.get(index) {
+                Some(0) => tracing::warn!(
+                    filter = filter.path,
+                    "the broker delivers these messages at QoS 0 only: they can be lost on the way"
+                ),
+                Some(1 | 2) => {}
+                Some(code) => {
+                    self.refused.push(format!("{} ({})", filter.path, reason::name(*code)));
+                }
+                None => self.refused.push(format!("{} (no answer)", filter.path)),
+            }
+        }
+        let subscribing = |(_, request): &(_, Request)| matches!(request, Request::Subscribe(_));
+        if self.open.iter().any(subscribing) {
+            return;
+        }
+        if self.refused.is_empty() {
+            tracing::info!(filters = self.subscriptions.patterns.len(), "subscribed");
             self.status.send_replace(Status::Subscribed);
         } else {
             tracing::error!(
-                filters = refused.join(", "),
+                filters = self.refused.join(", "),
                 "the broker refused subscriptions; allow them for this client in its access list"
             );
-            self.status.send_replace(Status::Refused(refused));
+            self.status.send_replace(Status::Refused(self.refused.clone()));
         }
     }
 
-    /// Ends one: the client library has no word for many, and room for few.
-    fn end_next(&self, client: &AsyncClient) {
-        let Some(pattern) = self.subscriptions.patterns.get(self.ended) else {
-            tracing::info!("unsubscribed: draining what the broker still holds");
-            self.status.send_replace(Status::Draining);
+    /// The broker has answered an UNSUBSCRIBE [MQTT 5.0, 3.11.3].
+    pub(super) fn unsubscribed(&mut self, packet_id: PacketId, reasons: &Bytes) {
+        let Some(Request::Unsubscribe(paths, why)) = self.answered(packet_id) else { return };
+        for (index, filter) in paths.iter().enumerate() {
+            let code = reasons.get(index).copied().unwrap_or_default();
+            match (code, why) {
+                (reason::NO_SUBSCRIPTION_EXISTED, Why::Drain) => {
+                    tracing::info!(
+                        filter,
+                        "there was no such subscription; is share_group the same?"
+                    );
+                }
+                (reason::NO_SUBSCRIPTION_EXISTED, _) => {}
+                (code, Why::Drain) if reason::is_failure(code) => {
+                    let reason = reason::name(code);
+                    tracing::error!(filter, reason, "the broker refused to end a subscription");
+                    self.refused.push(filter.clone());
+                }
+                (code, _) if reason::is_failure(code) => {
+                    let reason = reason::name(code);
+                    tracing::warn!(
+                        filter,
+                        reason,
+                        "the broker refused to end what may be a subscription of an earlier \
+                         configuration"
+                    );
+                }
+                (_, Why::Drain) => {}
+                (_, Why::OtherForm | Why::Stray) => tracing::warn!(
+                    filter,
+                    "ended a subscription of an earlier configuration, which the session still had"
+                ),
+            }
+        }
+        if why == Why::Drain && self.open.is_empty() {
+            if self.refused.is_empty() {
+                tracing::info!("unsubscribed: draining what the broker still holds");
+                self.status.send_replace(Status::Draining);
+            } else {
+                self.status.send_replace(Status::Refused(self.refused.clone()));
+            }
+        }
+    }
+
+    /// A message came on a topic that no row has: an earlier table left a subscription in the session. A
+    /// pattern has literal levels and `+`, so that there are few filters that can have brought it.
+    pub(super) fn stray(&mut self, topic: &str) {
+        let levels: Vec<_> = topic.split('/').collect();
+        let many = levels.len() > MAX_STRAY_LEVELS || self.strays >= MAX_STRAYS;
+        if self.subscriptions.drain || many {
             return;
-        };
-        let filter = packet::filter(pattern, self.share_group.as_deref()).path;
-        if client.try_unsubscribe(filter).is_err() {
-            tracing::error!("the client library does not unsubscribe");
         }
+        self.strays += 1;
+        tracing::warn!(
+            topic,
+            "no row listens on this topic: looking for the subscription that brought it, to end it"
+        );
+        let filters = (0..1_usize << levels.len()).map(|wild| {
+            let level = |(index, level)| if wild >> index & 1 == 1 { "+" } else { level };
+            levels.iter().copied().enumerate().map(level).collect::<Vec<_>>().join("/")
+        });
+        let filters: Vec<_> = filters.filter(|filter| self.tried.insert(filter.clone())).collect();
+        let group = self.share_group.as_deref();
+        let mut paths: Vec<_> = filters.iter().map(|filter| packet::path(filter, group)).collect();
+        if group.is_some() {
+            paths.extend(filters);
+        }
+        self.end(&paths, Why::Stray);
     }
 
-    /// The broker has answered an UNSUBSCRIBE.
-    pub(super) fn unsubscribed(&mut self, unsuback: &UnsubAck, client: &AsyncClient) {
-        let Some(pattern) = self.subscriptions.patterns.get(self.ended) else { return };
-        let filter = pattern.filter();
-        match unsuback.reasons.first() {
-            Some(UnsubAckReason::Success) => {}
-            Some(UnsubAckReason::NoSubscriptionExisted) => {
-                tracing::info!(filter, "there was no such subscription; is share_group the same?");
-            }
-            reason => {
-                tracing::error!(filter, ?reason, "the broker refused to end a subscription");
-                self.status.send_replace(Status::Refused(vec![filter]));
-                return;
-            }
+    /// A message of ours came by subscriptions with these identifiers. One that is made by another group
+    /// and is still in the session brings every message a second time.
+    pub(super) fn came_by(&mut self, identifiers: &[u32]) {
+        let foreign = !identifiers.is_empty()
+            && self.identifier.is_some_and(|own| !identifiers.contains(&own));
+        if foreign && !std::mem::replace(&mut self.foreign_told, true) {
+            tracing::warn!(
+                "messages come by a subscription that this configuration does not make: it was made \
+                 with another share_group. What it brings beyond what waited comes twice; name that \
+                 group in former_share_groups, or drain with the earlier configuration"
+            );
         }
-        self.ended += 1;
-        self.end_next(client);
     }
 
     /// More came than could be taken: nothing is drained yet, however quiet it becomes now.
@@ -103,4 +303,12 @@ impl Subscriber {
             self.status.send_replace(Status::Connected);
         }
     }
+}
+
+/// The Subscription Identifier of everything that this group, or no group, subscribes to: from 1 to
+/// 268,435,455 [MQTT 5.0, 3.8.2.1.2], the same in every version (FNV-1a).
+fn identifier(group: Option<&str>) -> u32 {
+    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    let bytes = group.unwrap_or_default().bytes();
+    bytes.fold(0x811C_9DC5, step) % 268_435_455 + 1
 }

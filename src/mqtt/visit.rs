@@ -1,21 +1,55 @@
 //! Short connections beside the gateway's own: what does the broker allow, and the end of a session.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
-use rumqttc::v5::{AsyncClient, Event, Incoming, mqttbytes::v5::ConnAck};
-use tokio::time::timeout;
+use bytes::BytesMut;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 
-use super::{Settings, connection::describe, options::options};
+use super::{
+    Settings, Transport,
+    connection::password,
+    ending::Ending,
+    limits, packet,
+    reader::{ConnAck, Incoming, Limits, Reader},
+    reason,
+    socket::{self, Input, Output},
+};
+use crate::topic::Pattern;
 
-/// Connects, reads what the broker announces, and leaves; under a client identifier of its own, so that a
-/// running gateway keeps its session.
+/// How long each answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Topic filters in one packet at most: some brokers end the connection over more.
+const MAX_FILTERS: usize = 8;
+
+/// Connects, reads what the broker announces, subscribes to the table's filters, and leaves nothing; under
+/// a client identifier of its own, so that a running gateway keeps its session.
 ///
 /// # Errors
 /// A sentence for the operator.
-pub async fn probe(settings: &Settings) -> Result<String, String> {
+pub async fn probe(settings: &Settings, patterns: &[Pattern]) -> Result<String, String> {
     let client_id = format!("{}-check", settings.client_id).into();
-    let settings = Settings { client_id, ..settings.clone() };
-    Ok(report(&settings, &visit(settings.clone()).await?))
+    // As a member of the group itself it would be given messages that others wait for.
+    let share_group = settings.share_group.as_ref().map(|group| format!("{group}-check").into());
+    let settings = Settings { client_id, share_group, ..settings.clone() };
+    // How long a session is kept shows only where one is asked for; it has no subscriptions.
+    let (visit, connack) = Visit::begin(&settings, true, expiry(&settings)).await?;
+    visit.end().await;
+    let (mut visit, _) = Visit::begin(&settings, true, 0).await?;
+    let refused = visit.subscribe(&settings, patterns).await;
+    visit.end().await;
+    let refused = refused?;
+    if refused.is_empty() {
+        Ok(report(&settings, &connack.limits, patterns.len()))
+    } else {
+        Err(format!(
+            "{} refuses subscriptions; allow them in its access list: {}",
+            settings.address,
+            refused.join(", ")
+        ))
+    }
 }
 
 /// Ends the session of this client identifier, with everything the broker still holds in it.
@@ -23,59 +57,177 @@ pub async fn probe(settings: &Settings) -> Result<String, String> {
 /// # Errors
 /// A sentence for the operator.
 pub async fn end_session(settings: &Settings) -> Result<(), String> {
-    visit(settings.clone()).await.map(|_| ())
+    let (visit, _) = Visit::begin(settings, true, 0).await?;
+    visit.end().await;
+    Ok(())
 }
 
-/// A connection that ends whatever session there was and leaves none [MQTT-3.1.2-4].
-async fn visit(settings: Settings) -> Result<ConnAck, String> {
-    let settings = Settings { session_expiry: Duration::ZERO, ..settings };
-    let mut options = options(&settings).map_err(|error| error.to_string())?;
-    options.set_clean_start(true);
-    let (client, mut event_loop) = AsyncClient::new(options, 1);
-    let connack = loop {
-        let event = timeout(Duration::from_secs(10), event_loop.poll())
-            .await
-            .map_err(|_| "the broker did not answer in 10 seconds".to_owned())?
-            .map_err(|error| describe(&error))?;
-        if let Event::Incoming(Incoming::ConnAck(connack)) = event {
-            break connack;
+/// Puts the subscriptions of a session back, and leaves it to whoever else uses it.
+///
+/// # Errors
+/// A sentence for the operator.
+pub(super) async fn subscribe_again(
+    settings: &Settings,
+    patterns: &[Pattern],
+) -> Result<(), String> {
+    let (mut visit, _) = Visit::begin(settings, false, expiry(settings)).await?;
+    let refused = visit.subscribe(settings, patterns).await;
+    visit.end().await;
+    refused.map(drop)
+}
+
+/// In seconds; the largest value is for ever [MQTT 5.0, 3.1.2.11.2].
+pub(super) fn expiry(settings: &Settings) -> u32 {
+    u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// A connection that takes no messages: they are not acknowledged and come to whoever comes next.
+struct Visit {
+    input: Input,
+    output: Output,
+    reader: Reader,
+    incoming: BytesMut,
+    answers: VecDeque<Incoming>,
+    clean: bool,
+}
+
+impl Visit {
+    /// Connects. A clean start ends whatever session there was [MQTT-3.1.2-4].
+    async fn begin(
+        settings: &Settings,
+        clean: bool,
+        expiry: u32,
+    ) -> Result<(Self, ConnAck), String> {
+        let late = |_| format!("{} did not answer in 10 seconds", settings.address);
+        let socket = timeout(PATIENCE, socket::connect(settings)).await.map_err(late)?;
+        let (input, output) = socket?;
+        let reader = Reader::new(settings.max_packet as usize);
+        let (incoming, answers) = (BytesMut::new(), VecDeque::new());
+        let mut visit = Self { input, output, reader, incoming, answers, clean };
+        let mut out = BytesMut::new();
+        let start = packet::Start { clean, expiry };
+        packet::connect(settings, start, password(settings)?.as_ref(), &mut out);
+        visit.send(&out).await?;
+        loop {
+            match visit.next(false).await? {
+                Incoming::ConnAck(connack) if connack.old => {
+                    return Err(Ending::old_protocol().text);
+                }
+                Incoming::ConnAck(connack) if connack.reason != 0 => {
+                    return Err(Ending::refused(connack.reason, &connack.text).text);
+                }
+                Incoming::ConnAck(connack) => return Ok((visit, connack)),
+                _ => {}
+            }
         }
-    };
-    if client.try_disconnect().is_ok() {
-        // The answer is there; how the connection ends does not matter any more.
-        let _ = timeout(Duration::from_secs(1), event_loop.poll()).await;
     }
-    Ok(connack)
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let Self { output, .. } = self;
+        let sent = timeout(PATIENCE, async {
+            output.write_all(bytes).await?;
+            output.flush().await
+        });
+        match sent.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Ending::closed(Some(&error), true).text),
+            Err(_) => Err("the broker does not read".to_owned()),
+        }
+    }
+
+    /// The next packet that is no message.
+    async fn next(&mut self, established: bool) -> Result<Incoming, String> {
+        loop {
+            if let Some(packet) = self.answers.pop_front() {
+                return Ok(packet);
+            }
+            self.incoming.reserve(4096);
+            let read = timeout(PATIENCE, self.input.read_buf(&mut self.incoming)).await;
+            match read.map_err(|_| "the broker did not answer in 10 seconds".to_owned())? {
+                Ok(0) => return Err(Ending::closed(None, established).text),
+                Ok(_) => {}
+                Err(error) => return Err(Ending::closed(Some(&error), established).text),
+            }
+            while let Some(packet) =
+                self.reader.next(&mut self.incoming).map_err(|error| error.to_string())?
+            {
+                match packet {
+                    Incoming::Disconnect { reason, text } => {
+                        return Err(Ending::disconnect(reason, &text).text);
+                    }
+                    Incoming::Publish(_) => {}
+                    packet => self.answers.push_back(packet),
+                }
+            }
+        }
+    }
+
+    /// Subscribes to the patterns; what the broker refuses.
+    async fn subscribe(
+        &mut self,
+        settings: &Settings,
+        patterns: &[Pattern],
+    ) -> Result<Vec<String>, String> {
+        let mut refused = Vec::new();
+        let group = settings.share_group.as_deref();
+        let filters: Vec<_> = patterns.iter().map(|p| packet::filter(p, group)).collect();
+        for (packet_id, filters) in (1..).zip(filters.chunks(MAX_FILTERS)) {
+            let mut out = BytesMut::new();
+            packet::subscribe(packet_id, filters, None, &mut out);
+            self.send(&out).await?;
+            let closed = |error| format!("at SUBSCRIBE: {error}");
+            let reasons = loop {
+                if let Incoming::SubAck { reasons, .. } = self.next(true).await.map_err(closed)? {
+                    break reasons;
+                }
+            };
+            let results = filters.iter().zip(&reasons);
+            let bad = results.filter(|(_, code)| reason::is_failure(**code));
+            refused.extend(bad.map(|(f, code)| format!("{} ({})", f.path, reason::name(*code))));
+        }
+        Ok(refused)
+    }
+
+    /// Leaves, and ends a session that was clean at its start. The answer is there; how the connection ends does not matter any more.
+    async fn end(mut self) {
+        let mut out = BytesMut::new();
+        packet::disconnect(self.clean, &mut out);
+        if self.send(&out).await.is_ok() {
+            let _ =
+                timeout(Duration::from_secs(1), async { while self.next(true).await.is_ok() {} })
+                    .await;
+        }
+    }
 }
 
-fn report(settings: &Settings, connack: &ConnAck) -> String {
-    let limits = connack.properties.as_ref();
+fn report(settings: &Settings, limits: &Limits, filters: usize) -> String {
     let or =
-        |value: Option<u64>, default: &str| value.map_or(default.to_owned(), |v| v.to_string());
-    let yes = |value: Option<u8>| if value == Some(0) { "no" } else { "yes" };
-    let encrypted =
-        matches!(settings.address.transport, super::Transport::Mqtts | super::Transport::Wss);
-    let receive_maximum = limits.and_then(|l| l.receive_max);
+        |value: Option<u32>, default: &str| value.map_or(default.to_owned(), |v| v.to_string());
+    let encrypted = matches!(settings.address.transport, Transport::Mqtts | Transport::Wss);
     let mut text = format!(
-        "{} accepts us{}\n  takes at once        {}\n  largest packet       {}\n  session expiry       {}\n  \
-         maximum QoS          {}\n  shared subscriptions {}",
+        "{} accepts us{}\n  subscriptions        {filters} accepted\n  takes at once        {}\n  \
+         largest packet       {}\n  session expiry       {}\n  maximum QoS          {}\n  \
+         shared subscriptions {}",
         settings.address,
         if encrypted { " over TLS" } else { "" },
-        or(receive_maximum.map(u64::from), "65535"),
-        or(limits.and_then(|l| l.max_packet_size).map(u64::from), "no limit"),
-        or(limits.and_then(|l| l.session_expiry_interval).map(u64::from), "as asked"),
-        or(limits.and_then(|l| l.max_qos).map(u64::from), "2"),
-        yes(limits.and_then(|l| l.shared_subscription_available)),
+        limits.receive_maximum,
+        or(limits.maximum_packet_size, "no limit"),
+        or(limits.session_expiry, "as asked"),
+        limits.maximum_qos,
+        if limits.shared_subscriptions { "yes" } else { "no" },
     );
-    if settings.share_group.is_some()
-        && limits.and_then(|l| l.shared_subscription_available) == Some(0)
-    {
-        text.push_str("\n  share_group is set, but this broker has no shared subscriptions");
+    let mut warnings = limits::warnings(settings, limits);
+    if limits.receive_maximum < settings.max_pending {
+        warnings.push(format!(
+            "Receive Maximum is {}, below max_pending = {}: with Mosquitto and EMQX it is also how many \
+             messages the gateway gets at once; raise max_inflight_messages (Mosquitto) or \
+             mqtt.max_inflight (EMQX)",
+            limits.receive_maximum, settings.max_pending
+        ));
     }
-    if limits.and_then(|l| l.max_qos) == Some(0) {
-        text.push_str(
-            "\n  this broker has only QoS 0: messages can be lost before they reach the gateway",
-        );
+    for warning in warnings {
+        text.push_str("\n  ");
+        text.push_str(&warning);
     }
     text
 }

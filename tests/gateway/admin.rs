@@ -80,6 +80,8 @@ async fn metrics_are_named_once_and_for_all() {
         "gateway_broker_connects",
         "gateway_redelivered",
         "gateway_overruns",
+        "gateway_qos0_dropped",
+        "gateway_broker_sessions_lost",
         "gateway_messages_received",
         "gateway_messages_settled",
         "gateway_messages_pending",

@@ -35,8 +35,8 @@ impl Certificates {
         fs::write(dir.path().join("ca.pem"), ca.pem()).unwrap();
         for name in ["server", "client"] {
             let key = KeyPair::generate().unwrap();
-            let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
-            let mut params = CertificateParams::new(names).unwrap();
+            let names = ["127.0.0.1", "localhost", "::1"].map(str::to_owned);
+            let mut params = CertificateParams::new(names.to_vec()).unwrap();
             // OpenSSL takes a certificate for self-signed that is named like its issuer.
             params.distinguished_name.push(DnType::CommonName, name);
             let certificate = params.signed_by(&key, &ca).unwrap();
@@ -56,8 +56,12 @@ impl Certificates {
 
     /// Lines of `mosquitto.conf` for one more listener.
     fn listener(&self, port: u16, more: &str) -> String {
+        self.listener_at("127.0.0.1", port, more)
+    }
+
+    fn listener_at(&self, address: &str, port: u16, more: &str) -> String {
         format!(
-            "listener {port} 127.0.0.1\ncafile {}\ncertfile {}\nkeyfile {}\n{more}",
+            "listener {port} {address}\ncafile {}\ncertfile {}\nkeyfile {}\n{more}",
             self.path("ca.pem"),
             self.path("server.pem"),
             self.path("server.key"),
@@ -76,10 +80,11 @@ async fn crosses(broker: &Broker, upstream: &Upstream, gateway: &Gateway) {
 #[tokio::test]
 async fn mutual_tls_and_web_sockets_lead_to_the_broker() {
     let certificates = Certificates::new();
-    let (tls, ws, wss) = (free_port(), free_port(), free_port());
+    let (tls, tls_6, ws, wss) = (free_port(), free_port(), free_port(), free_port());
     let broker = Broker::configured(&format!(
-        "{}\nlistener {ws} 127.0.0.1\nprotocol websockets\n{}",
+        "{}\n{}\nlistener {ws} 127.0.0.1\nprotocol websockets\n{}",
         certificates.listener(tls, "require_certificate true"),
+        certificates.listener_at("::1", tls_6, "require_certificate true"),
         certificates.listener(wss, "protocol websockets"),
     ))
     .await;
@@ -87,6 +92,7 @@ async fn mutual_tls_and_web_sockets_lead_to_the_broker() {
     let urls = [
         format!("mqtts://127.0.0.1:{tls}"),
         format!("mqtts://localhost:{tls}"),
+        format!("mqtts://[::1]:{tls_6}"),
         format!("ws://127.0.0.1:{ws}/mqtt"),
         format!("wss://localhost:{wss}/mqtt"),
     ];

@@ -16,6 +16,9 @@ use crate::wire::{Packet, Props, Publish, Wire};
 /// How long something expected may take on a slow machine.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Topic filters in one SUBSCRIBE that every broker takes.
+const FILTERS: usize = 8;
+
 /// The listener.
 pub struct FakeBroker {
     listener: TcpListener,
@@ -46,13 +49,15 @@ impl FakeBroker {
             client_id: String::new(),
             clean_start: false,
             keep_alive: 0,
+            login: (None, None),
             props: Props::default(),
             pings: 0,
             seen: VecDeque::new(),
         };
         match link.next("CONNECT").await {
-            Packet::Connect { client_id, clean_start, keep_alive, props, .. } => {
-                Link { client_id, clean_start, keep_alive, props, ..link }
+            Packet::Connect { client_id, clean_start, keep_alive, username, password, props } => {
+                let login = (username, password);
+                Link { client_id, clean_start, keep_alive, login, props, ..link }
             }
             other => link.fail("CONNECT", &other),
         }
@@ -73,6 +78,8 @@ pub struct Link {
     pub client_id: String,
     pub clean_start: bool,
     pub keep_alive: u16,
+    /// User Name and Password.
+    pub login: (Option<String>, Option<Vec<u8>>),
     pub props: Props,
     /// Pings answered so far.
     pub pings: usize,
@@ -85,15 +92,25 @@ impl Link {
         self.send(&Packet::ConnAck { session_present, reason: 0, props }).await;
     }
 
-    /// Answers the SUBSCRIBE, which must come next, with success; its filters and option bytes.
+    /// Answers the SUBSCRIBEs to the shipped table, which must come next, with success; their filters and
+    /// option bytes.
     pub async fn subscribed(&mut self) -> Vec<(String, u8)> {
-        match self.next("SUBSCRIBE").await {
-            Packet::Subscribe { packet_id, filters } => {
-                let reasons = filters.iter().map(|(_, options)| options & 3).collect();
-                self.send(&Packet::SubAck { packet_id, reasons }).await;
-                filters
+        let mut all = Vec::new();
+        loop {
+            match self.next("SUBSCRIBE").await {
+                Packet::Subscribe { packet_id, filters } => {
+                    let reasons = filters.iter().map(|(_, options)| options & 3).collect();
+                    self.send(&Packet::SubAck { packet_id, reasons }).await;
+                    let count = filters.len();
+                    assert!(count <= FILTERS, "{count} filters in one SUBSCRIBE");
+                    all.extend(filters);
+                    // It has more rows than that, and no multiple of it.
+                    if count < FILTERS {
+                        return all;
+                    }
+                }
+                other => self.fail("SUBSCRIBE", &other),
             }
-            other => self.fail("SUBSCRIBE", &other),
         }
     }
 
@@ -130,6 +147,25 @@ impl Link {
         packet.unwrap_or_else(|| {
             panic!("{what} expected, but the gateway closed; before: {:#?}", self.seen)
         })
+    }
+
+    /// The next packet that is no ping; `None` when the gateway has closed.
+    pub async fn packet(&mut self) -> Option<Packet> {
+        timeout(PATIENCE, self.receive()).await.expect("a packet")
+    }
+
+    /// These bytes must come next.
+    pub async fn expect_raw(&mut self, bytes: &[u8]) {
+        let came = timeout(PATIENCE, self.wire.receive_raw(bytes.len())).await;
+        assert_eq!(came.expect("bytes").unwrap(), bytes);
+    }
+
+    /// A DISCONNECT must come next; then the broker closes.
+    pub async fn goodbye(mut self) {
+        match self.next("DISCONNECT").await {
+            Packet::Disconnect { .. } => {}
+            other => self.fail("DISCONNECT", &other),
+        }
     }
 
     /// A PUBACK must come next; its packet identifier.

@@ -324,6 +324,11 @@ impl Options {
         self.spawn_command(&["drain", "--quiet", quiet]).await
     }
 
+    /// Another command that runs until it is told to stop.
+    pub async fn command(self, arguments: &[&str]) -> Gateway {
+        self.spawn_command(arguments).await
+    }
+
     async fn spawn_command(self, arguments: &[&str]) -> Gateway {
         let mut command = match &self.limit {
             None => program(),

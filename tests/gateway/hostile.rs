@@ -70,7 +70,8 @@ async fn no_level_can_choose_another_path() {
 async fn every_payload_has_its_outcome() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     upstream.answers("POST", "/v1/devices/d1/telemetry", 200, json!({})).await;
-    let _gateway = Gateway::start(&broker, &upstream).await;
+    let options = Options::default().set("BROKER_MAX_PACKET", "16MiB");
+    let _gateway = options.start(&broker, &upstream).await;
     let mut device = broker.device("d1").await;
     let deep = |levels: usize| ("[".repeat(levels) + &"]".repeat(levels)).into_bytes();
     let rows: Vec<(Vec<u8>, &str)> = vec![

@@ -14,6 +14,7 @@ mod wire;
 
 mod admin;
 mod batch;
+mod broker_rules;
 mod connections;
 mod dead_letters;
 mod delivery;
@@ -30,5 +31,6 @@ mod request_response;
 mod rumqttc;
 mod second_table;
 mod secrets;
+mod sessions;
 mod shipped_table;
 mod stop;

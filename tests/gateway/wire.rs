@@ -68,7 +68,8 @@ pub enum Packet {
         packet_id: u16,
         reason: u8,
     },
-    /// Each filter with its options byte. One with properties is an error: nobody here sends any.
+    /// Each filter with its options byte. An identifier is passed over; one with other properties is an
+    /// error: nobody here sends any.
     Subscribe {
         packet_id: u16,
         filters: Vec<(String, u8)>,
@@ -254,7 +255,8 @@ impl Packet {
             }
             8 => {
                 let packet_id = body.u16()?;
-                if body.props()? != Props::default() {
+                let props = body.props()?;
+                if (Props { subscription_ids: Vec::new(), ..props }) != Props::default() {
                     return Err(malformed("SUBSCRIBE with properties"));
                 }
                 let mut filters = Vec::new();
@@ -499,6 +501,16 @@ impl Wire {
         self.reader.receive().await
     }
 
+    /// The next bytes, whatever they mean.
+    pub async fn receive_raw(&mut self, count: usize) -> io::Result<Vec<u8>> {
+        while self.reader.buffer.len() < count {
+            if self.reader.stream.read_buf(&mut self.reader.buffer).await? == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(self.reader.buffer.drain(..count).collect())
+    }
+
     pub fn split(self) -> (WireReader, WireWriter) {
         (self.reader, self.writer)
     }
@@ -644,7 +656,7 @@ mod tests {
             &b"\x41\x02\x00\x07"[..],
             b"\x40\x01\x00",
             b"\xf0\x00",
-            b"\x82\x05\x00\x01\x02\x0b\x01",
+            b"\x82\x06\x00\x01\x03\x1f\x00\x00",
         ] {
             Packet::decode(&mut bytes.to_vec()).unwrap_err();
         }

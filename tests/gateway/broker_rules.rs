@@ -1,0 +1,396 @@
+//! Rules of brokers, and messages that break them: no message, answer or configuration keeps the gateway
+//! off the air, and what a broker cannot do is said.
+
+use std::time::Duration;
+
+use serde_json::json;
+use wiremock::ResponseTemplate;
+
+use crate::{
+    fake_broker::{FakeBroker, Link},
+    harness::{Broker, Gateway, Options, QUIET, Upstream, eventually, program},
+    wire::{Packet, Props, Publish},
+};
+
+const SETTLED: &str = "gateway_messages_settled_total";
+const REFUSED: &str = "gateway_publishes_refused_total";
+const CONNECTS: &str = "gateway_broker_connects_total";
+
+fn path(device: &str) -> String {
+    format!("/v1/devices/{device}/telemetry")
+}
+
+fn telemetry(packet_id: u16, device: &str) -> Publish {
+    Publish {
+        topic: format!("v1/device/{device}/telemetry"),
+        payload: json!({ "message": packet_id }).to_string().into(),
+        qos: 1,
+        packet_id,
+        props: Props {
+            user: vec![
+                ("device_id".to_owned(), device.to_owned()),
+                ("access_key".to_owned(), "k1".to_owned()),
+            ],
+            ..Props::default()
+        },
+        ..Publish::default()
+    }
+}
+
+fn question(packet_id: u16, device: &str) -> Publish {
+    let mut message = telemetry(packet_id, device);
+    message.props.response_topic = Some(format!("v1/device/{device}/answers"));
+    message
+}
+
+async fn gateway(broker: &FakeBroker, upstream: &Upstream, options: Options) -> Gateway {
+    options.set("BROKER_URL", &broker.url()).set("UPSTREAM_URL", &upstream.url()).spawn().await
+}
+
+async fn quick(devices: &[&str]) -> Upstream {
+    let upstream = Upstream::start().await;
+    for device in devices {
+        upstream.answers("POST", &path(device), 200, json!({})).await;
+    }
+    upstream
+}
+
+/// The PUBACK of this message; what is published meanwhile is acknowledged.
+async fn settled(link: &mut Link, packet_id: u16) {
+    loop {
+        match link.next("PUBACK").await {
+            Packet::PubAck { packet_id: id, .. } => return assert_eq!(id, packet_id),
+            Packet::Publish(publish) => link.puback(publish.packet_id).await,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A PUBLISH whose properties are these bytes.
+fn raw(packet_id: u16, topic: &[u8], properties: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut body = u16::try_from(topic.len()).unwrap().to_be_bytes().to_vec();
+    body.extend(topic);
+    body.extend(packet_id.to_be_bytes());
+    body.push(u8::try_from(properties.len()).unwrap());
+    body.extend(properties);
+    body.extend(payload);
+    let mut packet = vec![0x32, u8::try_from(body.len()).expect("a short packet")];
+    packet.extend(body);
+    packet
+}
+
+#[tokio::test]
+async fn no_message_however_malformed_ends_the_connection_or_is_left_behind() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
+    let gateway = gateway(&broker, &upstream, Options::default()).await;
+    let mut link = broker.serve(false, Props::default()).await;
+    let topic = b"v1/device/d1/telemetry";
+    let messages: [(&[u8], &[u8]); 8] = [
+        // User properties, Content Type, Response Topic that are not UTF-8.
+        (topic, b"\x26\x00\x01a\x00\x02\xffx"),
+        (topic, b"\x26\x00\x01\xfe\x00\x01x\x03\x00\x01\xff\x08\x00\x01\xff"),
+        // A topic that is not UTF-8; a topic alias instead of one; an alias beside one.
+        (b"v1/device/\xff/telemetry", b""),
+        (b"", b"\x23\x00\x05"),
+        (topic, b"\x23\x00\x05"),
+        // A property that nobody knows; one that is cut off; a string longer than all properties.
+        (topic, b"\x7e\x01"),
+        (topic, b"\x02\x00"),
+        (topic, b"\x26\x00\x01a\xff\xffb"),
+    ];
+    for (packet_id, (topic, properties)) in (1..).zip(messages) {
+        link.send_raw(&raw(packet_id, topic, properties, b"{}")).await;
+        settled(&mut link, packet_id).await;
+    }
+    // Several subscription identifiers, before and behind other properties.
+    let credentials = b"\x0b\x01\x0b\xff\x7f\x26\x00\x09device_id\x00\x02d1\x0b\x80\x80\x01\
+                        \x26\x00\x0aaccess_key\x00\x02k1";
+    link.send_raw(&raw(20, topic, credentials, b"{\"whole\":1}")).await;
+    settled(&mut link, 20).await;
+    let requests = upstream.requests().await;
+    assert_eq!(requests.len(), 1, "only the last one had credentials");
+    assert_eq!(requests[0].body, b"{\"whole\":1}");
+    link.deliver(&telemetry(21, "d1")).await;
+    settled(&mut link, 21).await;
+    gateway.metric_is(SETTLED, &[], 10).await;
+    assert_eq!(gateway.metric("gateway_messages_received_total", &[]).await, 10);
+    gateway.metric_is(CONNECTS, &[], 1).await;
+}
+
+#[tokio::test]
+async fn a_message_above_max_packet_is_passed_over_and_acknowledged() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
+    let options = Options::default().set("BROKER_MAX_PACKET", "1MiB");
+    let gateway = gateway(&broker, &upstream, options).await;
+    let mut link = broker.serve(false, Props::default()).await;
+    link.deliver(&Publish { payload: vec![b'x'; 3 << 20], ..telemetry(1, "d1") }).await;
+    settled(&mut link, 1).await;
+    link.deliver(&telemetry(2, "d1")).await;
+    settled(&mut link, 2).await;
+    gateway.metric_is(SETTLED, &["no_route"], 1).await;
+    assert!(gateway.log().contains("larger than max_packet"));
+}
+
+/// A message that comes at `QoS` 2, by a subscription that somebody else has made.
+#[tokio::test]
+async fn a_message_at_qos_2_goes_through_its_handshake() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
+    let _gateway = gateway(&broker, &upstream, Options::default()).await;
+    let mut link = broker.serve(false, Props::default()).await;
+    link.deliver(&Publish { qos: 2, ..telemetry(9, "d1") }).await;
+    link.expect_raw(&[0x50, 2, 0, 9]).await;
+    link.send_raw(&[0x62, 2, 0, 9]).await;
+    link.expect_raw(&[0x70, 2, 0, 9]).await;
+    link.deliver(&telemetry(9, "d1")).await;
+    settled(&mut link, 9).await;
+}
+
+/// A broker that ends the connection at every publication on this topic, and acknowledges the others.
+async fn hates(
+    link: &mut Link,
+    topic: &str,
+    answers: &mut Vec<String>,
+    acknowledged: &mut Vec<u16>,
+) {
+    while let Some(packet) = link.packet().await {
+        match packet {
+            Packet::Publish(publish) if publish.topic == topic => return,
+            Packet::Publish(publish) => {
+                link.puback(publish.packet_id).await;
+                answers.push(publish.topic);
+            }
+            Packet::PubAck { packet_id, .. } => acknowledged.push(packet_id),
+            other => panic!("{other:?}"),
+        }
+        if acknowledged.len() == 3 {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_publication_over_which_the_broker_ends_the_connection_is_found_out_and_dropped() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1", "d2", "d3"]).await);
+    let mut gateway = gateway(&broker, &upstream, Options::default()).await;
+    for restarted in [false, true] {
+        let (mut answers, mut acknowledged, mut connections) = (Vec::new(), Vec::new(), 0);
+        while acknowledged.len() < 3 {
+            let mut link = broker.serve(connections > 0, Props::default()).await;
+            for (id, device) in [(1, "d1"), (2, "d2"), (3, "d3")] {
+                if !acknowledged.contains(&id) {
+                    let dup = connections > 0;
+                    link.deliver(&Publish { dup, ..question(id, device) }).await;
+                }
+            }
+            hates(&mut link, "v1/device/d2/answers", &mut answers, &mut acknowledged).await;
+            connections += 1;
+            assert!(connections <= 8, "it goes on for ever; {acknowledged:?}");
+        }
+        for device in ["d1", "d3"] {
+            assert!(answers.contains(&format!("v1/device/{device}/answers")), "{answers:?}");
+        }
+        gateway.metric_is(REFUSED, &["poison"], 1).await;
+        assert!(gateway.log().contains("over this publication, again and again"));
+        assert!(!gateway.log().contains("client id?"), "the reason is known to be another");
+        if !restarted {
+            // The message comes again to the next process, and is found out again.
+            gateway.kill().await;
+            gateway = self::gateway(&broker, &upstream, Options::default()).await;
+        }
+    }
+}
+
+/// Mosquitto announces no `message_size_limit`, and answers what is larger with a reason that does not
+/// belong into a PUBACK.
+#[tokio::test]
+async fn an_answer_above_the_size_that_the_broker_keeps_to_itself_stops_nobody() {
+    let broker = Broker::configured("message_size_limit 20000").await;
+    let upstream = quick(&["d1"]).await;
+    let large = ResponseTemplate::new(200).set_body_bytes(vec![b'1'; 30_000]);
+    upstream.responds("POST", &path("d2"), large).await;
+    let gateway = Gateway::start(&broker, &upstream).await;
+    let (mut d1, mut d2) = (broker.device("d1").await, broker.device("d2").await);
+    let mut message = d2.message("telemetry", "{}");
+    message.props.response_topic = Some(d2.topic("answers"));
+    d2.publish(message).await;
+    gateway.metric_reaches(REFUSED, &[], 1).await;
+    d1.ask("telemetry", json!({})).await;
+    // Nor does it come back.
+    gateway.metric_is("gateway_messages_pending", &[], 0).await;
+    gateway.metric_is(REFUSED, &[], 1).await;
+}
+
+#[tokio::test]
+async fn strings_that_no_broker_takes_are_cut_or_left_out_before_they_are_sent() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let answer = ResponseTemplate::new(200)
+        .set_body_raw("{}", &format!("application/json; x={}", "y".repeat(70_000)));
+    upstream.responds("POST", &path("d1"), answer).await;
+    let gateway = Gateway::start(&broker, &upstream).await;
+    let mut device = broker.device("d1").await;
+    let reply = device.ask("telemetry", json!({})).await;
+    assert_eq!(reply.user("status"), "200");
+    // A topic that grows beyond what fits when it is escaped, in the dead letter.
+    let mut reader = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
+    let mut message = device.message("telemetry", "{}");
+    message.topic = format!("v1/device/{}/telemetry", "\"".repeat(40_000));
+    device.publish(message).await;
+    assert!(!reader.next().await.user("reason").is_empty());
+    // And a Response Topic of very many levels.
+    let mut message = device.message("telemetry", "{}");
+    message.props.response_topic = Some(device.topic(&format!("{}a", "a/".repeat(180))));
+    device.publish(message).await;
+    device.ask("telemetry", json!({})).await;
+    gateway.metric_is(CONNECTS, &[], 1).await;
+}
+
+#[tokio::test]
+async fn what_the_broker_grants_less_of_is_said_at_the_first_connection() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
+    let gateway = gateway(&broker, &upstream, Options::default()).await;
+    let less = Props {
+        session_expiry: Some(5),
+        maximum_qos: Some(0),
+        maximum_packet_size: Some(5_000),
+        ..Props::default()
+    };
+    let mut link = broker.accept().await;
+    link.connack(false, less).await;
+    loop {
+        let Packet::Subscribe { packet_id, filters } = link.next("SUBSCRIBE").await else {
+            panic!()
+        };
+        let count = filters.len();
+        assert!(count <= 8);
+        link.send(&Packet::SubAck { packet_id, reasons: vec![0; count] }).await;
+        if count < 8 {
+            break;
+        }
+    }
+    for line in [
+        "keeps the session for 5s only, not for 7days",
+        "only QoS 0",
+        "no packet above 5000 bytes",
+        "delivers these messages at QoS 0 only",
+        "no session of this client id",
+    ] {
+        gateway.logs(line).await;
+    }
+    // No publication above the Maximum QoS [MQTT-3.2.2-11], and no PUBACK is waited for.
+    for id in 1..5 {
+        link.deliver(&question(id, "d1")).await;
+        let reply = link.expect_publish().await;
+        assert_eq!((reply.qos, reply.packet_id), (0, 0));
+        assert_eq!(link.expect_puback().await, id);
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_is_lost_is_counted() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&[]).await);
+    let gateway = gateway(&broker, &upstream, Options::default()).await;
+    broker.serve(false, Props::default()).await.cut();
+    let _link = broker.serve(false, Props::default()).await;
+    gateway.metric_reaches("gateway_broker_sessions_lost_total", &[], 1).await;
+    assert!(gateway.log().contains("the broker has lost the session"));
+}
+
+#[tokio::test]
+async fn a_password_is_sent_without_a_user_name_too_and_read_again_at_each_connection() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&[]).await);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, "first\n").unwrap();
+    let options = Options::default().set("BROKER_PASSWORD_FILE", file.to_str().unwrap());
+    let _gateway = gateway(&broker, &upstream, options).await;
+    for token in ["first", "second"] {
+        let mut link = broker.accept().await;
+        assert_eq!(link.login, (None, Some(token.as_bytes().to_vec())));
+        std::fs::write(&file, "second\n").unwrap();
+        link.connack(false, Props::default()).await;
+        link.subscribed().await;
+        link.cut();
+    }
+}
+
+/// What `check --connect` ends with and prints.
+async fn check(broker: &str, upstream: &Upstream) -> (i32, String, String) {
+    let output = program()
+        .args(["check", "--connect"])
+        .env("GATEWAY_BROKER_URL", broker)
+        .env("GATEWAY_UPSTREAM_URL", upstream.url())
+        .output()
+        .await
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test]
+async fn check_says_what_the_broker_refuses_and_grants_less_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let acl = dir.path().join("acl");
+    std::fs::write(&acl, "topic readwrite v1/#\n").unwrap();
+    let broker = Broker::configured(&format!("acl_file {}", acl.display())).await;
+    let upstream = Upstream::start().await;
+    let (code, out, _) = check(&broker.url(), &upstream).await;
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("12 accepted") && out.contains("below max_pending = 512"), "{out}");
+
+    let broker = FakeBroker::start().await;
+    let url = broker.url();
+    let (result, ()) = tokio::join!(check(&url, &upstream), async {
+        let mut link = broker.accept().await;
+        let short = Props { session_expiry: Some(5), ..Props::default() };
+        link.connack(false, short).await;
+        link.goodbye().await;
+        let mut link = broker.accept().await;
+        link.connack(false, Props::default()).await;
+        for _ in 0..2 {
+            let Packet::Subscribe { packet_id, filters } = link.next("SUBSCRIBE").await else {
+                panic!()
+            };
+            let reasons = vec![0x87; filters.len()];
+            link.send(&Packet::SubAck { packet_id, reasons }).await;
+        }
+        link.goodbye().await;
+    });
+    assert_eq!(result.0, 1);
+    assert!(result.2.contains("v1/device/+/telemetry (NotAuthorized)"), "{result:?}");
+}
+
+#[tokio::test]
+async fn an_established_connection_that_ends_is_not_asked_for_its_protocol() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&[]).await);
+    let gateway = gateway(&broker, &upstream, Options::default()).await;
+    broker.serve(false, Props::default()).await.cut();
+    gateway.logs("closed the connection without a reason").await;
+    let _link = broker.serve(true, Props::default()).await;
+    tokio::time::sleep(QUIET).await;
+    assert!(!gateway.log().contains("MQTT 5?") && !gateway.log().contains("client id?"));
+}
+
+/// Messages at `QoS` 0 are dropped where they are too many, and neither stop the others nor are they
+/// counted as what the broker refused.
+#[tokio::test]
+async fn qos_0_above_the_bound_is_dropped_and_said() {
+    let (broker, upstream) = (FakeBroker::start().await, Upstream::start().await);
+    let slow = ResponseTemplate::new(200).set_body_string("{}").set_delay(Duration::from_secs(1));
+    upstream.responds("POST", &path("d1"), slow).await;
+    upstream.answers("POST", &path("d2"), 200, json!({})).await;
+    let options = Options::default().set("BROKER_MAX_PENDING", "3");
+    let gateway = gateway(&broker, &upstream, options).await;
+    let mut link = broker.serve(false, Props::default()).await;
+    for _ in 0..30 {
+        link.deliver(&Publish { qos: 0, packet_id: 0, ..telemetry(0, "d1") }).await;
+    }
+    link.deliver(&telemetry(1, "d2")).await;
+    settled(&mut link, 1).await;
+    gateway.metric_is("gateway_qos0_dropped_total", &[], 27).await;
+    gateway.metric_is(REFUSED, &[], 0).await;
+    gateway.logs("messages at QoS 0 come faster").await;
+    eventually("the others are handled", || async {
+        (upstream.count(&format!("POST {}", path("d1"))).await == 3).then_some(())
+    })
+    .await;
+}
