@@ -52,7 +52,7 @@ fn parts(criterion: &mut Criterion) {
         });
     });
     criterion.bench_function("window of 512: arrive, settle, acknowledge", |bencher| {
-        let mut window = Window::new(Some(Duration::from_secs(2)));
+        let mut window = Window::new(Some(Duration::from_secs(2)), 513);
         let now = tokio::time::Instant::now();
         let mut number = 0u64;
         let mut arrive = |window: &mut Window| {
@@ -60,7 +60,7 @@ fn parts(criterion: &mut Criterion) {
             let packet_id = u16::try_from(number % 65_535).unwrap() + 1;
             let sender = "d1".into();
             let arrived = window::Arrived { packet_id, dup: false, fingerprint: number, sender };
-            window.arrive(arrived)
+            window.arrive(arrived, now)
         };
         let mut held: std::collections::VecDeque<_> =
             (0..512).map(|_| arrive(&mut window)).collect();

@@ -58,9 +58,14 @@ impl Link {
     /// Time has passed.
     pub(super) fn pass(&mut self, now: Instant) {
         if self.ping_at <= now {
-            self.ping_at = now + self.keep_alive;
-            self.ping = true;
+            self.ping(now);
         }
+    }
+
+    /// A ping is due now.
+    pub(super) fn ping(&mut self, now: Instant) {
+        self.ping_at = now + self.keep_alive;
+        self.ping = true;
     }
 
     /// Whether the broker takes no publication above `QoS` 0 [MQTT-3.2.2-11].

@@ -75,7 +75,7 @@ impl Session {
         status: watch::Sender<Status>,
     ) -> Self {
         Self {
-            window: Window::new(settings.ack_hold),
+            window: Window::new(settings.ack_hold, settings.max_pending),
             outbox: Outbox::new(),
             intake: Intake::new(&settings),
             subscriber: Subscriber::new(subscriptions, &settings, status),
@@ -157,7 +157,7 @@ impl Session {
     /// When something is due without a packet or a command.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let link = self.link.as_ref()?;
-        let others = [self.window.next_late(), self.subscriber.next_timeout()];
+        let others = [self.window.next_timeout(), self.subscriber.next_timeout()];
         others.into_iter().flatten().chain([link.next_ping()]).min()
     }
 
@@ -166,6 +166,9 @@ impl Session {
         self.window.pass(now);
         let Some(link) = &mut self.link else { return };
         link.pass(now);
+        if self.window.wants_ping() {
+            link.ping(now);
+        }
         self.subscriber.pass(now);
     }
 
@@ -302,7 +305,7 @@ impl Session {
         if qos == 2 {
             self.link.iter_mut().for_each(|link| link.came_at_qos_2(packet_id));
         }
-        let ticket = match self.window.arrive(arrived) {
+        let ticket = match self.window.arrive(arrived, now) {
             Arrival::New(ticket) => ticket,
             Arrival::Held => return self.metrics.redelivered(),
             Arrival::Settled(ticket) => {
@@ -331,8 +334,9 @@ impl Session {
         self.transmit_acknowledgements(out);
         if self.intake.taking != Taking::Closing {
             let through = self.transmit_outbox(out, now);
-            let room = self.intake.has_room_again() && self.outbox.is_empty();
-            if !through || !room && !self.is_finished() {
+            let again = self.intake.has_room_again() || self.window.must_reconnect();
+            let leave = again && self.outbox.is_empty() || self.is_finished();
+            if !through || !leave {
                 return;
             }
             self.window.close();

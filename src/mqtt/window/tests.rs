@@ -1,6 +1,7 @@
 //! The window, played through as a broker and a gateway would.
 
 use super::*;
+use crate::fingerprint::fingerprint;
 
 const HOLD: Duration = Duration::from_secs(2);
 const NONE: [PacketId; 0] = [];
@@ -12,12 +13,13 @@ struct Model {
 
 impl Model {
     fn new(hold: Option<Duration>) -> Self {
-        Self { window: Window::new(hold), now: Instant::now() }
+        Self { window: Window::new(hold, 20), now: Instant::now() }
     }
 
     fn send(&mut self, packet_id: PacketId, sender: &str, dup: bool) -> Arrival {
-        let fingerprint = u64::from(packet_id) * 1000;
-        self.window.arrive(Arrived { packet_id, dup, fingerprint, sender: sender.into() })
+        let fingerprint = fingerprint((packet_id, sender));
+        let arrived = Arrived { packet_id, dup, fingerprint, sender: sender.into() };
+        self.window.arrive(arrived, self.now)
     }
 
     fn arrive(&mut self, packet_id: PacketId, sender: &str) -> Ticket {
@@ -98,7 +100,7 @@ fn where_nobody_waits_nobody_is_late() {
     let (a, b, c) = (model.arrive(1, "a"), model.arrive(2, "b"), model.arrive(3, "c"));
     // An outage: nothing is settled for an hour. Then everything is, nearly at once.
     model.pass(Duration::from_hours(1));
-    assert_eq!(model.window.next_late(), None);
+    assert_eq!(model.window.next_timeout(), None);
     model.settle(b);
     model.settle(c);
     model.pass(Duration::from_millis(5));
@@ -126,7 +128,7 @@ fn hold_can_be_for_ever_or_nothing() {
     strict.settle(b);
     strict.pass(Duration::from_hours(1));
     assert_eq!(strict.acks(), NONE);
-    assert_eq!(strict.window.next_late(), None);
+    assert_eq!(strict.window.next_timeout(), None);
 
     let mut free = Model::new(Some(Duration::ZERO));
     let (a, b) = (free.arrive(1, "a"), free.arrive(2, "b"));
