@@ -28,6 +28,13 @@ impl Config {
                 "[upstream] url: {url} is a placeholder; set it, or GATEWAY_UPSTREAM_URL, to your API"
             ));
         }
+        let (max_packet, largest) = (broker.max_packet as usize, self.upstream.max_request_bytes);
+        if max_packet <= largest {
+            warnings.push(format!(
+                "[broker] max_packet: {max_packet} bytes are less than a payload of max_request_bytes = \
+                 {largest} needs with its properties; the broker drops larger messages silently"
+            ));
+        }
         warnings.extend(descriptors::warning(self.upstream.max_in_flight));
         if !self.service_links.is_empty() {
             warnings.push(format!(

@@ -60,6 +60,9 @@ pub(super) const PACKET_TOO_LARGE: u8 = 0x95;
 /// The client identifier is in use by a newer connection [MQTT 5.0, 3.14.2.1].
 pub(super) const SESSION_TAKEN_OVER: u8 = 0x8E;
 
+/// Subscription Identifiers not supported [MQTT 5.0, 3.9.3].
+pub(super) const NO_IDENTIFIERS: u8 = 0xA1;
+
 /// Reason codes of 0x80 and above are failures [MQTT 5.0, 2.4].
 pub(super) fn is_failure(reason: u8) -> bool {
     reason >= 0x80

@@ -383,3 +383,6 @@ impl Session {
         false
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,8 @@ const MAX_STRAYS: usize = 16;
 /// A packet that the broker must answer.
 #[derive(Debug)]
 enum Request {
-    Subscribe(Vec<Filter>),
+    /// With or without our identifier.
+    Subscribe(Vec<Filter>, Option<u32>),
     Unsubscribe(Vec<String>, Why),
 }
 
@@ -119,7 +120,9 @@ impl Subscriber {
         // Always, also to a session that has them: the table may have changed since.
         let filters: Vec<_> =
             self.subscriptions.patterns.iter().map(|p| packet::filter(p, group)).collect();
-        let requests = filters.chunks(MAX_FILTERS).map(|some| Request::Subscribe(some.to_vec()));
+        let requests = filters
+            .chunks(MAX_FILTERS)
+            .map(|some| Request::Subscribe(some.to_vec(), self.identifier));
         self.waiting.extend(requests);
         if session_present {
             // Else each message would come by both, for good.
@@ -167,8 +170,8 @@ impl Subscriber {
             let packet_id = self.last_packet_id.checked_add(1).unwrap_or(LAST_PACKET_ID + 1);
             self.last_packet_id = packet_id;
             match &request {
-                Request::Subscribe(filters) => {
-                    packet::subscribe(packet_id, filters, self.identifier, out);
+                Request::Subscribe(filters, identifier) => {
+                    packet::subscribe(packet_id, filters, *identifier, out);
                 }
                 Request::Unsubscribe(paths, _) => packet::unsubscribe(packet_id, paths, out),
             }
@@ -183,7 +186,14 @@ impl Subscriber {
 
     /// The broker has answered a SUBSCRIBE [MQTT 5.0, 3.9.3].
     pub(super) fn subscribed(&mut self, packet_id: PacketId, reasons: &Bytes) {
-        let Some(Request::Subscribe(filters)) = self.answered(packet_id) else { return };
+        let Some(Request::Subscribe(filters, identifier)) = self.answered(packet_id) else {
+            return;
+        };
+        if reasons.contains(&reason::NO_IDENTIFIERS) && identifier.is_some() {
+            // They are a help, no need.
+            self.identifier = None;
+            return self.waiting.push_back(Request::Subscribe(filters, None));
+        }
         for (index, filter) in filters.iter().enumerate() {
             match reasons.get(index) {
                 Some(0) => tracing::warn!(
@@ -197,8 +207,8 @@ impl Subscriber {
                 None => self.refused.push(format!("{} (no answer)", filter.path)),
             }
         }
-        let subscribing = |(_, request): &(_, Request)| matches!(request, Request::Subscribe(_));
-        if self.open.iter().any(subscribing) {
+        let mut unanswered = self.open.iter().map(|(_, request)| request).chain(&self.waiting);
+        if unanswered.any(|request| matches!(request, Request::Subscribe(..))) {
             return;
         }
         if self.refused.is_empty() {

@@ -394,3 +394,106 @@ async fn qos_0_above_the_bound_is_dropped_and_said() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn subscriptions_that_are_refused_are_named() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&[]).await);
+    let gateway = gateway(&broker, &upstream, Options::default()).await;
+    let mut link = broker.accept().await;
+    link.connack(false, Props::default()).await;
+    for round in 0..2 {
+        let Packet::Subscribe { packet_id, filters } = link.next("SUBSCRIBE").await else {
+            panic!()
+        };
+        let mut reasons = vec![1; filters.len()];
+        // Of the second packet the last is refused, and one has no answer.
+        if round == 1 {
+            reasons.truncate(filters.len() - 1);
+            *reasons.last_mut().unwrap() = 0x87;
+        }
+        link.send(&Packet::SubAck { packet_id, reasons }).await;
+    }
+    eventually("it is not ready", || async {
+        let (status, reason) = gateway.get("/readyz").await;
+        let named = reason.contains("(NotAuthorized)") && reason.contains("(no answer)");
+        (status == 503 && named && reason.matches("v1/device").count() == 2).then_some(())
+    })
+    .await;
+}
+
+/// Subscription identifiers are a help, no need.
+#[tokio::test]
+async fn a_broker_without_subscription_identifiers_is_subscribed_to_without() {
+    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
+    let gateway = gateway(&broker, &upstream, Options::default()).await;
+    let mut link = broker.accept().await;
+    link.connack(false, Props::default()).await;
+    for _ in 0..2 {
+        let Packet::Subscribe { packet_id, filters } = link.next("SUBSCRIBE").await else {
+            panic!()
+        };
+        let reasons = vec![0xA1; filters.len()];
+        link.send(&Packet::SubAck { packet_id, reasons }).await;
+    }
+    assert_eq!(link.subscribed().await.len(), 12);
+    gateway.ready().await;
+}
+
+/// A broker that reads and says nothing any more, not even to a ping.
+#[tokio::test]
+async fn a_broker_that_falls_silent_is_left() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("mqtt://{}", listener.local_addr().unwrap());
+    let options = Options::default().set("BROKER_URL", &url).set("BROKER_KEEP_ALIVE", "5s");
+    let gateway = options.spawn().await;
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut wire = crate::wire::Wire::new(stream);
+        wire.receive().await.unwrap();
+        let connack =
+            Packet::ConnAck { session_present: false, reason: 0, props: Props::default() };
+        wire.send(&connack).await.unwrap();
+        streams.push(wire);
+    }
+    assert!(gateway.log().contains("the broker did not answer in time"));
+}
+
+/// Mosquitto 2.0.11 answers PUBACK Not authorized and closes the connection.
+#[tokio::test]
+async fn a_refusal_that_was_read_before_the_end_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let acl = dir.path().join("acl");
+    std::fs::write(&acl, "topic readwrite v1/#\n").unwrap();
+    let broker = Broker::configured(&format!("acl_file {}", acl.display())).await;
+    let upstream = quick(&["d1"]).await;
+    upstream.answers("POST", &path("d2"), 422, json!({})).await;
+    let gateway = Gateway::start(&broker, &upstream).await;
+    let (mut d1, mut d2) = (broker.device("d1").await, broker.device("d2").await);
+    for n in 0..5 {
+        d2.send("telemetry", json!({ "n": n })).await;
+        d1.ask("telemetry", json!({})).await;
+    }
+    gateway.metric_is(REFUSED, &[r#"outcome="refused""#], 5).await;
+    assert!(gateway.metric(CONNECTS, &[]).await <= 6);
+    assert_eq!(upstream.count(&format!("POST {}", path("d2"))).await, 5);
+}
+
+/// Five bytes of an empty user property are many more in memory.
+#[tokio::test]
+async fn user_properties_by_the_hundred_thousand_take_no_memory() {
+    let (broker, upstream) = (Broker::start().await, quick(&["d1"]).await);
+    let gateway = Gateway::start(&broker, &upstream).await;
+    let mut device = broker.device("d1").await;
+    device.ask("telemetry", json!({})).await;
+    let before = gateway.peak_memory();
+    for _ in 0..20 {
+        let mut message = device.message("telemetry", "{}");
+        message.props.user.extend(vec![(String::new(), String::new()); 400_000]);
+        device.publish(message).await;
+    }
+    device.ask("telemetry", json!({})).await;
+    gateway.metric_is(SETTLED, &["no_route"], 20).await;
+    let grown = gateway.peak_memory() - before;
+    assert!(grown < 40 << 20, "{grown} bytes");
+}

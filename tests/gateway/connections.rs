@@ -27,7 +27,14 @@ struct Certificates {
 
 impl Certificates {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let certificates = Self { dir: tempfile::tempdir().unwrap() };
+        certificates.renew();
+        certificates
+    }
+
+    /// Writes other ones in their place.
+    fn renew(&self) {
+        let dir = &self.dir;
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, "the authority of a test");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -43,7 +50,6 @@ impl Certificates {
             fs::write(dir.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
             fs::write(dir.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
         }
-        Self { dir }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -265,4 +271,28 @@ async fn a_publication_that_the_access_list_denies_is_counted() {
     gateway.logs("NotAuthorized").await;
     // The message itself is done: what the broker refuses is not said again.
     gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+}
+
+#[tokio::test]
+async fn certificates_are_read_again_when_the_connection_is_made_again() {
+    let certificates = Certificates::new();
+    let port = free_port();
+    let mut broker =
+        Broker::configured(&certificates.listener(port, "require_certificate true")).await;
+    let upstream = Upstream::start().await;
+    let gateway = Options::default()
+        .set("BROKER_URL", &format!("mqtts://127.0.0.1:{port}"))
+        .set("BROKER_CA_FILE", &certificates.path("ca.pem"))
+        .set("BROKER_CERT_FILE", &certificates.path("client.pem"))
+        .set("BROKER_KEY_FILE", &certificates.path("client.key"))
+        .set("UPSTREAM_URL", &upstream.url())
+        .spawn()
+        .await;
+    crosses(&broker, &upstream, &gateway).await;
+    broker.stop().await;
+    // Another authority, whose certificates only the files' new content shows.
+    certificates.renew();
+    broker.start_again().await;
+    crosses(&broker, &upstream, &gateway).await;
+    gateway.metric_is("gateway_broker_connects_total", &[], 2).await;
 }

@@ -108,3 +108,45 @@ async fn a_bad_configuration_ends_with_78_before_any_socket() {
     assert_eq!(code, 78);
     assert!(error.contains("/nowhere.toml"), "{error}");
 }
+
+/// What is settled behind a message that hangs does not come back with it.
+#[tokio::test]
+async fn at_the_end_of_the_grace_what_is_settled_is_acknowledged() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    upstream.responds("POST", TELEMETRY, slow(60)).await;
+    upstream.answers("POST", "/v1/devices/d2/telemetry", 200, json!({})).await;
+    let options =
+        Options::default().set("SHUTDOWN_GRACE", "500ms").set("BROKER_ACK_HOLD", "forever");
+    let mut gateway = options.start(&broker, &upstream).await;
+    broker.device("d1").await.send("telemetry", json!({})).await;
+    upstream.arrived("POST /v1/devices/d1/telemetry", 1).await;
+    let mut neighbour = broker.device("d2").await;
+    for _ in 0..5 {
+        neighbour.ask("telemetry", json!({})).await;
+    }
+    assert_eq!(gateway.stop().await.code(), Some(1));
+    upstream.answers("POST", TELEMETRY, 200, json!({})).await;
+    let _gateway = Gateway::start(&broker, &upstream).await;
+    upstream.arrived("POST /v1/devices/d1/telemetry", 2).await;
+    neighbour.ask("telemetry", json!({})).await;
+    assert_eq!(upstream.count("POST /v1/devices/d2/telemetry").await, 6);
+}
+
+/// There is nobody to say it to: the grace would pass in vain.
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_broker_that_is_gone() {
+    let (mut broker, upstream) = (Broker::start().await, Upstream::start().await);
+    upstream.responds("POST", TELEMETRY, slow(1)).await;
+    let mut gateway = Gateway::start(&broker, &upstream).await;
+    let mut device = broker.device("d1").await;
+    let mut message = device.message("telemetry", "{}");
+    message.props.response_topic = Some(device.topic("answers"));
+    device.publish(message).await;
+    upstream.arrived("POST /v1/devices/d1/telemetry", 1).await;
+    broker.stop().await;
+    let began = tokio::time::Instant::now();
+    assert_eq!(gateway.stop().await.code(), Some(1));
+    // Of 25 s.
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(gateway.log().contains("the broker is gone"));
+}
