@@ -5,24 +5,30 @@
 //! out; the least recently used one makes room.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
 use jaq_json::Map;
 use lru::LruCache;
-use tokio::time::Instant;
 
 use crate::{
     call::{Caller, StatusCode},
-    filter::{self, Val},
+    filter::{self, MAX_OUTPUTS, Val},
     fingerprint::fingerprint,
+    items::{Item, Items},
     secret::Secret,
 };
 
-/// Most pushed items kept per device; the oldest is forgotten first.
-const MAX_ITEMS: usize = 64;
+/// Most pushed items kept per device; the oldest is forgotten first. As many as two runs of a filter put out.
+const MAX_ITEMS: usize = 2 * MAX_OUTPUTS;
+/// Most of them as long as all devices together have few, as many to a device of those that may be known. Where
+/// there are more, each may keep only so many.
+const FAIR_ITEMS: usize = 64;
 /// Most bytes remembered per device; more is not remembered at all.
 const MAX_MEMORY_BYTES: usize = 4096;
 
@@ -30,6 +36,8 @@ const MAX_MEMORY_BYTES: usize = 4096;
 pub struct Devices {
     known: Mutex<LruCache<Arc<str>, Device>>,
     capacity: usize,
+    /// Pushed items kept, of all devices.
+    items: AtomicUsize,
 }
 
 struct Device {
@@ -37,8 +45,7 @@ struct Device {
     /// The value last seen at each entry of `then`. Boxed like the others: there are many devices, and
     /// few entries that seldom change.
     seen: Box<[Seen]>,
-    /// What was pushed, on which topic, and when.
-    pushed: Box<[(Item, Instant)]>,
+    pushed: Items,
     /// A JSON object, as text.
     memory: Box<[u8]>,
     /// The last answer that nothing followed from, as long as the memory is the same.
@@ -88,24 +95,11 @@ impl News {
     }
 }
 
-/// A push, told apart by its topic and by what identifies it there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Item {
-    topic: u64,
-    id: u64,
-}
-
-impl Item {
-    /// An item identified by `id` on `topic`.
-    pub fn new(topic: &str, id: &[u8]) -> Self {
-        Self { topic: fingerprint(topic), id: fingerprint(id) }
-    }
-}
-
 impl Devices {
     /// A memory for at most `capacity` devices.
     pub fn new(capacity: usize) -> Self {
-        Self { known: Mutex::new(LruCache::unbounded()), capacity: capacity.max(1) }
+        let known = Mutex::new(LruCache::unbounded());
+        Self { known, capacity: capacity.max(1), items: AtomicUsize::new(0) }
     }
 
     /// The key last accepted upstream for this device.
@@ -123,6 +117,14 @@ impl Devices {
         }
     }
 
+    /// Something was got for the caller. That makes its key the one to remember only if there is none: not
+    /// every endpoint looks at keys.
+    pub fn met(&self, caller: &Caller<'_>) {
+        if !self.known().contains(&caller.device) {
+            self.accepted(&caller.device, &caller.key);
+        }
+    }
+
     fn accepted(&self, device: &Arc<str>, key: &Secret) {
         let mut known = self.known();
         if let Some(device) = known.get_mut(device) {
@@ -131,13 +133,15 @@ impl Devices {
             }
             return;
         }
-        if known.len() >= self.capacity {
-            known.pop_lru();
+        if known.len() >= self.capacity
+            && let Some((_, least)) = known.pop_lru()
+        {
+            self.count(least.pushed.len(), 0);
         }
         let fresh = Device {
             key: key.clone(),
             seen: Box::default(),
-            pushed: Box::default(),
+            pushed: Items::default(),
             memory: Box::default(),
             quiet: None,
         };
@@ -148,8 +152,10 @@ impl Devices {
     /// changes nothing.
     fn refused(&self, device: &str, key: &Secret) {
         let mut known = self.known();
-        if known.peek(device).is_some_and(|known| known.key == *key) {
-            known.pop(device);
+        if known.peek(device).is_some_and(|known| known.key == *key)
+            && let Some(device) = known.pop(device)
+        {
+            self.count(device.pushed.len(), 0);
         }
     }
 
@@ -225,29 +231,32 @@ impl Devices {
 
     /// Whether the item was pushed within the last `period`.
     pub fn pushed_within(&self, device: &str, item: Item, period: Duration) -> bool {
-        self.known().peek(device).is_some_and(|known| {
-            known.pushed.iter().any(|(pushed, at)| *pushed == item && at.elapsed() < period)
-        })
+        self.known().peek(device).is_some_and(|known| known.pushed.has(item, period))
     }
 
     /// The item has been pushed.
     pub fn pushed(&self, device: &str, item: Item) {
         if let Some(known) = self.known().peek_mut(device) {
-            let others: Vec<_> =
-                known.pushed.iter().filter(|(pushed, _)| *pushed != item).collect();
-            let oldest = (others.len() + 1).saturating_sub(MAX_ITEMS);
-            let kept = others.into_iter().skip(oldest).copied();
-            known.pushed = kept.chain([(item, Instant::now())]).collect();
+            let before = known.pushed.len();
+            let few = self.items.load(Ordering::Relaxed) < self.capacity.saturating_mul(FAIR_ITEMS);
+            known.pushed.add(item, if few { MAX_ITEMS } else { FAIR_ITEMS });
+            self.count(before, known.pushed.len());
         }
     }
 
     /// The device has dealt with what was pushed on this topic.
     pub fn answered(&self, device: &str, topic: &str) {
         if let Some(known) = self.known().peek_mut(device) {
-            let topic = fingerprint(topic);
-            let others = known.pushed.iter().filter(|(pushed, _)| pushed.topic != topic);
-            known.pushed = others.copied().collect();
+            let before = known.pushed.len();
+            known.pushed.forget(topic);
+            self.count(before, known.pushed.len());
         }
+    }
+
+    /// A device kept so many items, and keeps so many now. Called under the lock.
+    fn count(&self, before: usize, now: usize) {
+        let items = self.items.load(Ordering::Relaxed);
+        self.items.store(items.saturating_sub(before) + now, Ordering::Relaxed);
     }
 
     fn known(&self) -> MutexGuard<'_, LruCache<Arc<str>, Device>> {
@@ -336,6 +345,47 @@ mod tests {
         devices.pushed(&d1, item);
         devices.answered(&d1, "t");
         assert!(!devices.pushed_within(&d1, item, minute));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn as_many_items_are_kept_as_filters_put_out_but_not_for_everybody() {
+        let (devices, d1, key) = devices();
+        let minute = Duration::from_mins(1);
+        let push = |device: &str, count: usize| {
+            for number in 0..count {
+                devices.pushed(device, Item::new("t", &number.to_le_bytes()));
+            }
+            let kept = (0..count).filter(|number| {
+                devices.pushed_within(device, Item::new("t", &number.to_le_bytes()), minute)
+            });
+            kept.count()
+        };
+        // Two devices have room for 128 together, and nobody less than 64.
+        assert_eq!(push(&d1, 100), 100);
+        devices.accepted(&"d2".into(), &key);
+        assert_eq!(push("d2", 100), FAIR_ITEMS);
+        devices.answered(&d1, "t");
+        assert_eq!(push("d2", 100), 100, "what others no longer need");
+        devices.refused("d2", &key);
+        assert_eq!(push(&d1, 120), 120);
+        assert_eq!(devices.items.load(Ordering::Relaxed), 120);
+        let many = Devices::new(1000);
+        many.accepted(&d1, &key);
+        for number in 0..MAX_ITEMS + 10 {
+            many.pushed(&d1, Item::new("t", &number.to_le_bytes()));
+        }
+        assert_eq!(many.items.load(Ordering::Relaxed), MAX_ITEMS);
+    }
+
+    #[test]
+    fn something_got_for_a_stranger_takes_nobodys_place() {
+        let (devices, d1, key) = devices();
+        let captures = Captures::default();
+        let stranger = Caller { device: d1.clone(), key: Secret::new("k2"), captures: &captures };
+        devices.met(&stranger);
+        assert_eq!(devices.key(&d1), Some(key));
+        devices.met(&Caller { device: "d2".into(), ..stranger });
+        assert_eq!(devices.key("d2"), Some(Secret::new("k2")));
     }
 
     #[test]

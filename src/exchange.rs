@@ -26,7 +26,7 @@ use crate::{
     mqtt::{Delivery, Publisher},
     outcome::{Destinations, Outcome},
     printable,
-    push::Pusher,
+    push::{Followed, Pusher, Trouble},
     refusal::Refusal,
     route::{MaxBytes, Route},
     secret::Secret,
@@ -103,10 +103,18 @@ impl Exchange {
         }
         let key = taken.as_ref().ok().map(|taken| &taken.caller.key);
         self.conclude(&outcome, &message, route, &captures, key).await;
-        if let (Ok(taken), Outcome::Delivered(answer)) = (&taken, &outcome) {
+        if let (Ok(taken), Outcome::Delivered(answer)) = (&taken, &outcome)
+            && taken.route.call.is_some()
+        {
             let follow = AssertUnwindSafe(self.pusher.follow(taken, answer));
-            if follow.catch_unwind().await.is_err() {
-                tracing::error!(route = %taken.route.name, "a push failed on a defect of the gateway");
+            match follow.catch_unwind().await {
+                // What it sets off is not done: the next gateway gets the message again.
+                Ok(Followed { held: true, .. }) => return,
+                Ok(_) => {}
+                Err(_) => {
+                    let route = &*taken.route.name;
+                    tracing::error!(route, "a push failed on a defect of the gateway");
+                }
             }
         }
         self.metrics.settled(self.route_name(subscription), outcome.word(), outcome.status());
@@ -122,7 +130,14 @@ impl Exchange {
         }
         let result = match self.prepare(taken) {
             Err(refusal) => return Outcome::Refused(refusal),
-            Ok(None) => return self.derive(taken),
+            Ok(None) => {
+                return match self.derive(taken) {
+                    Outcome::Delivered(answer) => {
+                        fetched(self.pusher.follow(taken, &answer).await, answer)
+                    }
+                    outcome => outcome,
+                };
+            }
             Ok(Some(call)) => self.upstream.call(call).await,
         };
         if let Ok(answer) = &result {
@@ -231,5 +246,27 @@ impl Exchange {
             errors: self.settings.errors.as_ref().and_then(topic),
             dead_letter: self.settings.dead_letter.as_ref().and_then(topic),
         }
+    }
+}
+
+/// How a row ends that calls nothing but what it fetches: well if a fetch did, or there was none; else as the
+/// worst of them.
+fn fetched(followed: Followed, answer: Answer) -> Outcome {
+    let Followed { held, fetched, troubles, .. } = followed;
+    if held {
+        return Outcome::Abandoned;
+    }
+    let worst = troubles.into_iter().max_by_key(|trouble| match trouble {
+        Trouble::Failed(_) => u16::MAX,
+        Trouble::Answered(answer) => answer.status.as_u16(),
+        Trouble::Unusable(_) => 0,
+    });
+    match worst {
+        Some(Trouble::Failed(failure)) if fetched == 0 => Outcome::Failed(failure),
+        Some(Trouble::Answered(answer)) if fetched == 0 => Outcome::Rejected(answer),
+        Some(Trouble::Unusable(text)) if fetched == 0 => {
+            Outcome::Failed(FailureKind::Broken(text).into())
+        }
+        _ => Outcome::Delivered(answer),
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     lanes::Lanes,
     metrics::Metrics,
     mqtt::{Connection, ConnectionSetupError, Delivery, Ended, Publisher, Status, Subscriptions},
-    push::Pusher,
+    push::{self, Pusher},
     telemetry,
     upstream::{ClientError, Upstream},
 };
@@ -111,8 +111,11 @@ impl Gateway {
         // Longer than a message can be held while everything works.
         let patience = config.upstream.deadline * 2 + config.upstream.attempt_timeout;
         let pusher = Pusher::new(
-            config.exchange.via.clone(),
-            config.exchange.deadline,
+            push::Settings {
+                via: config.exchange.via.clone(),
+                deadline: config.exchange.deadline,
+                max_filter_bytes: config.exchange.max_bytes.filter,
+            },
             config.table.clone(),
             Devices::new(config.remembered_devices),
             upstream.clone(),

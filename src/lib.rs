@@ -19,6 +19,7 @@ pub mod fingerprint;
 pub mod gateway;
 pub mod health;
 pub mod identity;
+pub mod items;
 pub mod json;
 pub mod lanes;
 pub mod message;

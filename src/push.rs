@@ -5,11 +5,12 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use crate::{
-    call::{Answer, Limits, Retry},
-    devices::{Devices, Item, Kept, News},
+    call::{Answer, Failure, FailureKind, JSON, Limits, Retry},
+    devices::{Devices, Kept, News},
     fetch::{Condition, Fetch, Push},
     filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Val},
     fingerprint::fingerprint,
+    items::Item,
     message::{Properties, Publication, Purpose, VIA},
     metrics::Metrics,
     mqtt::Publisher,
@@ -19,12 +20,20 @@ use crate::{
     upstream::Upstream,
 };
 
+/// What the configuration says about pushes.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The gateway's client identifier, the value of `via`.
+    pub via: Arc<str>,
+    /// How long one fetch may take, all attempts.
+    pub deadline: Duration,
+    /// Largest answer that a filter reads, in bytes.
+    pub max_filter_bytes: usize,
+}
+
 /// Fetches and pushes.
 pub struct Pusher {
-    /// The gateway's client identifier, the value of `via`.
-    via: Arc<str>,
-    /// How long one fetch may take, all attempts.
-    deadline: Duration,
+    settings: Settings,
     table: Arc<Table>,
     devices: Devices,
     upstream: Upstream,
@@ -32,18 +41,52 @@ pub struct Pusher {
     metrics: Arc<Metrics>,
 }
 
+/// What came of an answer.
+#[derive(Debug, Default)]
+pub struct Followed {
+    /// The gateway stops, and something that should have been fetched is held.
+    pub held: bool,
+    /// How many calls of fetches had a result.
+    pub fetched: usize,
+    /// What went wrong with the others.
+    pub troubles: Vec<Trouble>,
+    /// Whether anything followed, or should have.
+    news: bool,
+}
+
+/// Why a fetch pushed nothing although there should have been something.
+#[derive(Debug, thiserror::Error)]
+pub enum Trouble {
+    /// Its call had no answer that counts.
+    #[error("{0}")]
+    Failed(Failure),
+    /// It was refused.
+    #[error("the upstream answered {}", .0.status)]
+    Answered(Answer),
+    /// What was to be pushed cannot be.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// What is to be fetched: entries of `then`, and what to remember once each is done.
+#[derive(Default)]
+struct Due {
+    entries: Vec<(usize, News)>,
+    /// Whether the answer said anything, or could not be read.
+    news: bool,
+}
+
 impl Pusher {
     /// Wires a pusher.
     pub fn new(
-        via: Arc<str>,
-        deadline: Duration,
+        settings: Settings,
         table: Arc<Table>,
         devices: Devices,
         upstream: Upstream,
         publisher: Publisher,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { via, deadline, table, devices, upstream, publisher, metrics }
+        Self { settings, table, devices, upstream, publisher, metrics }
     }
 
     /// What is known of the devices.
@@ -53,65 +96,115 @@ impl Pusher {
 
     /// Remembers what the route says, and fetches what the answer gives news of, in the row's
     /// order. A fetch that fails stops no other: its news stays news and comes again.
-    pub async fn follow(&self, taken: &Taken<'_>, answer: &Answer) {
+    pub async fn follow(&self, taken: &Taken<'_>, answer: &Answer) -> Followed {
         let Taken { route, caller, .. } = taken;
         if route.then.is_empty() && route.remember.is_none() {
-            return;
+            return Followed::default();
         }
         // Most devices are told the same most of the time, and it is nothing new.
         let said = fingerprint((&route.name, &answer.body));
         let changeable = route.deciding().any(Filter::is_changeable);
-        if changeable || !self.devices.is_quiet(caller, said) {
-            // On the heap, where few messages come: it holds a whole call.
-            if !Box::pin(self.follow_news(taken, answer)).await {
-                self.devices.quiet(caller, said);
-            }
+        if !changeable && self.devices.is_quiet(caller, said) {
+            return Followed::default();
         }
+        // On the heap, where few messages come: it holds a whole call.
+        let followed = Box::pin(self.follow_news(taken, answer)).await;
+        if !followed.news {
+            self.devices.quiet(caller, said);
+        }
+        followed
     }
 
-    /// Whether anything followed.
-    async fn follow_news(&self, taken: &Taken<'_>, answer: &Answer) -> bool {
+    async fn follow_news(&self, taken: &Taken<'_>, answer: &Answer) -> Followed {
         let Taken { route, caller, .. } = taken;
-        let input = filter::parse(&answer.body).unwrap_or_default();
-        let mut followed = false;
-        if let Some(remember) = &route.remember {
-            let context = self.context(taken, remember.reads_payload());
-            let values = self.run(remember, input.clone(), &context, route);
-            followed |= values.is_err();
-            for value in values.unwrap_or_default() {
-                let kept = self.devices.remember(caller, &value);
-                if kept == Kept::Not {
-                    let (route, device) = (&*route.name, &*caller.device);
-                    tracing::warn!(route, device, "not remembered: no object, or too large");
-                }
-                followed |= kept != Kept::Known;
-            }
-        }
-        let context = self.context(taken, route.deciding().any(Filter::reads_payload));
-        for (index, then) in route.then.iter().enumerate() {
-            let entry = fingerprint((&route.name, index));
-            let news = self.news(entry, &then.condition, &input, &context, taken);
-            followed |= !matches!(news, Ok(None));
-            let Ok(Some(news)) = news else { continue };
+        // Everything is decided before anything is waited for: no parsed value lives while a call is under way.
+        let due = self.due(taken, answer);
+        let mut followed = Followed { news: due.news, ..Followed::default() };
+        for (index, news) in due.entries {
+            let then = &route.then[index];
             let fetch = &self.table.fetches[then.fetch];
             if then.answers
                 && let Some(topic) = push_topic(fetch, caller.captures)
             {
                 self.devices.answered(&caller.device, &topic);
             }
-            match self.fetch(fetch, taken, &answer.body).await {
+            match self.fetch(fetch, taken, answer).await {
                 Ok(word) => {
                     self.metrics.fetched(&fetch.name, word);
                     self.devices.saw(&caller.device, news);
+                    followed.fetched += usize::from(fetch.call.is_some());
+                }
+                Err(Trouble::Failed(Failure { kind: FailureKind::Held, .. })) => {
+                    return Followed { held: true, ..followed };
                 }
                 Err(trouble) => {
                     self.metrics.fetched(&fetch.name, "failed");
                     let (fetch, device) = (&*fetch.name, &*caller.device);
-                    tracing::warn!(fetch, device, trouble, "nothing pushed");
+                    tracing::warn!(fetch, device, trouble = %trouble, "nothing pushed");
+                    followed.troubles.push(trouble);
                 }
             }
         }
         followed
+    }
+
+    /// What the answer gives news of; what is to be remembered is.
+    fn due(&self, taken: &Taken<'_>, answer: &Answer) -> Due {
+        let Taken { route, caller, .. } = taken;
+        let mut due = Due::default();
+        let input =
+            if route.deciding().next().is_some() { self.read(&answer.body) } else { Ok(Val::Null) };
+        if let Err(error) = &input {
+            self.metrics.filter_failed(&route.name);
+            due.news = true;
+            let (route, device) = (&*route.name, &*caller.device);
+            tracing::warn!(route, device, error = %error, "nothing that depends on the answer follows");
+        }
+        if let (Some(remember), Ok(input)) = (&route.remember, &input) {
+            let context = self.context(taken, remember.reads_payload());
+            let values = self.run(remember, input.clone(), &context, route);
+            due.news |= values.is_err();
+            for value in values.unwrap_or_default() {
+                let kept = self.devices.remember(caller, &value);
+                if kept == Kept::Not {
+                    let (route, device) = (&*route.name, &*caller.device);
+                    tracing::warn!(route, device, "not remembered: no object, or too large");
+                }
+                due.news |= kept != Kept::Known;
+            }
+        }
+        let context = self.context(taken, route.deciding().any(Filter::reads_payload));
+        for (index, then) in route.then.iter().enumerate() {
+            let entry = fingerprint((&route.name, index));
+            let news = match (&then.condition, &input) {
+                (Condition::Always, _) => Ok(Some(News::none(entry))),
+                (condition, Ok(input)) => self.news(entry, condition, input, &context, taken),
+                (_, Err(_)) => Ok(None),
+            };
+            due.news |= !matches!(news, Ok(None));
+            due.entries.extend(news.ok().flatten().map(|news| (index, news)));
+        }
+        due
+    }
+
+    /// An answer as filters have it; nothing is null.
+    fn read(&self, answer: &Bytes) -> Result<Val, FilterError> {
+        self.check_size(answer)?;
+        if answer.is_empty() {
+            return Ok(Val::Null);
+        }
+        filter::parse(answer)
+            .map_err(|error| FilterError(format!("the answer is no JSON: {error}")))
+    }
+
+    fn check_size(&self, answer: &Bytes) -> Result<(), FilterError> {
+        let (size, max) = (answer.len(), self.settings.max_filter_bytes);
+        if size > max {
+            return Err(FilterError(format!(
+                "the answer has {size} bytes; a filter reads at most {max}"
+            )));
+        }
+        Ok(())
     }
 
     /// Whether an entry of `then` runs, and what to remember once it has.
@@ -145,30 +238,31 @@ impl Pusher {
         &self,
         fetch: &Fetch,
         taken: &Taken<'_>,
-        trigger: &Bytes,
-    ) -> Result<&'static str, String> {
+        trigger: &Answer,
+    ) -> Result<&'static str, Trouble> {
         let Taken { caller, route, .. } = taken;
-        let body = match &fetch.call {
+        let unusable = |text: String| Trouble::Unusable(text);
+        let topic = push_topic(fetch, caller.captures);
+        let topic = topic.ok_or_else(|| unusable("no topic to push on".to_owned()))?;
+        let answer = match &fetch.call {
             None => trigger.clone(),
             Some(endpoint) => {
-                let limits = Limits { deadline: self.deadline, expires: None };
+                let limits = Limits { deadline: self.settings.deadline, expires: None };
                 let call = endpoint
                     .call(&fetch.name, caller, None, Retry::Always, limits)
-                    .map_err(|segment| segment.to_string())?;
-                let answer = self.upstream.call(call).await.map_err(|f| f.to_string())?;
-                self.devices.verdict(caller, answer.status);
+                    .map_err(|segment| unusable(segment.to_string()))?;
+                let answer = self.upstream.call(call).await.map_err(Trouble::Failed)?;
                 if fetch.empty_on.contains(&answer.status) {
                     return Ok("empty");
                 }
                 if !answer.status.is_success() {
-                    return Err(format!("the upstream answered {}", answer.status));
+                    return Err(Trouble::Answered(answer));
                 }
-                answer.body
+                self.devices.met(caller);
+                answer
             }
         };
-        let context = self.context(taken, fetch.filters().any(Filter::reads_payload));
-        let pushes = fetch.pushes(&body, &context).map_err(|e| e.to_string())?;
-        let topic = push_topic(fetch, caller.captures).ok_or("no topic to push on")?;
+        let pushes = self.pushes(fetch, taken, &answer.body).map_err(|e| unusable(e.0))?;
         // Who asks for a push by a row of its own gets it, pushed before or not.
         let again = if route.call.is_none() { None } else { fetch.redeliver_after };
         let mut word = "empty";
@@ -178,7 +272,9 @@ impl Pusher {
                 word = if word == "empty" { "repeated" } else { word };
                 continue;
             }
-            self.publisher.publish(self.publication(fetch, push, &topic, caller.captures)).await;
+            let content_type = answer.content_type.as_ref().filter(|_| fetch.payload.is_none());
+            let publication = self.publication(fetch, push, &topic, content_type, caller.captures);
+            self.publisher.publish(publication).await;
             if fetch.redeliver_after.is_some() {
                 self.devices.pushed(&caller.device, item);
             }
@@ -187,11 +283,25 @@ impl Pusher {
         Ok(word)
     }
 
+    fn pushes(
+        &self,
+        fetch: &Fetch,
+        taken: &Taken<'_>,
+        answer: &Bytes,
+    ) -> Result<Vec<Push>, FilterError> {
+        if fetch.filters().next().is_some() {
+            self.check_size(answer)?;
+        }
+        let context = self.context(taken, fetch.filters().any(Filter::reads_payload));
+        fetch.pushes(answer, &context)
+    }
+
     fn publication(
         &self,
         fetch: &Fetch,
         push: Push,
         topic: &str,
+        content_type: Option<&String>,
         captures: &Captures,
     ) -> Publication {
         let response_topic = fetch.response_topic.as_ref();
@@ -200,10 +310,10 @@ impl Pusher {
             topic: topic.to_owned(),
             payload: push.payload,
             properties: Properties {
-                user: vec![(VIA.to_owned(), self.via.to_string())],
+                user: vec![(VIA.to_owned(), self.settings.via.to_string())],
                 response_topic: response_topic.and_then(|t| t.topic(|name| captures.get(name))),
                 correlation_data: push.correlation,
-                content_type: Some("application/json".to_owned()),
+                content_type: Some(content_type.map_or(JSON, String::as_str).to_owned()),
                 ..Properties::default()
             },
         }

@@ -57,7 +57,7 @@ pub struct Filter {
 /// A filter that failed on its input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct FilterError(String);
+pub struct FilterError(pub String);
 
 impl From<NotJson> for FilterError {
     fn from(error: NotJson) -> Self {

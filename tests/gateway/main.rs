@@ -13,6 +13,7 @@ mod rig;
 mod wire;
 
 mod admin;
+mod answers;
 mod batch;
 mod broker_rules;
 mod connections;
