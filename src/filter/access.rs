@@ -249,7 +249,8 @@ impl Value {
         burn(1);
         let inner = self.inner();
         let found = match (&self.val, &index.val) {
-            (Val::Null, _) => None,
+            // The keys of an object are texts.
+            (Val::Null, _) | (Val::Obj(_), Val::Null | Val::Bool(_) | Val::Num(_)) => None,
             (Val::Arr(items), Val::Num(number)) => {
                 position(number, items.len()).map(|at| items[at].clone())
             }
