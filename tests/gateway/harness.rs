@@ -127,7 +127,7 @@ impl Broker {
 
     /// A device that listens on everything below its own topics.
     pub async fn device(&self, id: &str) -> Device {
-        Device::connect(self.port, id, &format!("v1/device/{id}/#")).await
+        Device::connect(self.port, id, &format!("v1/device/{id}/#"), None).await
     }
 
     /// A client that listens elsewhere.
@@ -137,7 +137,12 @@ impl Broker {
 
     /// A client with a name that listens to `filter`.
     pub async fn listener(&self, id: &str, filter: &str) -> Device {
-        Device::connect(self.port, id, filter).await
+        Device::connect(self.port, id, filter, None).await
+    }
+
+    /// A client that logs in, with this user's name as its password.
+    pub async fn login(&self, id: &str, user: &str, filter: &str) -> Device {
+        Device::connect(self.port, id, filter, Some(user)).await
     }
 }
 
@@ -547,16 +552,17 @@ pub struct Device {
 }
 
 impl Device {
-    async fn connect(port: u16, id: &str, filter: &str) -> Self {
+    async fn connect(port: u16, id: &str, filter: &str, user: Option<&str>) -> Self {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let (mut reader, mut writer) = Wire::new(stream).split();
         let connect = Packet::Connect {
-            client_id: format!("device-{id}"),
+            // A user chooses its client id as it likes.
+            client_id: user.map_or_else(|| format!("device-{id}"), |_| id.to_owned()),
             clean_start: true,
             keep_alive: 0,
-            username: None,
-            password: None,
+            username: user.map(str::to_owned),
+            password: user.map(|user| user.as_bytes().to_vec()),
             props: Props::default(),
         };
         writer.send(&connect).await.unwrap();

@@ -19,6 +19,7 @@ mod broker_rules;
 mod connections;
 mod dead_letters;
 mod delivery;
+mod deploy;
 mod doors;
 mod faults;
 mod flow;

@@ -1,0 +1,76 @@
+//! The shipped Mosquitto files, with nothing changed but paths and port: what works with them, and what
+//! one device can do to others.
+
+use std::{fs, process::Command};
+
+use serde_json::json;
+
+use crate::harness::{Broker, Device, Gateway, Options, Upstream};
+
+const GATEWAY: &str = "mqtt-rest-gateway";
+const READER: &str = "dead-letters";
+
+fn shipped(file: &str) -> String {
+    fs::read_to_string(format!("{}/deploy/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// A broker as shipped, with the gateway's user, the reader of dead letters and two devices.
+async fn broker(dir: &std::path::Path) -> Broker {
+    let (acl, passwords) = (dir.join("acl"), dir.join("passwords"));
+    fs::write(&acl, shipped("mosquitto.acl")).unwrap();
+    let users = [GATEWAY, READER, "d1", "d2"].map(|user| format!("{user}:{user}\n"));
+    fs::write(&passwords, users.concat()).unwrap();
+    let hashed = Command::new("mosquitto_passwd").arg("-U").arg(&passwords).status().unwrap();
+    assert!(hashed.success());
+    let conf = shipped("mosquitto.conf");
+    // The harness has a listener and a place for sessions of its own.
+    let own = ["listener", "persistence", "autosave"];
+    let lines = conf.lines().filter(|line| !own.iter().any(|own| line.starts_with(own)));
+    let lines = lines.collect::<Vec<_>>().join("\n");
+    let lines = lines.replace("/mosquitto/config/acl", acl.to_str().unwrap());
+    let lines = lines.replace("/mosquitto/config/passwords", passwords.to_str().unwrap());
+    Broker::configured(&lines).await
+}
+
+async fn gateway(broker: &Broker, upstream: &Upstream) -> Gateway {
+    let options = Options::default().set("BROKER_USERNAME", GATEWAY);
+    options.set("BROKER_PASSWORD", GATEWAY).start(broker, upstream).await
+}
+
+async fn device(broker: &Broker, id: &str) -> Device {
+    broker.login(id, id, &format!("v1/device/{id}/#")).await
+}
+
+#[tokio::test]
+async fn everybody_can_do_what_is_his_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (broker, upstream) = (broker(dir.path()).await, Upstream::start().await);
+    let gateway = gateway(&broker, &upstream).await;
+    let mut d1 = device(&broker, "d1").await;
+    let mut reader = broker.login(READER, READER, "mqtt-rest-gateway/dead-letter/#").await;
+    let mut spy = broker.login("d2", "d2", "mqtt-rest-gateway/dead-letter/#").await;
+    upstream.answers("POST", "/v1/devices/d1/telemetry", 200, json!({"fine": true})).await;
+    assert_eq!(d1.ask("telemetry", json!({})).await.json(), json!({"fine": true}));
+    upstream.answers("POST", "/v1/devices/d1/config", 422, json!({})).await;
+    d1.send("config/update", json!({})).await;
+    assert_eq!(reader.next().await.user("reason"), "rejected");
+    gateway.metric_is("gateway_dead_letters_total", &[r#"kept="yes""#], 1).await;
+    spy.silent().await;
+}
+
+#[tokio::test]
+async fn a_device_cannot_take_the_session_of_the_gateway() {
+    let dir = tempfile::tempdir().unwrap();
+    let (broker, upstream) = (broker(dir.path()).await, Upstream::start().await);
+    upstream.answers("POST", "/v1/devices/d1/telemetry", 200, json!({})).await;
+    let mut gateway_process = gateway(&broker, &upstream).await;
+    gateway_process.stop().await;
+    let mut d1 = device(&broker, "d1").await;
+    for _ in 0..20 {
+        d1.send("telemetry", json!({})).await;
+    }
+    // By its own password, and a client id that everybody knows.
+    let _thief = broker.login(GATEWAY, "d2", "v1/device/d2/#").await;
+    let _gateway = gateway(&broker, &upstream).await;
+    upstream.arrived("POST /v1/devices/d1/telemetry", 20).await;
+}
