@@ -21,7 +21,7 @@ use crate::{
     explain,
     gateway::{Gateway, Stopped},
     message::{Message, Properties},
-    mqtt, printable, telemetry, upstream,
+    mqtt, printable, replay, telemetry, upstream,
 };
 
 /// Exit code for a configuration that cannot be used, `EX_CONFIG` of sysexits.
@@ -48,6 +48,9 @@ enum Command {
         #[arg(long)]
         connect: bool,
     },
+    /// Send kept dead letters through the running gateway again, one by one, in order. The first time there
+    /// is nothing to send: from then on the broker keeps them.
+    Replay(replay::Arguments),
     /// Print the table in force.
     Routes {
         /// For programs.
@@ -119,6 +122,10 @@ pub fn main(cli: Cli) -> ExitCode {
         Command::Run => runtime.block_on(run(config)),
         Command::Drain { quiet, timeout } => runtime.block_on(drain(config, quiet, timeout)),
         Command::Check { connect } => runtime.block_on(check(&config, file, connect)),
+        Command::Replay(arguments) => {
+            telemetry::install(&config.log);
+            runtime.block_on(replay::replay(config, arguments))
+        }
         Command::Routes { json } => print(&if json {
             explain::table_json(&config.table)
         } else {

@@ -82,6 +82,14 @@ pub fn dead_letter(outcome: &Outcome, message: &Message, envelope: &Envelope<'_>
     }
 }
 
+/// What a property of a letter was called in the device's message; `None` if it is the gateway's own.
+pub fn device_property(name: &str) -> Option<&str> {
+    match name.strip_prefix(DEVICE) {
+        Some(name) => Some(name),
+        None => Some(name).filter(|name| !OWN.contains(name)),
+    }
+}
+
 /// The API's first words, on one line, without the key; `None` if it said nothing.
 pub fn answer(
     outcome: &Outcome,

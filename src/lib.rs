@@ -31,6 +31,7 @@ pub mod push;
 pub mod rate;
 pub mod refusal;
 pub mod repeats;
+pub mod replay;
 pub mod route;
 pub mod secret;
 pub mod table;

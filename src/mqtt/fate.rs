@@ -20,9 +20,8 @@ pub(super) fn acknowledged(publication: &Publication, reason: u8, metrics: &Metr
         if kept == Kept::No {
             tracing::warn!(
                 topic,
-                "dead letters go nowhere: no client is subscribed to this topic; keep them with: \
-                 mosquitto_sub -V 5 -q 1 -c -x 4294967295 -i dead-letters -F %j -t <topic>, and an \
-                 access list that lets it read"
+                "dead letters go nowhere: no client is subscribed to this topic; `mqtt-rest-gateway replay`, \
+                 run once, makes the broker keep them"
             );
         }
     }

@@ -28,6 +28,7 @@ mod identity;
 mod logs;
 mod outage;
 mod poison;
+mod replay;
 mod replicas;
 mod request_response;
 mod rumqttc;

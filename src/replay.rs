@@ -1,0 +1,337 @@
+//! `replay`: sends kept dead letters through the running gateway again, one by one, in order, and says what
+//! became of each.
+//!
+//! The letters wait in a session of this command's own. A letter is acknowledged to the broker only when
+//! its message has been delivered, so whatever ends a replay, the rest is there the next time.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use clap::Args;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout, timeout_at},
+};
+
+use crate::{
+    config::Config,
+    dead_letter,
+    message::{Message, Properties, Publication, Purpose},
+    metrics::Metrics,
+    mqtt::{Connection, Delivery, Publisher, Settings, Status, Subscriptions},
+    printable,
+    route::Credentials,
+    secret::Secret,
+    topic::Pattern,
+};
+
+/// The level below a device's own where answers to replayed messages come.
+const ANSWERS: &str = "replay";
+/// The property by which a letter is known that a replayed message has become.
+const REPLAYED: &str = "replayed";
+/// How long the broker may take to confirm the subscriptions.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How much longer than a deadline an answer may take: behind the device's other messages.
+const LONGER: Duration = Duration::from_secs(30);
+/// How many letters and answers may wait here; the broker sends no more at once.
+const WAITING: usize = 1024;
+
+/// What can be said on the command line.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Client identifier of the session that keeps the letters; without it the gateway's, with `-replay`.
+    #[arg(long, value_name = "ID")]
+    client_id: Option<String>,
+    /// User name for the broker, and
+    #[arg(long, value_name = "NAME", requires = "password_file")]
+    username: Option<String>,
+    /// the file with its password; without them the gateway's.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// File with lines `device,key`: letters hold no keys.
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// It ends when no letter has come for so long.
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = humantime::parse_duration)]
+    quiet: Duration,
+    /// Say what would be sent; send nothing, keep everything.
+    #[arg(long)]
+    dry_run: bool,
+    /// Forget letters whose message is refused again.
+    #[arg(long)]
+    drop_refused: bool,
+}
+
+/// What became of a letter.
+enum Fate {
+    Delivered(String),
+    Refused(String),
+    /// It cannot be sent, or nobody answers.
+    Kept(String),
+}
+
+struct Replay {
+    config: Config,
+    arguments: Arguments,
+    keys: HashMap<String, Secret>,
+    publisher: Publisher,
+    deliveries: mpsc::Receiver<Delivery>,
+    /// Letters that came while an answer was awaited.
+    letters: VecDeque<Delivery>,
+    /// Marks this run's messages; nobody can guess it.
+    run: String,
+}
+
+/// Replays what is kept.
+///
+/// # Errors
+/// A sentence for the operator: the broker cannot be used, or letters remain.
+pub async fn replay(config: Config, arguments: Arguments) -> Result<(), String> {
+    let keys = arguments.keys.as_deref().map_or_else(|| Ok(HashMap::new()), keys)?;
+    let settings = settings(&config, &arguments)?;
+    let (client_id, subscriptions) = (settings.client_id.clone(), subscriptions(&config)?);
+    let connection = Connection::new(settings, subscriptions, Arc::new(Metrics::default()));
+    let (connection, publisher, mut status) = connection.map_err(|error| error.to_string())?;
+    let (sender, deliveries) = mpsc::channel(WAITING);
+    let connection = tokio::spawn(connection.run(move |delivery| {
+        // One that does not fit is not acknowledged and comes again.
+        let _ = sender.try_send(delivery);
+    }));
+    let settled = |status: &Status| matches!(status, Status::Subscribed | Status::Refused(_));
+    let reached = timeout(PATIENCE, status.wait_for(settled)).await.is_ok();
+    let stands = status.borrow().clone();
+    if !reached || stands != Status::Subscribed {
+        return Err(format!("the letters of {client_id} cannot be read: {stands:?}"));
+    }
+    let run = format!("{:016x}", fastrand::u64(..));
+    let letters = VecDeque::new();
+    let mut replay = Replay { config, arguments, keys, publisher, deliveries, letters, run };
+    let result = replay.run(&client_id).await;
+    // What is not settled is not acknowledged: it stays in the session.
+    replay.publisher.close().await;
+    let _ = connection.await;
+    result
+}
+
+impl Replay {
+    async fn run(&mut self, client_id: &str) -> Result<(), String> {
+        let (mut delivered, mut dropped, mut kept) = (0u64, 0u64, Vec::new());
+        while let Some(letter) = self.next_letter().await {
+            if self.is_echo(&letter.message) {
+                // The letter it was sent for is still there.
+                letter.receipt.settle().await;
+                continue;
+            }
+            let fate = self.send(&letter.message).await;
+            let (word, text) = match &fate {
+                Fate::Delivered(text) => ("delivered", text),
+                Fate::Refused(text) => ("refused", text),
+                Fate::Kept(text) => ("kept", text),
+            };
+            let about = |name| letter.message.user_property(name).next().unwrap_or_default();
+            say(&format!("{word:9}  {}  {}  {text}", about("received_at"), about("topic")))?;
+            match fate {
+                Fate::Delivered(_) => {
+                    delivered += 1;
+                    letter.receipt.settle().await;
+                }
+                Fate::Refused(_) if self.arguments.drop_refused => {
+                    dropped += 1;
+                    letter.receipt.settle().await;
+                }
+                Fate::Refused(_) | Fate::Kept(_) => kept.push(letter),
+            }
+        }
+        say(&format!("{delivered} delivered, {dropped} dropped, {} kept", kept.len()))?;
+        if delivered + dropped == 0 && kept.is_empty() {
+            say(&format!("from now on the broker keeps dead letters for the client {client_id}"))?;
+        }
+        if kept.is_empty() || self.arguments.dry_run {
+            Ok(())
+        } else {
+            Err(format!(
+                "{} letters remain, and those behind them that the broker has not sent",
+                kept.len()
+            ))
+        }
+    }
+
+    async fn next_letter(&mut self) -> Option<Delivery> {
+        if let Some(letter) = self.letters.pop_front() {
+            return Some(letter);
+        }
+        let end = Instant::now() + self.arguments.quiet;
+        loop {
+            let delivery = timeout_at(end, self.deliveries.recv()).await.ok()??;
+            if delivery.subscription == Some(0) {
+                return Some(delivery);
+            }
+            // An answer that nobody waits for any more.
+            delivery.receipt.settle().await;
+        }
+    }
+
+    /// Whether it is the letter of a message that this run has sent.
+    fn is_echo(&self, letter: &Message) -> bool {
+        let mut marks = letter.user_property(REPLAYED);
+        marks.any(|mark| *mark == self.run)
+    }
+
+    async fn send(&mut self, letter: &Message) -> Fate {
+        let publication = match self.message(letter) {
+            Ok(publication) => publication,
+            Err(why) => return Fate::Kept(why),
+        };
+        if self.arguments.dry_run {
+            return Fate::Kept(format!("would be sent, {} bytes", publication.payload.len()));
+        }
+        let correlation = publication.properties.correlation_data.clone();
+        let patience = self.config.upstream.deadline * 2 + LONGER;
+        self.publisher.publish(publication).await;
+        let end = Instant::now() + patience;
+        while let Ok(Some(delivery)) = timeout_at(end, self.deliveries.recv()).await {
+            if delivery.subscription == Some(0) {
+                self.letters.push_back(delivery);
+                continue;
+            }
+            let Delivery { message, receipt, .. } = delivery;
+            receipt.settle().await;
+            if message.properties.correlation_data == correlation {
+                let status = message.user_property("status").next().unwrap_or_default();
+                if status.starts_with('2') {
+                    return Fate::Delivered(status.to_owned());
+                }
+                let words = String::from_utf8_lossy(&message.payload);
+                return Fate::Refused(format!("{status} {}", printable::short_line(&words, 200)));
+            }
+        }
+        Fate::Kept(format!(
+            "no answer within {} s: does the gateway run, and its API? It may still be delivered",
+            patience.as_secs()
+        ))
+    }
+
+    /// The message as the device sent it, with a key and a place for the answer, or why not.
+    fn message(&self, letter: &Message) -> Result<Publication, String> {
+        let table = &self.config.table;
+        let topic = letter.user_property("topic").next().ok_or("this is no dead letter")?;
+        if letter.user_property("payload").next().is_some() {
+            return Err("its payload was too large for the broker and is not there".to_owned());
+        }
+        let found = self.config.subscriptions().find(topic);
+        let (index, captures) = found.ok_or("no row listens on its topic, or the topic was cut")?;
+        let (route, identity) = (&table.routes[index], &table.identity);
+        let device = captures.get(&identity.capture).unwrap_or_default();
+        let key = self.keys.get(device);
+        if key.is_none() && route.credentials != Credentials::Remembered {
+            return Err("letters hold no keys: name the device's in the file for --keys".to_owned());
+        }
+        let own = letter.properties.user.iter().filter_map(|(name, value)| {
+            let name = dead_letter::device_property(name)?;
+            let spoken_for = [&*identity.id_property, &*identity.key_property, REPLAYED];
+            (!spoken_for.contains(&name)).then(|| (name.to_owned(), value.clone()))
+        });
+        let mut user: Vec<_> = own.collect();
+        if let Some(key) = key {
+            user.push((identity.id_property.to_string(), device.to_owned()));
+            user.push((identity.key_property.to_string(), key.expose().to_owned()));
+        }
+        user.push((REPLAYED.to_owned(), self.run.clone()));
+        let levels = depth(&route.on, &identity.capture).ok_or("its row names no device")?;
+        let below: Vec<_> = topic.split('/').take(levels).chain([ANSWERS]).collect();
+        Ok(Publication {
+            purpose: Purpose::Push,
+            topic: topic.to_owned(),
+            payload: letter.payload.clone(),
+            properties: Properties {
+                user,
+                response_topic: Some(below.join("/")),
+                correlation_data: Some(Bytes::from(format!("{:016x}", fastrand::u64(..)))),
+                content_type: letter.properties.content_type.clone(),
+                ..Properties::default()
+            },
+        })
+    }
+}
+
+fn settings(config: &Config, arguments: &Arguments) -> Result<Settings, String> {
+    let broker = config.broker.clone();
+    let client_id = match &arguments.client_id {
+        Some(client_id) => client_id.as_str().into(),
+        None => format!("{}-replay", broker.client_id).into(),
+    };
+    if client_id == broker.client_id {
+        return Err("--client-id: the gateway's own session would be taken from it".to_owned());
+    }
+    let broker = match (&arguments.username, &arguments.password_file) {
+        (None, None) => broker,
+        (username, password_file) => Settings {
+            username: username.clone(),
+            password: None,
+            password_file: password_file.clone(),
+            ..broker
+        },
+    };
+    Ok(Settings {
+        client_id,
+        share_group: None,
+        // For ever [MQTT 5.0, 3.1.2.11.2]: letters wait for a person.
+        session_expiry: Duration::from_secs(u32::MAX.into()),
+        // In order, however long one takes.
+        ack_hold: None,
+        ..broker
+    })
+}
+
+/// The letters first, then the places of answers below every device.
+fn subscriptions(config: &Config) -> Result<Subscriptions, String> {
+    let letters = config.exchange.dead_letter.as_ref();
+    let letters = letters.ok_or("[dead_letter] topic: none is set, so nothing is kept")?;
+    let mut patterns = vec![Pattern::parse(letters.as_str())?];
+    let capture = &config.table.identity.capture;
+    for route in &config.table.routes {
+        let Some(levels) = depth(&route.on, capture) else { continue };
+        let below: Vec<_> = route.on.as_str().split('/').take(levels).chain([ANSWERS]).collect();
+        let pattern = Pattern::parse(&below.join("/"))?;
+        if !patterns.iter().any(|known| known.overlaps(&pattern)) {
+            patterns.push(pattern);
+        }
+    }
+    Ok(Subscriptions { patterns, sender: capture.clone(), drain: false })
+}
+
+/// How many levels of a pattern lead to the device, its own included.
+fn depth(pattern: &Pattern, capture: &str) -> Option<usize> {
+    let level = format!("{{{capture}}}");
+    pattern.as_str().split('/').position(|l| l == level).map(|index| index + 1)
+}
+
+fn keys(file: &Path) -> Result<HashMap<String, Secret>, String> {
+    let mut keys = HashMap::new();
+    for (number, line) in read(file)?.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
+        // Not echoed: it holds a key.
+        let pair =
+            line.split_once(',').filter(|(device, key)| !device.is_empty() && !key.is_empty());
+        let (device, key) = pair.ok_or_else(|| {
+            format!("{}: line {}: write `device,key`", file.display(), number + 1)
+        })?;
+        keys.insert(device.trim().to_owned(), Secret::new(key.trim()));
+    }
+    Ok(keys)
+}
+
+fn read(file: &Path) -> Result<String, String> {
+    fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+fn say(text: &str) -> Result<(), String> {
+    writeln!(io::stdout(), "{}", printable::line(text))
+        .map_err(|error| format!("standard output: {error}"))
+}
