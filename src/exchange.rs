@@ -216,6 +216,10 @@ impl Exchange {
                 "not delivered"
             );
         }
+        if let Outcome::Ignored(_) = outcome {
+            let device = captures.get(&identity.capture).unwrap_or_default();
+            tracing::info!(route = &**name, device, reason = outcome.word(), "ignored");
+        }
         let to = self.destinations(message, name, route, captures);
         if let Some(reply) = outcome.reply(message, &to, name, via) {
             self.publisher.publish(reply).await;

@@ -127,7 +127,7 @@ pub fn message(config: &Config, message: &Message) -> String {
     };
     let route = index.map(|index| &table.routes[index]);
     let mut text = route.map(|route| format!("route    {}\n", route.name)).unwrap_or_default();
-    let device = captures.get(&table.identity.capture).unwrap_or_default().into();
+    let device = captures.sender(&table.identity.capture).unwrap_or_default();
     // Which key would be remembered only a running gateway knows; it is not shown anyway.
     let remembered = || Some(Secret::new(""));
     let explained = match table.take(message, route, &captures, &device, remembered) {

@@ -50,7 +50,7 @@ impl Identity {
             (Some(_), Some(key)) if is_header_value(key) => Ok(Some(Secret::new(key))),
             (Some(_), Some(_)) => Err(Refusal::NoCredentials(format!(
                 "the user property `{}` is not a key: 1 to {MAX_KEY_BYTES} printable ASCII \
-                 characters",
+                 characters, none of them a space",
                 self.key_property
             ))),
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 /// The user property that marks everything a gateway publishes; its value is the client identifier.
-/// A message that carries it is nobody's request, so topics cannot loop.
+/// A message that carries it and no credentials is nobody's request, so topics cannot loop.
 pub const VIA: &str = "via";
 
 /// The MQTT v5 properties of a PUBLISH that mean something to the gateway [MQTT 5.0, 3.3.2.3].

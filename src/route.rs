@@ -18,6 +18,11 @@ use crate::{
     topic::{self, Pattern},
 };
 
+/// Most levels and bytes of a Response Topic below the device's own part: nobody needs more, and brokers end the
+/// connection over some.
+const MAX_RESPONSE_LEVELS: usize = 16;
+const MAX_RESPONSE_BYTES: usize = 512;
+
 /// `[[route]]`: a message from a device becomes a call.
 #[derive(Debug)]
 pub struct Route {
@@ -82,13 +87,17 @@ impl Route {
         identity: &Identity,
     ) -> Result<(), Refusal> {
         let Some(wanted) = &message.properties.response_topic else { return Ok(()) };
-        let own = self.on.subtree(&message.topic, &identity.capture).unwrap_or(&message.topic);
-        let below = wanted.strip_prefix(own).is_some_and(|rest| !rest.is_empty());
-        if below && topic::is_publishable(wanted) {
-            Ok(())
-        } else {
-            Err(Refusal::ResponseTopic(own.chars().take(100).collect()))
+        let (topic, capture) = (&message.topic, &identity.capture);
+        let below = self.on.below(topic, capture, wanted);
+        let is_short = |below: &str| {
+            (1..=MAX_RESPONSE_BYTES).contains(&below.len())
+                && below.split('/').count() <= MAX_RESPONSE_LEVELS
+        };
+        if below.is_some_and(is_short) && topic::is_publishable(wanted) {
+            return Ok(());
         }
+        let own = self.on.own(topic, capture).unwrap_or_default();
+        Err(Refusal::ResponseTopic(own.chars().take(100).chain(['/']).collect()))
     }
 
     /// Refuses a payload that is too large to be sent, or to be read by the row's filters.

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 /// Longest topic that fits in a packet, in bytes [MQTT-4.7.3-3].
 const MAX_TOPIC_BYTES: usize = 65_535;
+/// Most levels of a topic that is published on: at some more, brokers end the connection.
+const MAX_LEVELS: usize = 100;
 
 /// One level of a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +86,15 @@ impl Pattern {
         self.levels.iter().any(|level| matches!(level, Level::Capture(n) if **n == *name))
     }
 
+    /// Whether this name captures the first level that is captured.
+    pub fn begins_with(&self, name: &str) -> bool {
+        let first = self.levels.iter().find_map(|level| match level {
+            Level::Capture(name) => Some(&**name),
+            Level::Literal(_) => None,
+        });
+        first == Some(name)
+    }
+
     /// Matches a topic; the captured levels if it fits.
     pub fn matches(&self, topic: &str) -> Option<Captures> {
         let mut captures = Vec::new();
@@ -107,15 +118,21 @@ impl Pattern {
             })
     }
 
-    /// The part of a matching `topic` that belongs to one sender: everything up to and with the
-    /// level captured as `name`, and the `/` behind it. `v1/device/d1/` for the shipped table.
-    pub fn subtree<'t>(&self, topic: &'t str, name: &str) -> Option<&'t str> {
+    /// What is below the part of a matching `topic` that belongs to one sender, which is everything up to and
+    /// with the level captured as `name`: `v1/device/d1` for the shipped table. `None` where `other` is not
+    /// below it.
+    pub fn below<'o>(&self, topic: &str, name: &str, other: &'o str) -> Option<&'o str> {
+        other.strip_prefix(self.own(topic, name)?)?.strip_prefix('/')
+    }
+
+    /// The part of a matching `topic` that belongs to its sender.
+    pub fn own<'t>(&self, topic: &'t str, name: &str) -> Option<&'t str> {
         let depth = self
             .levels
             .iter()
             .position(|level| matches!(level, Level::Capture(n) if **n == *name))?;
-        let (end, _) = topic.match_indices('/').nth(depth)?;
-        topic.get(..=end)
+        let end = topic.match_indices('/').nth(depth).map_or(topic.len(), |(end, _)| end);
+        topic.get(..end)
     }
 }
 
@@ -128,6 +145,19 @@ impl Captures {
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(n, _)| **n == *name).map(|(_, level)| &**level)
     }
+
+    /// Who is meant where the level captured under this name names the sender: that level, behind those
+    /// captured before it. A `temp` of one site is not the `temp` of another: `north/temp`.
+    pub fn sender(&self, name: &str) -> Option<Arc<str>> {
+        let at = self.0.iter().position(|(n, _)| **n == *name)?;
+        match self.0.get(..=at)? {
+            [(_, only)] => Some(Arc::from(&**only)),
+            levels => {
+                let levels: Vec<&str> = levels.iter().map(|(_, level)| &**level).collect();
+                Some(levels.join("/").into())
+            }
+        }
+    }
 }
 
 /// A name that may stand in braces: letters, digits and `_`.
@@ -136,11 +166,12 @@ pub fn is_name(text: &str) -> bool {
 }
 
 /// Whether the gateway may publish on this topic: a legal topic name [MQTT-3.3.2-2] outside `$`,
-/// without control characters, at which brokers cut the connection.
+/// without what makes brokers end the connection: control characters, too many levels.
 pub fn is_publishable(topic: &str) -> bool {
     !topic.is_empty()
         && topic.len() <= MAX_TOPIC_BYTES
         && !topic.starts_with('$')
+        && topic.split('/').count() <= MAX_LEVELS
         && !topic.contains(|c: char| matches!(c, '+' | '#') || c.is_control())
 }
 
@@ -174,13 +205,32 @@ mod tests {
     }
 
     #[test]
-    fn subtree_ends_behind_the_device() {
+    fn what_belongs_to_a_device_is_whole_levels() {
         let config = pattern("v1/device/{device_id}/config/update");
-        assert_eq!(
-            config.subtree("v1/device/d1/config/update", "device_id"),
-            Some("v1/device/d1/")
-        );
-        assert_eq!(config.subtree("v1/device/d1/config/update", "site"), None);
+        let topic = "v1/device/d1/config/update";
+        let below = |other| config.below(topic, "device_id", other);
+        assert_eq!(config.own(topic, "device_id"), Some("v1/device/d1"));
+        assert_eq!(below("v1/device/d1/a/b"), Some("a/b"));
+        for other in ["v1/device/d1", "v1/device/d10/a", "v1/device/d2/a", "a"] {
+            assert_eq!(below(other), None, "{other}");
+        }
+        assert_eq!(config.own(topic, "site"), None);
+        // Also where the device is the last level.
+        let last = pattern("up/{sensor}");
+        assert_eq!(last.below("up/s1", "sensor", "up/s1/x"), Some("x"));
+        assert_eq!(last.below("up/s1", "sensor", "up/s10"), None);
+    }
+
+    #[test]
+    fn devices_of_one_name_at_two_sites_are_two() {
+        let plant = pattern("plant/{site}/{sensor}/{kind}");
+        let sender = |topic| plant.matches(topic).unwrap().sender("sensor").unwrap();
+        assert_eq!(&*sender("plant/north/temp/x"), "north/temp");
+        assert_eq!(sender("plant/north/temp/x"), sender("plant/north/temp/y"));
+        assert_ne!(sender("plant/north/temp/x"), sender("plant/south/temp/x"));
+        let captures = pattern("v1/device/{id}/{kind}").matches("v1/device/d1/x").unwrap();
+        assert_eq!(captures.sender("id").as_deref(), Some("d1"));
+        assert_eq!(captures.sender("site"), None);
     }
 
     #[test]
@@ -202,7 +252,9 @@ mod tests {
     #[test]
     fn only_plain_topics_are_published_on() {
         assert!(is_publishable("v1/device/d1/config"));
-        for topic in ["", "$SYS/x", "v1/+/x", "v1/#", "v1/a\u{7}b", &"x".repeat(70_000)] {
+        for topic in
+            ["", "$SYS/x", "v1/+/x", "v1/#", "v1/a\u{7}b", &"x".repeat(70_000), &"/".repeat(100)]
+        {
             assert!(!is_publishable(topic), "{topic:.20}");
         }
     }

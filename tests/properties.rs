@@ -84,15 +84,13 @@ proptest! {
             let (name, expected) = (format!("n{index}"), level.is_none().then(|| &*fill[index]));
             prop_assert_eq!(captures.get(&name), expected);
             prop_assert_eq!(pattern.captures(&name), expected.is_some());
-            // What belongs to the sender: whole levels up to and with its own, and the slash.
-            let subtree = pattern.subtree(&topic, &name);
-            let depth = index + 1;
-            if expected.is_some() && depth < levels.len() {
-                let own: String = topic.split_inclusive('/').take(depth).collect();
-                prop_assert_eq!(subtree, Some(&*own));
-            } else {
-                prop_assert_eq!(subtree, None);
-            }
+            // What belongs to the sender: whole levels up to and with its own, and what is below them.
+            let own = topic.split('/').take(index + 1).collect::<Vec<_>>().join("/");
+            let expected = expected.map(|_| &*own);
+            prop_assert_eq!(pattern.own(&topic, &name), expected);
+            let (below, beside) = (format!("{own}/x"), format!("{own}x/x"));
+            prop_assert_eq!(pattern.below(&topic, &name, &below), expected.map(|_| "x"));
+            prop_assert_eq!(pattern.below(&topic, &name, &beside), None);
         }
         // A filter matches what the pattern matches.
         let matches = other.len() == levels.len()
@@ -123,8 +121,8 @@ proptest! {
             for topic in [&topic, &text] {
                 let captures = pattern.matches(topic);
                 for name in [&name, "id"] {
-                    let subtree = pattern.subtree(topic, name);
-                    prop_assert!(subtree.is_none_or(|s| topic.starts_with(s) && s.ends_with('/')));
+                    let own = pattern.own(topic, name);
+                    prop_assert!(own.is_none_or(|own| topic.starts_with(own)));
                     let captured = captures.as_ref().and_then(|captures| captures.get(name));
                     prop_assert_eq!(
                         captured.is_some(),

@@ -234,6 +234,13 @@ fn check(row: &Section<'_>, route: &Route, fetches: &[Fetch], identity: &Identit
             ),
         );
     }
+    if route.batch.is_some() && !route.on.begins_with(&identity.capture) {
+        let text = format!(
+            "an entry is named by `{{{}}}` alone; capture nothing before it, or two devices would be one",
+            identity.capture
+        );
+        row.mistake(None, "batch", text);
+    }
     let uncaptured = |template: &Template| {
         let names = template.names().filter(|name| !route.on.captures(name));
         names

@@ -1,7 +1,7 @@
 //! What is valid and still hardly meant: said by `check` and at start, and no reason to refuse.
 
 use super::Config;
-use crate::{descriptors, mqtt::Transport};
+use crate::{descriptors, mqtt::Transport, route::Credentials};
 
 impl Config {
     /// A sentence each, with the key it is about.
@@ -14,6 +14,16 @@ impl Config {
             warnings.push(format!(
                 "[broker] url: {password}the devices' keys travel in clear text to {}; write mqtts:// or wss://",
                 broker.address
+            ));
+        }
+        let trusting =
+            self.table.routes.iter().filter(|r| r.credentials == Credentials::Remembered);
+        let trusting: Vec<&str> = trusting.map(|route| &*route.name).collect();
+        if !trusting.is_empty() && broker.username.is_none() && broker.tls.cert_file.is_none() {
+            warnings.push(format!(
+                "[broker] username: {} use a device's remembered key for whoever writes on its topics \
+                 (credentials = \"remembered\"), and a broker that takes anybody lets anybody",
+                trusting.join(", ")
             ));
         }
         let url = &self.upstream.url;

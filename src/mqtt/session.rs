@@ -294,8 +294,8 @@ impl Session {
             Some((index, captures)) => (Some(index), captures),
             None => (None, Captures::default()),
         };
-        let sender: Arc<str> =
-            captures.get(&self.subscriber.subscriptions().sender).unwrap_or(&topic).into();
+        let sender = captures.sender(&self.subscriber.subscriptions().sender);
+        let sender: Arc<str> = sender.unwrap_or_else(|| topic.as_str().into());
         let arrived = Arrived {
             packet_id,
             dup,

@@ -290,7 +290,7 @@ async fn what_the_gateway_pushes_is_not_a_request() {
     serves(&upstream, "config", json!({"version": 1})).await;
     // Another gateway's push, and a device's own message without credentials.
     let mut push = device.message("config", "{}");
-    push.props.user.push(("via".into(), "another".into()));
+    push.props.user = vec![("via".into(), "another".into())];
     device.publish(push).await;
     let mut echo = device.message("config", "{}");
     echo.props.user.clear();

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Broker, Gateway, Upstream};
+use crate::harness::{Broker, Device, Gateway, Options, Upstream};
 
 #[tokio::test]
 async fn a_message_speaks_only_for_the_device_of_its_topic() {
@@ -51,7 +51,7 @@ async fn a_remembered_key_serves_two_rows_and_is_forgotten_on_401() {
     upstream.answers("PUT", "/v1/devices/d1", 200, json!({})).await;
     let _gateway = Gateway::start(&broker, &upstream).await;
     let mut device = broker.device("d1").await;
-    let bare = |device: &crate::harness::Device, below: &str| {
+    let bare = |device: &Device, below: &str| {
         let mut message = device.message(below, r#"{"name":"n"}"#);
         message.props.user.clear();
         message.props.response_topic = Some(device.topic("answers"));
@@ -115,6 +115,8 @@ async fn a_device_cannot_make_the_gateway_speak_to_another() {
         "v1/device/d1/../d2/x/+",
         "v1/device/d1/#",
         "v1/device/d1/+/x",
+        &format!("v1/device/d1/{}x", "a/".repeat(16)),
+        &format!("v1/device/d1/{}", "a".repeat(513)),
         "$SYS/x",
         "other",
         "",
@@ -149,4 +151,121 @@ async fn a_device_cannot_make_the_gateway_speak_to_another() {
             break;
         }
     }
+}
+
+#[tokio::test]
+async fn an_echo_of_the_gateways_mark_swallows_no_request() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    upstream.answers("POST", "/v1/devices/d1/command", 200, json!({"ok": true})).await;
+    let gateway = Gateway::start(&broker, &upstream).await;
+    let mut device = broker.device("d1").await;
+    for via in ["mqtt-rest-gateway", "another"] {
+        let mut message = device.message("commands/update", "{\"id\":1}");
+        message.props.user.insert(0, ("via".to_owned(), via.to_owned()));
+        message.props.response_topic = Some(device.topic("answers"));
+        device.publish(message).await;
+        assert_eq!(device.next().await.json(), json!({"ok": true}), "{via}");
+    }
+    // Without credentials of its own, or with half of them, it is what a gateway says: nobody's request.
+    for user in [vec![], vec![("device_id".to_owned(), "d1".to_owned())]] {
+        let mut message = device.message("update", "{}");
+        message.props.user = user;
+        message.props.user.push(("via".to_owned(), "mqtt-rest-gateway".to_owned()));
+        device.publish(message).await;
+    }
+    gateway.metric_is("gateway_messages_settled_total", &["loop"], 2).await;
+    gateway.logs("ignored").await;
+    device.silent().await;
+}
+
+/// Two sites that call their sensors alike, and a row whose last level is the device.
+const SITES: &str = r#"
+[upstream]
+url = "http://hub"
+
+[device]
+capture = "sensor"
+id_property = "device_id"
+
+[replies]
+errors = "plant/{site}/{sensor}/errors"
+
+[[route]]
+name     = "reading"
+on       = "plant/{site}/{sensor}/reading"
+call     = "POST /sites/{site}/sensors/{sensor}"
+remember = "{secret}"
+
+[[route]]
+name        = "rename"
+on          = "plant/{site}/{sensor}/rename"
+call        = "PUT /sites/{site}/sensors/{sensor}"
+credentials = "remembered"
+
+[[route]]
+name   = "known"
+on     = "plant/{site}/{sensor}/known"
+answer = "{secret: $memory.secret}"
+
+[[route]]
+name = "up"
+on   = "up/{site}/{sensor}"
+call = "POST /up/{sensor}"
+"#;
+
+fn of_site(device: &Device, site: &str, below: &str, with_key: bool) -> crate::wire::Publish {
+    let mut message = device.message(below, "{}");
+    message.topic = format!("plant/{site}/temp/{below}");
+    message.props.response_topic = Some(format!("plant/{site}/temp/answers"));
+    if !with_key {
+        message.props.user.clear();
+    }
+    message
+}
+
+#[tokio::test]
+async fn devices_of_one_name_at_two_sites_are_two() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    upstream.answers("POST", "/sites/north/sensors/temp", 200, json!({"secret": "n"})).await;
+    upstream.answers("PUT", "/sites/north/sensors/temp", 200, json!({})).await;
+    let _gateway = Options::default().config(SITES).start(&broker, &upstream).await;
+    let mut device = broker.listener("temp", "plant/+/temp/answers").await;
+    let rows = [
+        ("north", "reading", true, "200", json!({"secret": "n"})),
+        // The other one has no key yet, and no memory.
+        ("south", "rename", false, "401", json!(null)),
+        ("south", "known", true, "200", json!({"secret": null})),
+        ("north", "rename", false, "200", json!({})),
+        ("north", "known", true, "200", json!({"secret": "n"})),
+    ];
+    for (site, below, with_key, status, body) in rows {
+        let message = of_site(&device, site, below, with_key);
+        device.publish(message).await;
+        let answer = device.on(&format!("plant/{site}/temp/answers")).await;
+        assert_eq!(answer.user("status"), status, "{site} {below}");
+        assert!(status != "200" || answer.json() == body, "{site} {below}: {:?}", answer.json());
+    }
+}
+
+#[tokio::test]
+async fn a_response_topic_begins_with_the_whole_level_of_the_device() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    upstream.answers("POST", "/up/s1", 200, json!({"ok": true})).await;
+    let _gateway = Options::default().config(SITES).start(&broker, &upstream).await;
+    let mut device = broker.listener("s1", "up/#").await;
+    let ask = |device: &Device, to: &str| {
+        let mut message = device.message("", "{}");
+        message.topic = "up/a/s1".to_owned();
+        message.props.response_topic = Some(to.to_owned());
+        message
+    };
+    for other in ["up/a/s10", "up/a/s1", "up/a/s1/", "up/a/s2/x"] {
+        let message = ask(&device, other);
+        device.publish(message).await;
+    }
+    let message = ask(&device, "up/a/s1/answers");
+    device.publish(message).await;
+    let answer = device.on("up/a/s1/answers").await;
+    assert_eq!((answer.user("status"), answer.json()), ("200", json!({"ok": true})));
+    assert_eq!(upstream.count("POST /up/s1").await, 1, "the others were refused before any call");
 }
