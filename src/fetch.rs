@@ -118,3 +118,66 @@ fn correlation(
     let id = outputs.first().filter(|id| !matches!(id, Val::Null));
     id.map(|id| filter::to_bytes(id, MAX_CORRELATION_BYTES)).transpose()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pushes(
+        payload: Option<&str>,
+        correlation: Option<&str>,
+        answer: &[u8],
+    ) -> Result<Vec<(String, Option<String>)>, FilterError> {
+        let filter = |text: Option<&str>| text.map(|text| Filter::compile(text).unwrap());
+        let fetch = Fetch {
+            name: "f".into(),
+            call: None,
+            push: Template::parse("t").unwrap(),
+            response_topic: None,
+            payload: filter(payload),
+            correlation: filter(correlation),
+            empty_on: Vec::new(),
+            redeliver_after: None,
+        };
+        let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+        let pushes = fetch.pushes(&Bytes::copy_from_slice(answer), &Context::default())?;
+        Ok(pushes.iter().map(|p| (text(&p.payload), p.correlation.as_ref().map(text))).collect())
+    }
+
+    #[test]
+    fn without_a_filter_an_answer_is_pushed_as_it_came_if_it_is_json() {
+        let one = |text: &str| Ok(vec![(text.to_owned(), None)]);
+        assert_eq!(pushes(None, None, b"{\"a\": 1.50}"), one("{\"a\": 1.50}"));
+        assert_eq!(pushes(None, None, b""), Ok(vec![]));
+        for lie in ["<html>", "{\"a\":", "NaN", "\u{1f}\u{8b}"] {
+            assert!(pushes(None, None, lie.as_bytes()).is_err(), "{lie}");
+        }
+        let told = pushes(None, Some(".id"), b"{\"id\": \"c-1\"}");
+        assert_eq!(told, Ok(vec![("{\"id\": \"c-1\"}".into(), Some("c-1".into()))]));
+        assert!(pushes(None, Some(".id"), b"<html>").is_err());
+    }
+
+    #[test]
+    fn each_output_is_a_push_with_what_tells_it_from_others() {
+        let items = b"[{\"id\":1},{\"id\":\"b\"},{\"id\":null}]";
+        let expected =
+            [("{\"id\":1}", Some("1")), ("{\"id\":\"b\"}", Some("b")), ("{\"id\":null}", None)];
+        let expected = expected.map(|(push, id)| (push.to_owned(), id.map(str::to_owned)));
+        assert_eq!(pushes(Some(".[]"), Some(".id"), items), Ok(expected.to_vec()));
+        assert_eq!(pushes(Some("select(.id)"), None, b"{}"), Ok(vec![]));
+        assert_eq!(pushes(Some("[.]"), None, b""), Ok(vec![("[null]".to_owned(), None)]));
+    }
+
+    #[test]
+    fn what_is_put_out_is_bounded() {
+        let long = format!("\"{}\"", "x".repeat(10_000));
+        let error =
+            |payload, correlation| pushes(payload, correlation, long.as_bytes()).unwrap_err().0;
+        assert!(
+            error(Some("[.,.,.,.,.,.,.,.,.,.] | .[],.[],.[] | [.,.,.,.,.,.,.,.,.,.]"), None)
+                .contains("more than")
+        );
+        assert!(error(None, Some(".")).contains("more than 4096"));
+        assert!(error(Some("1 / 0"), None).contains("no JSON"));
+    }
+}

@@ -175,3 +175,87 @@ impl Credentials {
         Self::WORDS.iter().find(|(_, value)| *value == self).map_or("", |(word, _)| word)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::SystemTime};
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{config::Config, message::Properties};
+
+    /// What a row with these lines makes of a payload.
+    fn body(lines: &str, payload: &[u8]) -> Result<Option<Bytes>, Refusal> {
+        let text = format!(
+            "[upstream]\nurl = \"http://hub\"\nmax_request_bytes = 40\nmax_filter_bytes = 30\n\
+             [[route]]\nname = \"r\"\non = \"{{device_id}}\"\n{lines}"
+        );
+        let config = Config::parse(&text, &BTreeMap::new()).unwrap();
+        let route = &config.table.routes[0];
+        let message = Message {
+            topic: "d1".to_owned(),
+            payload: Bytes::copy_from_slice(payload),
+            properties: Properties::default(),
+            received_at: SystemTime::now(),
+            arrived: Instant::now(),
+        };
+        let memory = || filter::parse(b"{\"m\":1}").unwrap();
+        route.body(route.call.as_ref().unwrap(), &message, memory, &config.exchange.max_bytes)
+    }
+
+    const POST: &str = "call = \"POST /x\"";
+
+    #[test]
+    fn without_a_filter_a_payload_goes_as_it_came_if_it_is_json() {
+        for payload in ["{\"a\": 1e400}", "\"\\ud83d\"", " [1.50, 2] "] {
+            assert_eq!(body(POST, payload.as_bytes()).unwrap().unwrap(), payload);
+        }
+        for payload in ["", "x", "{\"t\":NaN}", "\u{feff}{}", "{} {}"] {
+            let refused = body(POST, payload.as_bytes());
+            assert!(matches!(refused, Err(Refusal::BadPayload(_))), "{payload}: {refused:?}");
+        }
+        let large = Err(Refusal::TooLarge { size: 42, max: 40 });
+        assert_eq!(body(POST, format!("\"{}\"", "x".repeat(40)).as_bytes()), large);
+    }
+
+    #[test]
+    fn other_methods_carry_nothing() {
+        for call in ["GET", "HEAD", "DELETE"] {
+            assert_eq!(body(&format!("call = \"{call} /x\""), b"not json"), Ok(None), "{call}");
+        }
+    }
+
+    #[test]
+    fn a_filter_makes_one_body_and_no_more_than_may_be_sent() {
+        let row = |filter: &str| format!("{POST}\nbody = '{filter}'");
+        let made = |filter: &str, payload: &str| body(&row(filter), payload.as_bytes());
+        assert_eq!(made("{v: .a}", "{\"a\":1}").unwrap().unwrap(), "{\"v\":1}");
+        assert_eq!(made("[$memory.m, $payload.a]", "{\"a\":2}").unwrap().unwrap(), "[1,2]");
+        for (filter, payload, why) in [
+            (".[]", "[]", "0 bodies"),
+            (".[]", "[1,2]", "2 bodies"),
+            (".a.b", "{\"a\":1}", "cannot be translated"),
+            (". * 100", "\"x\"", "more than 40 bytes"),
+            ("1 / .a", "{\"a\":0}", "no JSON"),
+            (".", "{\"a\"", "not JSON"),
+            (".", "\"\\ud83d\"", "not JSON"),
+        ] {
+            match made(filter, payload) {
+                Err(Refusal::BadPayload(text)) => assert!(text.contains(why), "{filter}: {text}"),
+                other => panic!("{filter}: {other:?}"),
+            }
+        }
+        let large = format!("\"{}\"", "x".repeat(30));
+        assert_eq!(made(".", &large), Err(Refusal::TooLarge { size: 32, max: 30 }));
+    }
+
+    #[test]
+    fn a_payload_that_is_read_after_the_call_is_no_larger_either() {
+        let lines = format!("{POST}\nremember = '$payload | {{a}}'");
+        let large = format!("\"{}\"", "x".repeat(30));
+        assert_eq!(body(&lines, large.as_bytes()), Err(Refusal::TooLarge { size: 32, max: 30 }));
+        let unread = format!("{POST}\nremember = '{{a}}'");
+        assert!(body(&unread, large.as_bytes()).is_ok());
+    }
+}

@@ -70,6 +70,9 @@ fn route(row: Section<'_>) -> Option<Draft<'_>> {
     if body.is_some() && call.is_none() {
         row.mistake(None, "body", "a row without `call` sends no body; take it out");
     }
+    if body.as_ref().is_some_and(|body| body.as_str().trim() == "empty") {
+        row.mistake(None, "body", "`empty` makes no body: every message would be refused");
+    }
     if answer.is_some() && call.is_some() {
         row.mistake(None, "answer", "the answer comes from `call`; take one of them out");
     }
@@ -102,6 +105,10 @@ fn route(row: Section<'_>) -> Option<Draft<'_>> {
         // Read although it is wrong or missing, so that the rest of the row is checked as well.
         on: on.unwrap_or_else(|| Pattern::parse("-").expect("a plain word is a pattern")),
     };
+    if route.rate.is_some() && route.call.is_none() {
+        let text = "it limits `call`, and there is none; fetches are limited by [upstream.rate] per_device";
+        row.mistake(None, "rate", text);
+    }
     if let Some(batch) = &route.batch {
         let names = batch.endpoint.path.names().next();
         if let Some(name) = names {
