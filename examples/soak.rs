@@ -3,11 +3,8 @@
 //! lost or out of order.
 //!
 //! ```sh
-//! cargo build --release && cargo run --release --example soak -- --minutes 10 [--seed 1] [--ack-hold 2s]
+//! cargo build --release && cargo run --release --example soak -- --minutes 10 [--seed 1] [--ack-hold forever]
 //! ```
-//!
-//! `ack_hold` is "forever" unless you say otherwise: mosquitto 2.0.11 lets a new message overtake its
-//! queue once a PUBACK has come out of order, which this would count against the gateway.
 //!
 //! Needs mosquitto, like the tests, and the gateway that was built before.
 
@@ -66,7 +63,7 @@ struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
     /// The gateway's `[broker] ack_hold`.
-    #[arg(long, default_value = "forever")]
+    #[arg(long, default_value = "100ms")]
     ack_hold: String,
 }
 

@@ -234,7 +234,7 @@ fn broker(root: &Section<'_>) -> mqtt::Settings {
             u32::try_from(size(text)?)
                 .map_err(|_| format!("`{text}` is too large; a packet has at most 256MiB"))
         }),
-        ack_hold: broker.or("ack_hold", "2s", |text| match text {
+        ack_hold: broker.or("ack_hold", "100ms", |text| match text {
             "forever" => Ok(None),
             text => duration(text).map(Some).map_err(|error| format!("{error}, or `forever`")),
         }),

@@ -194,6 +194,11 @@ impl Link {
         }
     }
 
+    /// The next packet that is no ping, unless nothing comes for so long.
+    pub async fn next_within(&mut self, time: Duration) -> Option<Packet> {
+        timeout(time, self.receive()).await.ok().flatten()
+    }
+
     /// Everything that comes until nothing has come for so long.
     pub async fn until_quiet(&mut self, time: Duration) -> Vec<Packet> {
         let mut packets = Vec::new();

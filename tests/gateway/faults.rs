@@ -15,13 +15,6 @@ use crate::{
     rig::{LOAD, Rig, WINDOW},
 };
 
-/// mosquitto 2.0.11 lets a new message overtake its queue once a PUBACK has come out of order: where
-/// the API holds single messages for seconds, `ack_hold` would cost an order that the gateway never
-/// saw.
-fn patient(rig: Rig) -> Rig {
-    rig.set("BROKER_ACK_HOLD", "forever")
-}
-
 #[tokio::test]
 async fn kill_9_again_and_again_loses_nothing_and_keeps_the_order() {
     const KILLS: u64 = 8;
@@ -136,7 +129,7 @@ async fn connections_to_the_api_that_are_cut_lose_nothing_and_keep_the_order() {
     const CUTS: u64 = 20;
     let seed = Seed::new().await;
     let mut rng = seed.rng();
-    let (mut rig, gateway, sending) = patient(Rig::new().await).start(&mut rng).await;
+    let (mut rig, gateway, sending) = Rig::new().await.start(&mut rng).await;
     let mut dead = rig.broker.observer("mqtt-rest-gateway/dead-letter/#").await;
     for cut in 0..CUTS {
         sleep(between(&mut rng, 20, 300)).await;
@@ -163,7 +156,7 @@ async fn connections_to_the_api_that_are_cut_lose_nothing_and_keep_the_order() {
 async fn an_api_that_fails_everybody_or_some_loses_nothing_and_keeps_the_order() {
     let seed = Seed::new().await;
     let mut rng = seed.rng();
-    let (mut rig, gateway, sending) = patient(Rig::new().await).start(&mut rng).await;
+    let (mut rig, gateway, sending) = Rig::new().await.start(&mut rng).await;
     for status in [500, 503, 429] {
         sleep(between(&mut rng, 50, 300)).await;
         rig.api.answers(status);
