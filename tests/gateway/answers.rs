@@ -153,12 +153,21 @@ async fn one_fetch_that_is_refused_forgets_nothing() {
 #[tokio::test]
 async fn many_items_are_pushed_once_as_well() {
     let (_broker, upstream, gateway, mut device) = stage().await;
-    let licenses: Vec<Value> = (0..300).map(|id| json!({"id": id, "action": "add"})).collect();
+    // As many as a filter may put out, in about as many bytes as it may read.
+    let license = |id: usize| {
+        json!({"id": id, "action": "add", "license_key": "x".repeat(90), "name": "n", "a": 1, "b": 2, "c": 3,
+            "d": null, "e": true})
+    };
+    let licenses: Vec<Value> = (0..1000).map(license).collect();
     upstream.answers("POST", &at("telemetry"), 200, json!({"new_licenses": true})).await;
     upstream.answers("GET", &at("license"), 200, json!(licenses)).await;
     device.send("telemetry", json!({})).await;
-    for id in 0..300 {
-        assert_eq!(device.next().await.json()["id"], json!(id));
+    for id in 0..1000 {
+        let push = device.next().await.json();
+        assert_eq!(
+            (&push["id"], &push["add"], push.get("action")),
+            (&json!(id), &json!(true), None)
+        );
     }
     for _ in 0..2 {
         device.ask("telemetry", json!({})).await;
