@@ -218,3 +218,18 @@ fn a_secret_in_the_place_of_its_file_is_not_echoed() {
         assert!(found.contains("No such file") && !found.contains("s3cret"), "{found}");
     }
 }
+
+#[test]
+fn rows_that_trust_topics_are_named_where_the_broker_takes_anybody() {
+    let warned = |text: &str, variables: &[(&str, &str)]| {
+        let variables =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let config = Config::parse(text, &variables.collect()).unwrap();
+        config.warnings().into_iter().find(|warning| warning.contains("remembered key"))
+    };
+    let warning = warned(SHIPPED, &[]).unwrap();
+    assert!(warning.contains("update_license, update_device"), "{warning}");
+    assert_eq!(warned(SHIPPED, &[("GATEWAY_BROKER_USERNAME", "gateway")]), None);
+    let text = SHIPPED.replace("\"remembered\"", "\"message\"");
+    assert_eq!(warned(&text, &[]), None);
+}
