@@ -52,8 +52,9 @@ pub(super) fn kind() -> impl Strategy<Value = Kind> {
 impl Kind {
     /// How many packet identifiers it has: few, so that they are used again soon. Where it sends more than
     /// the Receive Maximum, or the same again, so many that none comes round.
-    pub(super) fn identifiers(self) -> PacketId {
-        if matches!(self.habit, Habit::Overruns | Habit::Impatient) { 1000 } else { 11 }
+    pub(super) fn identifiers(self, receive_maximum: u16) -> PacketId {
+        let many = matches!(self.habit, Habit::Overruns | Habit::Impatient);
+        if many { 1000 } else { 2 * receive_maximum + 1 }
     }
 }
 
@@ -80,6 +81,7 @@ struct InFlight {
 pub(super) struct Broker {
     pub(super) kind: Kind,
     receive_maximum: usize,
+    pub(super) identifiers: PacketId,
     /// How many more it would send: its own count, which can be wrong.
     quota: usize,
     last_id: PacketId,
@@ -92,11 +94,12 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    pub(super) fn new(kind: Kind, receive_maximum: usize) -> Self {
+    pub(super) fn new(kind: Kind, receive_maximum: u16) -> Self {
         Self {
             kind,
-            receive_maximum,
-            quota: receive_maximum,
+            receive_maximum: receive_maximum.into(),
+            identifiers: kind.identifiers(receive_maximum),
+            quota: receive_maximum.into(),
             last_id: 0,
             messages: 0,
             queue: VecDeque::new(),
@@ -162,7 +165,7 @@ impl Broker {
     }
 
     fn next_id(&mut self) -> PacketId {
-        let all: Range<PacketId> = 1..self.kind.identifiers() + 1;
+        let all: Range<PacketId> = 1..self.identifiers + 1;
         self.last_id = if self.kind.lowest_free {
             let free = |id: &PacketId| self.in_flight.iter().all(|sent| sent.packet_id != *id);
             all.clone().find(free).unwrap()

@@ -21,6 +21,8 @@ enum Step {
     Receive,
     /// The outcome of a message has passed the outbox.
     Settle(Index),
+    /// That of the newest has: older ones are held for long.
+    SettleNewest,
     /// Time passes, in quarters of a second, so that it runs out to the moment.
     Elapse(u32),
     /// The gateway looks at the clock.
@@ -47,6 +49,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(sender, qos_0)| Step::Publish(sender, qos_0)),
         16 => Just(Step::Receive),
         8 => any::<Index>().prop_map(Step::Settle),
+        8 => Just(Step::SettleNewest),
         3 => (0..6_u32).prop_map(Step::Elapse),
         3 => Just(Step::Look),
         10 => Just(Step::Take),
@@ -108,11 +111,11 @@ struct World {
 impl World {
     fn new(hold: Option<Duration>, kind: Kind, receive_maximum: u16) -> Self {
         let mut window = Window::new(hold, receive_maximum);
-        window.identifiers = u64::from(kind.identifiers());
+        window.identifiers = u64::from(kind.identifiers(receive_maximum));
         Self {
             hold,
             window,
-            broker: Broker::new(kind, receive_maximum.into()),
+            broker: Broker::new(kind, receive_maximum),
             connected: true,
             asking: false,
             now: Instant::now(),
@@ -136,6 +139,11 @@ impl World {
             Step::Settle(index) => {
                 if !self.pending.is_empty() {
                     let ticket = self.pending.remove(index.index(self.pending.len()));
+                    self.settle(ticket)?;
+                }
+            }
+            Step::SettleNewest => {
+                if let Some(ticket) = self.pending.pop() {
                     self.settle(ticket)?;
                 }
             }
@@ -387,7 +395,7 @@ impl World {
         let most = 2 * self.window.remembered();
         let (acknowledged, serials, before) = self.window.carried.sizes();
         prop_assert!(acknowledged <= most && serials <= acknowledged);
-        prop_assert!(before <= usize::from(self.broker.kind.identifiers()));
+        prop_assert!(before <= usize::from(self.broker.identifiers));
         let unsettled = self.came.iter().filter(|m| m.settled.is_none()).count();
         prop_assert_eq!(self.window.by_ticket.len(), unsettled);
         prop_assert_eq!(self.window.by_id.len(), open);

@@ -230,3 +230,61 @@ fn qos_0_is_never_acknowledged() {
     model.settle(y);
     assert_eq!(model.window.pending(), 0);
 }
+
+#[test]
+fn no_packet_identifier_comes_round_while_its_message_is_held() {
+    let mut model = Model::new(Some(Duration::ZERO));
+    model.window.receive_maximum = 2;
+    model.window.identifiers = 9;
+    let held = model.arrive(1, "a");
+    let mut last = 1;
+    // Every PUBACK lets the broker use another identifier; the next after 9 would be 1.
+    loop {
+        last += 1;
+        let other = model.arrive(last, "b");
+        model.settle(other);
+        if model.acks().is_empty() {
+            break;
+        }
+    }
+    assert_eq!(last, 9);
+    model.settle(held);
+    assert_eq!(model.acks(), [1, 9]);
+}
+
+#[test]
+fn the_clock_goes_slowly_while_others_stand_still() {
+    let mut model = Model::new(Some(HOLD));
+    let (a, b) = (model.arrive(1, "a"), model.arrive(2, "b"));
+    for id in 3..=20 {
+        model.arrive(id, "others");
+    }
+    model.settle(b);
+    // An outage of 10 s, in which one of twenty waits.
+    for _ in 0..10 {
+        model.pass(HOLD / 2);
+    }
+    assert_eq!(model.acks(), NONE);
+    model.settle(a);
+    assert_eq!(model.acks(), [1, 2]);
+}
+
+#[test]
+fn who_was_late_stays_late_until_one_of_his_is_quick() {
+    let mut model = Model::new(Some(HOLD));
+    let (a, b) = (model.arrive(1, "a"), model.arrive(2, "b"));
+    model.settle(b);
+    model.pass(HOLD);
+    model.pass(HOLD);
+    model.settle(a);
+    assert_eq!(model.acks(), [2, 1]);
+    // It hangs with a message now and then: nobody waits for it again.
+    let (a, b) = (model.arrive(3, "a"), model.arrive(4, "b"));
+    model.settle(b);
+    assert_eq!(model.acks(), [4]);
+    model.settle(a);
+    assert_eq!(model.acks(), [3]);
+    let (_, b) = (model.arrive(5, "a"), model.arrive(6, "b"));
+    model.settle(b);
+    assert_eq!(model.acks(), NONE, "the last was quick");
+}
