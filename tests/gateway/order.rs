@@ -21,13 +21,17 @@ async fn the_order_of_each_device_holds_through_kills_an_outage_and_a_restart_of
     let seed = Seed::new().await;
     let measured = env::var("ACK_HOLDS").ok();
     let Some(holds) = measured else {
-        return everything(None, seed.rng()).await.nothing_lost_and_all_in_order();
+        // A small window is soon exceeded by Mosquitto 2.0.11, which then lets messages overtake.
+        for window in ["512", "20"] {
+            everything(None, window, seed.rng()).await.nothing_lost_and_all_in_order();
+        }
+        return;
     };
     let mut runs = JoinSet::new();
     for hold in holds.split(',').map(str::to_owned) {
         let mut rng = seed.rng();
         rng = rng.fork();
-        runs.spawn(async move { (everything(Some(&hold), rng).await, hold) });
+        runs.spawn(async move { (everything(Some(&hold), "512", rng).await, hold) });
     }
     for (Verdict { sent, lost, disordered, again, twice, .. }, hold) in runs.join_all().await {
         let (lost, disordered, twice) = (lost.len(), disordered.len(), twice.len());
@@ -40,11 +44,11 @@ async fn the_order_of_each_device_holds_through_kills_an_outage_and_a_restart_of
 }
 
 /// Eight kills, 4 s of 503 for everybody, a restart of the broker.
-async fn everything(ack_hold: Option<&str>, mut rng: Rng) -> Verdict {
+async fn everything(ack_hold: Option<&str>, window: &str, mut rng: Rng) -> Verdict {
     // What the rig has made shorter is as it ships.
     let mut rig = Rig::new()
         .await
-        .set("BROKER_MAX_PENDING", "512")
+        .set("BROKER_MAX_PENDING", window)
         .set("UPSTREAM_BREAKER_PROBE", "1s")
         .set("UPSTREAM_BREAKER_PROBE_MAX", "30s")
         .set("UPSTREAM_RETRY_INITIAL", "200ms");
