@@ -18,7 +18,8 @@ impl Backoff {
         self.ceiling(failures).mul_f64(fastrand::f64())
     }
 
-    fn ceiling(&self, failures: u32) -> Duration {
+    /// The longest wait after `failures` failures in a row.
+    pub fn ceiling(&self, failures: u32) -> Duration {
         self.initial.saturating_mul(1 << failures.min(20)).min(self.max)
     }
 }

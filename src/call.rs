@@ -1,6 +1,13 @@
 //! What crosses the HTTP side: calls, answers and failures.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 pub use reqwest::{Method, StatusCode};
@@ -45,14 +52,79 @@ pub struct Call {
     pub key: Option<Secret>,
     /// When it may be sent again.
     pub retry: Retry,
-    /// When it was made.
-    pub made: Instant,
-    /// How long all attempts may take, from `made` or from the end of the last outage.
+    /// How long its message may take, all attempts; counted while the API is known to serve others.
     pub deadline: Duration,
+    /// What the clock that its deadline runs by showed when its message came; none for a call that is made
+    /// because of another one's answer.
+    pub since: Option<Duration>,
+    /// What its attempts know of each other.
+    pub trial: Trial,
+    /// It has its turn of the limits already: nothing that the API counts has been sent.
+    pub has_turn: bool,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Since when it waits for a place among the calls under way.
+    pub queued: Option<Instant>,
+    /// Its time is up and its device hangs: one short attempt.
+    pub hurried: bool,
     /// The message's own expiry, outage or not.
     pub expires: Option<Instant>,
     /// How it may travel with others.
     pub batch: Option<Arc<Batch>>,
+}
+
+/// What the attempts of a call know of each other: it is shared by its copies.
+#[derive(Debug, Clone, Default)]
+pub struct Trial(Arc<Marks>);
+
+#[derive(Debug, Default)]
+struct Marks {
+    /// In nanoseconds.
+    excused: AtomicU64,
+    /// One more than the number; 0 is none.
+    proven: AtomicU64,
+    ended: OnceLock<FailureKind>,
+}
+
+impl Trial {
+    /// This much more does not count against the deadline: our own limits, and what the API has asked for.
+    pub fn excuse(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 4);
+        self.0.excused.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// What does not count so far.
+    pub fn excused(&self) -> Duration {
+        Duration::from_nanos(self.0.excused.load(Ordering::Relaxed))
+    }
+
+    /// The next attempt begins, with others served since the first one failed and after so many outages; or not.
+    pub fn prove(&self, outages: Option<u64>) {
+        self.0.proven.store(outages.map_or(0, |outages| outages + 1), Ordering::Relaxed);
+    }
+
+    /// Whether others had been served when the last attempt began, and after how many outages.
+    pub fn proven(&self) -> Option<u64> {
+        self.0.proven.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    /// There will be no further attempt, for this reason.
+    pub fn end(&self, why: FailureKind) {
+        // The first reason is the one that counts.
+        let _ = self.0.ended.set(why);
+    }
+
+    /// Why there is no further attempt, if there is none.
+    pub fn ended(&self) -> Option<&FailureKind> {
+        self.0.ended.get()
+    }
+}
+
+impl Call {
+    /// How much of its deadline has passed when the clock of its row shows `clock`.
+    pub fn spent(&self, clock: Duration) -> Duration {
+        clock.saturating_sub(self.since.unwrap_or(clock)).saturating_sub(self.trial.excused())
+    }
 }
 
 /// Without the body, which may hold keys.
@@ -94,6 +166,8 @@ pub struct Limits {
     pub deadline: Duration,
     /// See [`Call::expires`].
     pub expires: Option<Instant>,
+    /// See [`Call::since`].
+    pub since: Option<Duration>,
 }
 
 /// The common part of every call made for one message.
@@ -128,8 +202,13 @@ impl Endpoint {
             body,
             key: Some(caller.key.clone()),
             retry,
-            made: Instant::now(),
             deadline: limits.deadline,
+            since: limits.since,
+            trial: Trial::default(),
+            has_turn: false,
+            attempts: 0,
+            queued: None,
+            hurried: false,
             expires: limits.expires,
             batch: None,
         })
@@ -150,7 +229,7 @@ pub struct Answer {
     pub content_type: Option<String>,
     /// The body, whole.
     pub body: Bytes,
-    /// `Retry-After`, as the time left [RFC 9110, 10.2.3].
+    /// `Retry-After`, as the time left when it came [RFC 9110, 10.2.3].
     pub retry_after: Option<Duration>,
     /// How many attempts it took.
     pub attempts: u32,
@@ -159,10 +238,14 @@ pub struct Answer {
 impl Answer {
     /// Whether the status says "not now" rather than "no".
     pub fn is_transient(&self) -> bool {
-        let Self { status, .. } = self;
-        matches!(*status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
-            || status.is_server_error() && *status != StatusCode::NOT_IMPLEMENTED
+        is_transient(self.status)
     }
+}
+
+/// Whether a status says "not now" rather than "no".
+pub fn is_transient(status: StatusCode) -> bool {
+    matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+        || status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
 }
 
 /// Why a call ended without an answer that counts.
@@ -187,6 +270,12 @@ pub enum FailureKind {
     /// The exchange broke off half-way, or the answer is not HTTP.
     #[error("the exchange with the upstream broke off: {0}")]
     Broken(String),
+    /// The answer has a content coding that is not understood.
+    #[error("the answer has the content coding `{0}`, which is not understood")]
+    Coding(String),
+    /// This machine cannot make the attempt: no descriptor or no memory is left, for example.
+    #[error("this machine cannot make the call: {0}")]
+    Local(String),
     /// The answer is larger than `max_response_bytes`.
     #[error("the answer is larger than {0} bytes")]
     AnswerTooLarge(usize),
@@ -200,7 +289,7 @@ pub enum FailureKind {
     /// gateway stops.
     #[error("the upstream is down")]
     Held,
-    /// A rate limit leaves no turn before the deadline.
+    /// A rate limit of the configuration, or the API's own word, leaves no turn for so long.
     #[error("the rate limit leaves no turn for another {} s", .0.as_secs() + 1)]
     Throttled(Duration),
 }
@@ -208,5 +297,20 @@ pub enum FailureKind {
 impl From<FailureKind> for Failure {
     fn from(kind: FailureKind) -> Self {
         Self { kind, attempts: 1 }
+    }
+}
+
+impl FailureKind {
+    /// Whether another attempt may end better.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Timeout | Self::Broken(_) | Self::Local(_) => true,
+            Self::Coding(_)
+            | Self::AnswerTooLarge(_)
+            | Self::Deadline(_)
+            | Self::Expired
+            | Self::Held
+            | Self::Throttled(_) => false,
+        }
     }
 }

@@ -85,18 +85,27 @@ impl Exchange {
         subscription.map_or(&NO_ROUTE, |index| &self.table.routes[index].name)
     }
 
-    /// Takes a message from its arrival to its settlement. Does not panic, whatever the message.
-    pub async fn serve(&self, delivery: Delivery) {
+    /// What the clock shows now that the deadline of a message of this subscription runs by.
+    pub fn clock(&self, subscription: Option<usize>) -> Duration {
+        subscription
+            .map_or(Duration::ZERO, |index| self.upstream.clock(&self.table.routes[index].name))
+    }
+
+    /// Takes a message from its arrival to its settlement. Does not panic, whatever the message. `admitted` is what
+    /// [`Exchange::clock`] showed when it came, or why there is no room for it.
+    pub async fn serve(&self, delivery: Delivery, admitted: Result<Duration, Refusal>) {
         let Delivery { message, subscription, captures, sender, receipt } = delivery;
         let route = subscription.map(|index| &self.table.routes[index]);
         let remembered = || self.pusher.devices().key(&sender);
         let taken = self.table.take(&message, route, &captures, &sender, remembered);
-        let outcome = match &taken {
+        let outcome = match (&taken, admitted) {
             // A defect that one message hits must not take its device's other messages with it.
-            Ok(taken) => {
-                AssertUnwindSafe(self.call(taken)).catch_unwind().await.unwrap_or(Outcome::Panicked)
-            }
-            Err(not_taken) => not_taken.clone().into(),
+            (Ok(taken), Ok(clock)) => AssertUnwindSafe(self.call(taken, clock))
+                .catch_unwind()
+                .await
+                .unwrap_or(Outcome::Panicked),
+            (Ok(_), Err(refusal)) => Outcome::Refused(refusal),
+            (Err(not_taken), _) => not_taken.clone().into(),
         };
         if matches!(outcome, Outcome::Abandoned) {
             return;
@@ -122,13 +131,14 @@ impl Exchange {
     }
 
     /// Makes the route's call, or its answer if it calls nothing.
-    async fn call(&self, taken: &Taken<'_>) -> Outcome {
+    async fn call(&self, taken: &Taken<'_>, clock: Duration) -> Outcome {
         let expires = taken.message.expires();
         let is_late = || expires.is_some_and(|at| at <= Instant::now());
         if is_late() {
             return Outcome::Expired { attempts: 0 };
         }
-        let result = match self.prepare(taken) {
+        let limits = Limits { deadline: self.settings.deadline, expires, since: Some(clock) };
+        let result = match self.make(taken, limits).await {
             Err(refusal) => return Outcome::Refused(refusal),
             Ok(None) => {
                 return match self.derive(taken) {
@@ -138,7 +148,7 @@ impl Exchange {
                     outcome => outcome,
                 };
             }
-            Ok(Some(call)) => self.upstream.call(call).await,
+            Ok(Some(result)) => result,
         };
         if let Ok(answer) = &result {
             self.pusher.devices().verdict(&taken.caller, answer.status);
@@ -154,16 +164,29 @@ impl Exchange {
         }
     }
 
-    /// The call, complete. `None` if the route calls nothing.
-    fn prepare(&self, taken: &Taken<'_>) -> Result<Option<Call>, Refusal> {
+    /// The call, made. `None` if the route calls nothing.
+    async fn make(
+        &self,
+        taken: &Taken<'_>,
+        limits: Limits,
+    ) -> Result<Option<Result<Answer, Failure>>, Refusal> {
         let Taken { message, route, caller } = taken;
         route.check_size(message, &self.settings.max_bytes)?;
         let Some(endpoint) = &route.call else { return Ok(None) };
-        let limits = Limits { deadline: self.settings.deadline, expires: message.expires() };
+        // A device over its rate is refused before its payload costs a filter.
+        let turn = match &route.body {
+            None => None,
+            Some(_) => match self.upstream.turn(&route.name, &caller.device, limits).await {
+                Ok(trial) => Some(trial),
+                Err(failure) => return Ok(Some(Err(failure))),
+            },
+        };
         let memory = || self.pusher.devices().memory(caller);
         let body = route.body(endpoint, message, memory, &self.settings.max_bytes)?;
         let call = endpoint.call(&route.name, caller, body, route.retry, limits)?;
-        Ok(Some(Call { batch: route.batch.clone(), ..call }))
+        let (has_turn, trial) = (turn.is_some(), turn.unwrap_or_default());
+        let call = Call { batch: route.batch.clone(), has_turn, trial, ..call };
+        Ok(Some(self.upstream.call(call).await))
     }
 
     /// The answer of a row that calls nothing: what its filter makes of what is known.

@@ -173,7 +173,7 @@ fn request(config: &Config, taken: &Taken<'_>, endpoint: &Endpoint) -> Result<St
     let Taken { message, route, caller } = taken;
     let upstream = &config.upstream;
     let body = route.body(endpoint, message, || Val::Null, &config.exchange.max_bytes)?;
-    let limits = Limits { deadline: upstream.deadline, expires: None };
+    let limits = Limits { deadline: upstream.deadline, expires: None, since: None };
     let call = endpoint.call(&route.name, caller, body, route.retry, limits)?;
     let base = upstream.url.as_str().trim_end_matches('/');
     let whose = match route.credentials {

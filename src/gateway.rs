@@ -1,6 +1,11 @@
 //! Wires the parts together, starts them in order and stops them in order.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{
     net::TcpListener,
@@ -19,6 +24,8 @@ use crate::{
     metrics::Metrics,
     mqtt::{Connection, ConnectionSetupError, Delivery, Ended, Publisher, Status, Subscriptions},
     push::{self, Pusher},
+    refusal::Refusal,
+    shares::{Place, Window},
     telemetry,
     upstream::{ClientError, Upstream},
 };
@@ -130,15 +137,18 @@ impl Gateway {
             pusher,
             metrics.clone(),
         );
+        let health = Arc::new(Health::new(
+            broker.clone(),
+            upstream.clone(),
+            metrics.clone(),
+            patience,
+            connection.receive_window(),
+            config.broker.max_pending_bytes,
+        ));
         Ok(Self {
             connection,
             publisher,
-            health: Arc::new(Health::new(
-                broker.clone(),
-                upstream.clone(),
-                metrics.clone(),
-                patience,
-            )),
+            health,
             broker,
             upstream,
             exchange: Arc::new(exchange),
@@ -199,6 +209,7 @@ impl Gateway {
 
     /// Runs until `shutdown`, then stops cleanly within the grace.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Stopped {
+        let receive_window = self.connection.receive_window();
         let Self {
             connection, publisher, exchange, upstream, health, metrics, admin, config, ..
         } = self;
@@ -213,17 +224,35 @@ impl Gateway {
         });
         let log = tokio::spawn(telemetry::sum_up());
         let lanes = Lanes::new(config.broker.max_pending.into(), {
-            let exchange = exchange.clone();
-            move |delivery| {
-                let exchange = exchange.clone();
-                async move { exchange.serve(delivery).await }
+            let (exchange, upstream) = (exchange.clone(), upstream.clone());
+            move |Arrived { delivery, clock, place }| {
+                let (exchange, upstream) = (exchange.clone(), upstream.clone());
+                async move {
+                    exchange.serve(delivery, Ok(clock)).await;
+                    place.done(upstream.answering());
+                }
             }
         });
         let mut connection = tokio::spawn(connection.run({
-            let lanes = lanes.clone();
+            let (lanes, upstream) = (lanes.clone(), upstream.clone());
+            let patience = (config.upstream.attempt_timeout / 2, config.upstream.deadline);
+            let bytes = config.broker.max_pending_bytes;
             move |delivery: Delivery| {
                 metrics.received(exchange.route_name(delivery.subscription));
-                lanes.push(delivery.sender.clone(), delivery);
+                let sender = delivery.sender.clone();
+                let window = Window { messages: receive_window.load(Ordering::Relaxed), bytes };
+                if let Some(held) = crowds(&metrics, &upstream, &sender, window, patience) {
+                    let exchange = exchange.clone();
+                    // Bounded by the window: the broker sends no more before this is settled.
+                    tokio::spawn(async move {
+                        exchange.serve(delivery, Err(Refusal::Crowded { held })).await;
+                    });
+                    return;
+                }
+                let clock = exchange.clock(delivery.subscription);
+                let (bytes, answering) = (delivery.message.payload.len(), upstream.answering());
+                let place = metrics.shares().take(&sender, bytes, answering);
+                lanes.push(sender, Arrived { delivery, clock, place });
             }
         }));
         tokio::select! {
@@ -275,4 +304,28 @@ impl Gateway {
         tracing::info!(?stopped, "stopped");
         stopped
     }
+}
+
+/// A message in its lane.
+struct Arrived {
+    delivery: Delivery,
+    /// What the clock showed that its deadline runs by.
+    clock: Duration,
+    place: Place,
+}
+
+/// How many messages of a device wait, if they keep others out: the window is nearly full, the device holds more
+/// than its share of it, and it does not get on although the API serves others. In an outage nobody is refused:
+/// then what does not fit stays with the broker.
+fn crowds(
+    metrics: &Metrics,
+    upstream: &Upstream,
+    device: &str,
+    window: Window,
+    (stuck, oldest): (Duration, Duration),
+) -> Option<usize> {
+    let crowd = metrics.shares().crowd(device, window, upstream.answering())?;
+    let waits = upstream.is_delayed(device) && crowd.oldest >= stuck;
+    let gets_on = crowd.stuck < stuck && crowd.oldest < oldest && !waits;
+    (!gets_on && upstream.outages().is_empty()).then_some(crowd.messages)
 }

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -13,6 +13,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     metrics::Metrics,
     mqtt::Status,
+    shares::Window,
     upstream::{Outage, Upstream},
 };
 
@@ -23,6 +24,10 @@ pub struct Health {
     metrics: Arc<Metrics>,
     /// Messages that are held without one being settled for so long are not making progress.
     patience: Duration,
+    /// Messages that may be pending.
+    receive_window: Arc<AtomicUsize>,
+    /// Bytes that may be.
+    max_pending_bytes: usize,
     started: Instant,
     stopping: AtomicBool,
 }
@@ -34,12 +39,16 @@ impl Health {
         upstream: Upstream,
         metrics: Arc<Metrics>,
         patience: Duration,
+        receive_window: Arc<AtomicUsize>,
+        max_pending_bytes: usize,
     ) -> Self {
         Self {
             broker,
             upstream,
             metrics,
             patience,
+            receive_window,
+            max_pending_bytes,
             started: Instant::now(),
             stopping: AtomicBool::new(false),
         }
@@ -48,6 +57,11 @@ impl Health {
     /// The gateway has been told to stop.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    fn window(&self) -> Window {
+        let messages = self.receive_window.load(Ordering::Relaxed);
+        Window { messages, bytes: self.max_pending_bytes }
     }
 
     /// Why the gateway is not ready; empty when it is.
@@ -69,15 +83,30 @@ impl Health {
         }
         let (pending, since) = self.metrics.progress();
         let since = since.unwrap_or_else(|| self.started.elapsed());
-        if let Some(Outage { since, sign }) = self.upstream.outage() {
+        let outages = self.upstream.outages();
+        for Outage { row, since, sign } in &outages {
             let seconds = since.elapsed().as_secs();
             reasons.push(format!(
-                "upstream: down for {seconds} s, {pending} messages held, trying again: {sign}"
+                "upstream: down for {seconds} s for row `{row}`, {pending} messages held, trying again: {sign}"
             ));
-        } else if pending > 0 && since > self.patience {
+        }
+        if let Some(fault) = self.upstream.local_fault() {
+            reasons.push(format!("this machine: cannot make calls: {fault}"));
+        }
+        if outages.is_empty() && pending > 0 && since > self.patience {
             let seconds = since.as_secs();
             reasons
                 .push(format!("upstream: {pending} messages held, none settled for {seconds} s"));
+        }
+        let shares = self.metrics.shares();
+        if let Some((device, held)) = shares.largest()
+            && let Some(crowd) = shares.crowd(&device, self.window(), self.upstream.answering())
+            && held * 2 > self.window().messages
+        {
+            let (all, stuck) = (self.window().messages, crowd.stuck.as_secs());
+            reasons.push(format!(
+                "window: device {device:?} holds {held} of {all} messages that may be pending, none done for {stuck} s"
+            ));
         }
         reasons
     }

@@ -34,6 +34,7 @@ pub mod repeats;
 pub mod replay;
 pub mod route;
 pub mod secret;
+pub mod shares;
 pub mod table;
 pub mod telemetry;
 pub mod template;

@@ -14,12 +14,14 @@ use prometheus_client::{
 use tokio::time::Instant;
 
 use self::messages::Messages;
+use crate::shares::Shares;
 
 /// All metrics of one gateway.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     messages: Arc<Messages>,
+    shares: Arc<Shares>,
     attempts: Family<Status, Counter>,
     call_seconds: Family<Route, Histogram, fn() -> Histogram>,
     fetches: Family<Outcome, Counter>,
@@ -128,11 +130,14 @@ impl Default for Metrics {
         let all = &mut registry;
         let messages = Arc::new(Messages::default());
         all.register_collector(Box::new(messages.clone()));
+        let shares = Arc::new(Shares::default());
+        all.register_collector(Box::new(shares.clone()));
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         all.register("build", "The version that runs", version);
         let (counter, gauge) = (Counter::default, Gauge::default);
         Self {
             messages,
+            shares,
             attempts: register(
                 all,
                 "attempts",
@@ -169,11 +174,16 @@ impl Default for Metrics {
                 "Dead letters, by row, reason and whether anybody took them",
                 Family::default(),
             ),
-            upstream_up: register(all, "upstream_up", "0 while the breaker is open", gauge()),
+            upstream_up: register(
+                all,
+                "upstream_up",
+                "0 while nobody is served, on one row at least",
+                gauge(),
+            ),
             upstream_outages: register(
                 all,
                 "upstream_outages",
-                "Times the breaker opened",
+                "Times that nobody was served any more",
                 counter(),
             ),
             broker_connected: register(
@@ -224,6 +234,11 @@ impl Metrics {
         // Writing into a string cannot fail.
         let _ = text::encode(&mut text, &self.registry);
         text
+    }
+
+    /// Who holds how much of what is pending.
+    pub fn shares(&self) -> &Arc<Shares> {
+        &self.shares
     }
 
     /// A message was taken.
@@ -283,10 +298,15 @@ impl Metrics {
         self.dead_letters.get_or_create(&label).inc();
     }
 
-    /// The upstream is up again, or down.
+    /// No row of the upstream is down any more; or some still are.
     pub fn upstream_up(&self, up: bool) {
         self.upstream_up.set(i64::from(up));
-        if !up {
+    }
+
+    /// A row of the upstream is down; `first` if none was before.
+    pub fn upstream_down(&self, first: bool) {
+        self.upstream_up.set(0);
+        if first {
             self.upstream_outages.inc();
         }
     }

@@ -63,8 +63,8 @@ impl Outcome {
             Self::Delivered(_) => "delivered",
             Self::Rejected(_) => "rejected",
             Self::Failed(failure) => match failure.kind {
-                FailureKind::Unreachable(_) => "unreachable",
-                FailureKind::Broken(_) => "broken",
+                FailureKind::Unreachable(_) | FailureKind::Local(_) => "unreachable",
+                FailureKind::Broken(_) | FailureKind::Coding(_) => "broken",
                 FailureKind::AnswerTooLarge(_) => "answer_too_large",
                 FailureKind::Timeout | FailureKind::Deadline(_) => "deadline",
                 FailureKind::Throttled(_) => "throttled",
@@ -86,6 +86,8 @@ impl Outcome {
             Self::Delivered(answer) | Self::Rejected(answer) => answer.status.as_u16(),
             Self::Failed(failure) => match failure.kind {
                 FailureKind::Unreachable(_)
+                | FailureKind::Local(_)
+                | FailureKind::Coding(_)
                 | FailureKind::Broken(_)
                 | FailureKind::AnswerTooLarge(_) => 502,
                 FailureKind::Timeout

@@ -247,7 +247,8 @@ impl Pusher {
         let answer = match &fetch.call {
             None => trigger.clone(),
             Some(endpoint) => {
-                let limits = Limits { deadline: self.settings.deadline, expires: None };
+                let limits =
+                    Limits { deadline: self.settings.deadline, expires: None, since: None };
                 let call = endpoint
                     .call(&fetch.name, caller, None, Retry::Always, limits)
                     .map_err(|segment| unusable(segment.to_string()))?;

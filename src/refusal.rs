@@ -23,6 +23,14 @@ pub enum Refusal {
     /// A captured level cannot stand in a path.
     #[error(transparent)]
     BadSegment(#[from] BadSegment),
+    /// The device holds more than its share of what may be pending, and does not get on.
+    #[error(
+        "{held} messages of this device are waiting already, and others need the room; send again later"
+    )]
+    Crowded {
+        /// How many.
+        held: usize,
+    },
     /// The payload is larger than `max_request_bytes`.
     #[error("the payload has {size} bytes; at most {max} are taken")]
     TooLarge {
@@ -42,6 +50,7 @@ impl Refusal {
             Self::Identity(_) | Self::ResponseTopic(_) => 403,
             Self::BadPayload(_) | Self::BadSegment(_) => 400,
             Self::TooLarge { .. } => 413,
+            Self::Crowded { .. } => 429,
         }
     }
 
@@ -55,6 +64,7 @@ impl Refusal {
             Self::BadPayload(_) => "bad_payload",
             Self::BadSegment(_) => "bad_segment",
             Self::TooLarge { .. } => "too_large",
+            Self::Crowded { .. } => "throttled",
         }
     }
 }

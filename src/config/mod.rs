@@ -286,6 +286,16 @@ fn upstream(root: &Section<'_>, device: &Section<'_>) -> Option<upstream::Settin
             initial: breaker.or("probe", "1s", duration),
             max: breaker.or("probe_max", "30s", duration),
         },
+        probe_path: {
+            let path = breaker.or("probe_path", "/", |text| {
+                if text.is_empty() || text.starts_with('/') && !text.contains([' ', '#']) {
+                    Ok(text.to_owned())
+                } else {
+                    Err(format!("`{text}` is no path; write `/health`, or \"\" for no probe"))
+                }
+            });
+            (!path.is_empty()).then(|| path.into())
+        },
     };
     breaker.finish();
     let rate = section.section("rate");
@@ -302,6 +312,7 @@ fn upstream(root: &Section<'_>, device: &Section<'_>) -> Option<upstream::Settin
         max_in_flight: section.or("max_in_flight", "256", number),
         max_request_bytes: section.or("max_request_bytes", "1MiB", size),
         max_response_bytes: section.or("max_response_bytes", "1MiB", size),
+        max_held_response_bytes: section.or("max_held_response_bytes", "32MiB", size),
         max_filter_bytes: section.or("max_filter_bytes", "256KiB", size),
         key_header: device.or("key_header", "Authorization", key_header),
         key_prefix: device.or("key_prefix", "", key_prefix).into(),

@@ -195,7 +195,7 @@ fn whole(calls: &[Waiting], batch: &Batch) -> Call {
         path: batch.endpoint.path.as_str().to_owned(),
         body: Some(body.into()),
         key: None,
-        made: Instant::now(),
+        queued: None,
         expires: None,
         batch: None,
         ..first.clone()
@@ -282,9 +282,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        call::{Endpoint, Method, Retry},
+        call::{Endpoint, Method},
         secret::Secret,
         template::Template,
+        upstream::fixtures,
     };
 
     fn batch() -> Batch {
@@ -300,17 +301,10 @@ mod tests {
 
     fn waiting(device: &str, body: &str) -> Waiting {
         let call = Call {
-            name: "r".into(),
-            device: device.into(),
-            method: Method::POST,
             path: "/one".to_owned(),
             body: Some(Bytes::copy_from_slice(body.as_bytes())),
             key: Some(Secret::new(format!("key \"of\" {device}"))),
-            retry: Retry::Always,
-            made: Instant::now(),
-            deadline: Duration::from_secs(1),
-            expires: None,
-            batch: None,
+            ..fixtures::call("r", device)
         };
         Waiting { call, result: oneshot::channel().0 }
     }

@@ -1,290 +1,370 @@
-//! The circuit breaker: is it one device that fails, or the upstream as a whole?
+//! The circuit breaker: is it this message, this device, this row of the table, or the API as a whole?
 //!
-//! Failures that no device can cause (no connection) and failures of several devices with no success
-//! in between mean that the upstream is down. Then calls are held, for as long as it takes, and their
-//! deadlines begin anew when it is over: nothing is lost for an outage. One call at a time tries
-//! whether the upstream is back; the first success lets all of them go on.
+//! Nobody waits for somebody else's failure. A call that has not failed is always tried at once; a call that
+//! has failed waits here, by itself, until it may be tried again. Whether its deadline runs meanwhile depends
+//! on what is known of the API: it runs while the API is known to serve others on the same row, and stands
+//! still in an outage. So a message that alone fails ends by its deadline, and nothing is given up for an outage.
+//!
+//! What is known comes from the calls themselves. Where there are too few of them to tell, the gateway asks by
+//! a request of its own, the probe.
+//!
+//! Pure: no clock, no socket, no task. `hold` drives it; the simulation plays thousands of histories with it.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
-    time::Duration,
-};
+mod row;
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
-use tower::{Layer, Service, ServiceExt};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use crate::{
-    backoff::Backoff,
-    call::{Answer, Call, Failure, FailureKind},
-    fingerprint::fingerprint,
-    metrics::Metrics,
-};
+use tokio::time::Instant;
+
+pub(super) use self::row::Told;
+use self::row::{Clock, Row, Waiting};
+use crate::backoff::Backoff;
 
 /// So many times in a row no connection means that there is none to be had.
 const UNREACHABLE: u32 = 3;
-/// Longest `Retry-After` that keeps the breaker from trying: one call in a while hurts nobody.
-const MAX_RETRY_AFTER: Duration = Duration::from_mins(5);
-/// A wait without an end.
-const FOREVER: Duration = Duration::from_hours(24 * 365);
+/// Longest wait that the API can ask for by `Retry-After`.
+pub(super) const MAX_TOLD: Duration = Duration::from_mins(5);
 
 /// What the configuration says about the breaker.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct BreakerSettings {
-    /// So many devices failing, and none succeeding in between, mean that the upstream is down.
+    /// So many devices failing on a row, and none served in between, mean that the row is down.
     pub devices: usize,
-    /// Waits between attempts to find it back.
+    /// Waits between attempts of calls that are held in an outage, and between probes. Its upper bound is also
+    /// the longest that any call waits between two attempts, unless the API asks for longer.
     pub probe: Backoff,
+    /// Path of the probe, below the upstream's URL; `None` sends none.
+    pub probe_path: Option<Box<str>>,
 }
 
-/// Whether the upstream is up, shared by all calls.
-pub(super) struct Breaker {
-    settings: BreakerSettings,
-    state: Mutex<State>,
-    /// Changes whenever held calls should look again.
-    changed: watch::Sender<()>,
-    stopping: watch::Sender<bool>,
-    metrics: Arc<Metrics>,
-}
+/// Names a call that waits.
+pub(super) type Id = u64;
 
-struct State {
-    /// The end of the last outage.
-    up_since: Instant,
-    phase: Phase,
-}
-
-enum Phase {
-    /// Up, as far as we know; and what has failed since the last success.
-    Closed { unreachable: u32, devices: Vec<u64> },
-    /// Down.
-    Open { outage: Outage, probe_at: Instant, probes: u32, probing: bool },
-}
-
-/// The upstream is down.
+/// The upstream, or one row of it, is down.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outage {
+    /// The row that nobody is served on; all rows have one each when the API is away.
+    pub row: Arc<str>,
     /// Since when.
     pub since: Instant,
-    /// What the last attempt before said.
+    /// What it was told by.
     pub sign: String,
 }
 
-/// What an attempt says about the upstream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sign {
-    /// It works, whatever it answered.
-    Up,
-    /// It may be this device, it may be everybody.
-    Doubt,
-    /// No device can cause this.
-    Down,
-    /// The attempt was not made.
+/// What one attempt says about the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Sign {
+    /// It served the call (2xx): it works, for this row.
+    Served,
+    /// It refused the call for good: something answers, but that says nothing about other calls.
+    Refused,
+    /// It failed, and how: it may be this message, it may be everybody.
+    Failed(String),
+    /// There was no connection, which no message can cause.
+    Unreachable(String),
+    /// Nothing: the attempt was not made, or cut short by ourselves.
     None,
 }
 
+/// When a call had failed first.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct First {
+    at: Instant,
+    /// What the clock showed that runs while something answers.
+    answering: Duration,
+}
+
+/// A call that has failed and may be tried again.
+#[derive(Debug, Clone)]
+pub(super) struct Failing<'a> {
+    pub(super) row: &'a Arc<str>,
+    /// Attempts made.
+    pub(super) failures: u32,
+    /// The first of them had failed.
+    pub(super) first: First,
+    /// How much of its deadline has passed since its message came, by the clock of its row.
+    pub(super) spent: Duration,
+    /// Its deadline.
+    pub(super) deadline: Duration,
+    /// Others had been served since its first failure when its last attempt began, after so many outages.
+    pub(super) proven: Option<u64>,
+    /// What the API has said about when to try again.
+    pub(super) told: Option<Told>,
+}
+
+/// How a call that has failed goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// It is tried again. `proven`: others have been served since its first failure; after so many outages.
+    Again { proven: Option<u64> },
+    /// Its time is up, and others are served.
+    GiveUp,
+    /// The API will not take it for longer than anything waits here, and serves others.
+    Pause(Duration),
+}
+
+/// What is worth a line in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum News {
+    Down(Outage),
+    Up(Outage),
+}
+
+/// What is to be done now.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Due {
+    /// These calls wait no longer, and go on so.
+    pub(super) released: Vec<(Id, Next)>,
+    /// The probe is to be sent.
+    pub(super) probe: bool,
+}
+
+struct Probe {
+    /// Not before.
+    at: Instant,
+    failures: u32,
+    under_way: bool,
+}
+
+/// What is known of the API, and who waits for it.
+pub(super) struct Breaker {
+    settings: BreakerSettings,
+    retry: Backoff,
+    rows: HashMap<Arc<str>, Row>,
+    next_id: Id,
+    /// Attempts in a row, on any row, that found no connection.
+    unreachable: u32,
+    probe: Probe,
+    /// Runs while the API is known to answer anybody, on any row.
+    answering: Clock,
+    news: Vec<News>,
+}
+
 impl Breaker {
-    pub(super) fn new(settings: BreakerSettings, metrics: Arc<Metrics>) -> Arc<Self> {
-        metrics.upstream_up(true);
-        let phase = Phase::Closed { unreachable: 0, devices: Vec::new() };
-        let state = Mutex::new(State { up_since: Instant::now(), phase });
-        let (changed, stopping) = (watch::Sender::new(()), watch::Sender::new(false));
-        Arc::new(Self { settings, state, changed, stopping, metrics })
-    }
-
-    /// When the call's time is up. Never, while the upstream is down.
-    pub(super) fn deadline(&self, call: &Call) -> Option<Instant> {
-        let state = self.state();
-        match &state.phase {
-            Phase::Closed { .. } => Some(call.made.max(state.up_since) + call.deadline),
-            Phase::Open { .. } => None,
+    pub(super) fn new(settings: BreakerSettings, retry: Backoff, now: Instant) -> Self {
+        let probe = Probe { at: now, failures: 0, under_way: false };
+        let (rows, news) = (HashMap::new(), Vec::new());
+        Self {
+            settings,
+            retry,
+            rows,
+            next_id: 0,
+            unreachable: 0,
+            probe,
+            news,
+            answering: Clock::default(),
         }
     }
 
-    /// The outage, if there is one.
-    pub(super) fn outage(&self) -> Option<Outage> {
-        match &self.state().phase {
-            Phase::Closed { .. } => None,
-            Phase::Open { outage, .. } => Some(outage.clone()),
+    /// How long the row has been known to serve, added up: the clock that deadlines run by.
+    pub(super) fn serving(&self, row: &str) -> Duration {
+        self.rows.get(row).map_or(Duration::ZERO, |row| row.serving.time)
+    }
+
+    /// What that clock will show for this moment if the row turns out to serve now: what a deadline begins with.
+    pub(super) fn reading(&self, row: &str, now: Instant) -> Duration {
+        self.rows.get(row).map_or(Duration::ZERO, |row| row.serving.reading(now))
+    }
+
+    /// How long the API has been known to answer anybody, added up.
+    pub(super) fn answering(&self) -> Duration {
+        self.answering.time
+    }
+
+    /// Rows that are down, by name.
+    pub(super) fn outages(&self) -> Vec<Outage> {
+        let mut outages: Vec<_> = self.rows.values().filter_map(|row| row.outage.clone()).collect();
+        outages.sort_by(|a, b| a.row.cmp(&b.row));
+        outages
+    }
+
+    /// Whether nobody waits and nothing is down.
+    pub(super) fn is_idle(&self) -> bool {
+        self.rows.values().all(|row| row.waiting.is_empty() && row.outage.is_none())
+    }
+
+    /// Whether this device's calls on this row have failed of late because no answer came.
+    pub(super) fn hangs(&self, row: &str, device: u64) -> bool {
+        self.rows.get(row).is_some_and(|row| row.hangs(device))
+    }
+
+    /// What has happened since the last time.
+    pub(super) fn news(&mut self) -> Vec<News> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Learns from an attempt. `hung`: it ended because no answer came in time.
+    pub(super) fn learn(
+        &mut self,
+        row: &Arc<str>,
+        device: u64,
+        sign: Sign,
+        hung: bool,
+        now: Instant,
+    ) {
+        if sign == Sign::None {
+            return;
         }
-    }
-
-    /// Holds nobody any longer: calls that are held, and that would be, fail at once.
-    pub(super) fn stop(&self) {
-        self.stopping.send_replace(true);
-    }
-
-    /// Waits until the call may be tried.
-    async fn admit(self: &Arc<Self>, call: &Call) -> Result<Permit, Failure> {
-        let (mut changed, mut stopping) = (self.changed.subscribe(), self.stopping.subscribe());
-        loop {
-            changed.mark_unchanged();
-            let probe_at = match &mut self.state().phase {
-                Phase::Closed { .. } => return Ok(Permit { breaker: self.clone(), probe: false }),
-                Phase::Open { probing: true, .. } => Instant::now() + FOREVER,
-                Phase::Open { probing, probe_at, .. } if *probe_at <= Instant::now() => {
-                    *probing = true;
-                    return Ok(Permit { breaker: self.clone(), probe: true });
-                }
-                Phase::Open { probe_at, .. } => *probe_at,
-            };
-            let expires = call.expires.unwrap_or_else(|| Instant::now() + FOREVER);
-            tokio::select! {
-                // The senders are ours.
-                _ = changed.changed() => {}
-                () = sleep_until(probe_at) => {}
-                () = sleep_until(expires) => return Err(FailureKind::Held.into()),
-                _ = stopping.wait_for(|stopping| *stopping) => return Err(FailureKind::Held.into()),
+        let Self { settings, rows, unreachable, news, answering, .. } = self;
+        let row = match rows.get_mut(row) {
+            Some(row) => row,
+            None => rows.entry(row.clone()).or_insert_with(|| Row::new(row.clone(), now)),
+        };
+        *unreachable = match sign {
+            Sign::Unreachable(_) => unreachable.saturating_add(1),
+            _ => 0,
+        };
+        match sign {
+            Sign::Served => {
+                row.served(device, now, news);
+                answering.proves(now);
             }
-        }
-    }
-
-    /// Learns from an attempt.
-    fn learn(&self, permit: Permit, device: &str, result: &Result<Answer, Failure>) {
-        let sign = sign(result);
-        let retry_after = result.as_ref().ok().and_then(|answer| answer.retry_after);
-        let retry_after = retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
-        let mut state = self.state();
-        let now = Instant::now();
-        match (&mut state.phase, sign) {
-            (_, Sign::None) => return,
-            (Phase::Closed { unreachable, devices }, Sign::Up) => {
-                *unreachable = 0;
-                devices.clear();
-                return;
-            }
-            (Phase::Closed { unreachable, devices }, Sign::Doubt | Sign::Down) => {
-                let device = fingerprint(device);
-                if sign == Sign::Down {
-                    *unreachable += 1;
-                } else if !devices.contains(&device) {
-                    devices.push(device);
-                }
-                if *unreachable < UNREACHABLE && devices.len() < self.settings.devices {
+            Sign::Refused => row.forget(device),
+            Sign::Failed(how) | Sign::Unreachable(how) => {
+                row.failed(device, hung);
+                let sign = if *unreachable >= UNREACHABLE {
+                    how
+                } else if row.is_down_for_all(settings.devices) {
+                    format!("{} devices tried and none was served, at last: {how}", row.failing())
+                } else {
                     return;
-                }
-                let sign = match result {
-                    Ok(answer) => format!("it answers {} to everybody", answer.status),
-                    Err(failure) => failure.to_string(),
                 };
-                tracing::error!(
-                    sign,
-                    "the upstream is down: holding messages, none is given up; trying again by itself"
-                );
-                let wait = self.settings.probe.after(0).max(retry_after);
-                let probe_at = now + wait;
-                let outage = Outage { since: now, sign };
-                state.phase = Phase::Open { outage, probe_at, probes: 0, probing: false };
-                self.metrics.upstream_up(false);
+                row.goes_down(sign, settings.probe, now, news);
+                answering.interrupt();
             }
-            (Phase::Open { outage, .. }, Sign::Up) => {
-                let lasted = outage.since.elapsed();
-                tracing::info!(?lasted, "the upstream is back");
-                state.up_since = now;
-                state.phase = Phase::Closed { unreachable: 0, devices: Vec::new() };
-                self.metrics.upstream_up(true);
+            Sign::None => {}
+        }
+    }
+
+    /// A call has failed for the first time.
+    pub(super) fn first(&self, row: &str, now: Instant) -> First {
+        let row = self.rows.get(row);
+        First { at: now, answering: row.map_or(Duration::ZERO, |row| row.answering.reading(now)) }
+    }
+
+    /// A call has failed, and its attempt has been learnt from: it waits until [`Breaker::poll`] releases it.
+    pub(super) fn wait(&mut self, call: &Failing<'_>, now: Instant) -> Id {
+        let rows = &mut self.rows;
+        let row = rows.entry(call.row.clone()).or_insert_with(|| Row::new(call.row.clone(), now));
+        // Others are served, so it fails by itself: its deadline runs from its message's arrival. Or nobody else speaks, and
+        // the probe is answered: then it runs from the first failure, since what is known is less.
+        let alone = row.answering.time.saturating_sub(call.first.answering);
+        let proven = call.proven == Some(row.outages);
+        let later = alone >= call.deadline;
+        let late = proven && call.spent >= call.deadline;
+        let asked = call.told.map(|told| told.wait).filter(|asked| *asked > MAX_TOLD);
+        let end = match asked {
+            // It is not asked again to see whether others are served: they must be, for as long as it would take.
+            Some(asked) => {
+                let known = row.serving.reading(now) + call.deadline;
+                Some((Next::Pause(asked), if proven { Duration::ZERO } else { known }))
             }
-            (Phase::Open { probe_at, probes, .. }, Sign::Doubt | Sign::Down) => {
-                if !permit.probe {
-                    return;
+            None => (late || later).then_some((Next::GiveUp, Duration::ZERO)),
+        };
+        let mut backoff = self.retry.after(call.failures.saturating_sub(1));
+        let left = call.deadline.saturating_sub(call.spent.max(alone));
+        // The last attempt is made when the deadline passes, not up to a whole wait later.
+        if backoff > left {
+            backoff = left.max(backoff / 4);
+        }
+        let longest = self.settings.probe.max.mul_f64(0.5 + fastrand::f64() / 2.0);
+        let id = self.next_id;
+        self.next_id += 1;
+        row.waiting.push(Waiting {
+            id,
+            failures: call.failures,
+            first: call.first.at,
+            failed_at: now,
+            ready_at: now + backoff,
+            latest: now + longest,
+            not_before: call.told.map(|told| (now + told.wait.min(MAX_TOLD), told.personal)),
+            served: row.times_served,
+            // That others are served must be known from before this attempt and from after it: an outage may just begin.
+            end: end.filter(|_| row.outage.is_none()),
+            by_probe: later && !late && asked.is_none(),
+        });
+        id
+    }
+
+    /// The call does not wait any more.
+    pub(super) fn cancel(&mut self, row: &str, id: Id) {
+        if let Some(row) = self.rows.get_mut(row) {
+            row.waiting.retain(|waiting| waiting.id != id);
+        }
+    }
+
+    /// The probe has been answered, or not, and how.
+    pub(super) fn probed(&mut self, result: Result<(), String>, now: Instant) {
+        self.probe.under_way = false;
+        let Self { settings, rows, probe, news, unreachable, answering, .. } = self;
+        let initial = settings.probe.initial;
+        let asking = rows.values_mut().filter(|row| row.wants_proof(initial, now));
+        match result {
+            Ok(()) => {
+                *unreachable = 0;
+                let back = probe.failures > 0;
+                let mut proved = false;
+                for row in asking {
+                    if row.believes_probe(settings.devices) {
+                        row.answers(now);
+                        answering.proves(now);
+                        row.comes_up(now, news);
+                        proved = true;
+                    } else if row.waiting.is_empty() {
+                        // Nobody is left to say whether it still is.
+                        row.comes_up(now, news);
+                    } else if back {
+                        row.looks_again();
+                    }
                 }
-                *probes += 1;
-                let wait = self.settings.probe.after(*probes);
-                *probe_at = now + wait.max(retry_after);
+                // What it cannot tell, it need not ask often.
+                probe.failures = if proved { 0 } else { probe.failures.saturating_add(1) };
+                probe.at =
+                    now + if proved { initial } else { settings.probe.ceiling(probe.failures) };
+            }
+            Err(how) => {
+                probe.failures = probe.failures.saturating_add(1);
+                probe.at = now + settings.probe.after(probe.failures).max(initial / 2);
+                for row in asking.filter(|row| !row.waiting.is_empty()) {
+                    row.goes_down(how.clone(), settings.probe, now, news);
+                }
             }
         }
-        drop(state);
-        // Also ends the probe, and wakes who is held.
-        drop(permit);
-        self.changed.send_replace(());
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The right to make one attempt.
-struct Permit {
-    breaker: Arc<Breaker>,
-    /// Everybody else waits for this one.
-    probe: bool,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.probe
-            && let Phase::Open { probing, .. } = &mut self.breaker.state().phase
-        {
-            *probing = false;
-            self.breaker.changed.send_replace(());
+    /// What is due.
+    pub(super) fn poll(&mut self, now: Instant) -> Due {
+        let mut due = Due::default();
+        for row in self.rows.values_mut() {
+            row.refill(self.settings.probe, now);
+            row.release(now, &mut due.released);
+            if self.settings.probe_path.is_none() && row.waiting.is_empty() {
+                row.comes_up(now, &mut self.news);
+            }
         }
+        if self.settings.probe_path.is_some()
+            && !self.probe.under_way
+            && self.probe.at <= now
+            && self.rows.values().any(|row| row.wants_proof(self.settings.probe.initial, now))
+        {
+            self.probe.under_way = true;
+            due.probe = true;
+        }
+        due
+    }
+
+    /// When [`Breaker::poll`] should be asked again, if nothing happens before.
+    pub(super) fn next_timeout(&self, now: Instant) -> Option<Instant> {
+        let rows = self.rows.values().filter_map(|row| row.next_timeout(now));
+        let initial = self.settings.probe.initial;
+        let probing = self.settings.probe_path.is_some() && !self.probe.under_way;
+        let proofs = self.rows.values().filter_map(|row| row.wants_proof_at(initial));
+        let probe = proofs.min().filter(|_| probing).map(|at| at.max(self.probe.at));
+        rows.chain(probe).min()
     }
 }
 
-fn sign(result: &Result<Answer, Failure>) -> Sign {
-    match result {
-        Ok(answer) if answer.is_transient() => Sign::Doubt,
-        Ok(_) => Sign::Up,
-        Err(failure) => match failure.kind {
-            FailureKind::Unreachable(_) => Sign::Down,
-            FailureKind::Timeout | FailureKind::Broken(_) => Sign::Doubt,
-            FailureKind::AnswerTooLarge(_) => Sign::Up,
-            FailureKind::Deadline(_)
-            | FailureKind::Expired
-            | FailureKind::Held
-            | FailureKind::Throttled(_) => Sign::None,
-        },
-    }
-}
-
-/// Adds the breaker to a service.
-#[derive(Clone)]
-pub(super) struct BreakerLayer(pub(super) Arc<Breaker>);
-
-impl<S> Layer<S> for BreakerLayer {
-    type Service = Guarded<S>;
-
-    fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { inner, breaker: self.0.clone() }
-    }
-}
-
-/// A service whose calls are held while the upstream is down.
-#[derive(Clone)]
-pub(super) struct Guarded<S> {
-    inner: S,
-    breaker: Arc<Breaker>,
-}
-
-impl<S> Service<Call> for Guarded<S>
-where
-    S: Service<Call, Response = Answer, Error = Failure> + Clone + Send + 'static,
-    S::Future: Send,
-{
-    type Response = Answer;
-    type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Answer, Failure>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: Call) -> Self::Future {
-        let (inner, breaker) = (self.inner.clone(), self.breaker.clone());
-        Box::pin(async move {
-            let permit = breaker.admit(&call).await?;
-            let device = call.device.clone();
-            let result = inner.oneshot(call).await;
-            breaker.learn(permit, &device, &result);
-            result
-        })
-    }
-}
-
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

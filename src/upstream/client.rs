@@ -3,8 +3,9 @@
 use std::{
     error::Error as _,
     future::Future,
+    io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -12,45 +13,91 @@ use std::{
 use bytes::Bytes;
 use reqwest::{
     Response,
-    header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER},
     redirect,
 };
 use tokio::time::{Instant, timeout_at};
 use url::Url;
 
-use super::{Settings, breaker::Breaker};
+use super::{
+    Settings,
+    budget::{Budget, FREE},
+};
 use crate::{
-    call::{Answer, Call, Failure, FailureKind, JSON, StatusCode},
+    call::{Answer, Call, Failure, FailureKind, JSON, Retry, StatusCode, is_transient},
     metrics::{Attempt, Metrics},
     tls::{self, TlsError},
 };
 
-/// Idle connections are closed before servers commonly close them (60 s and more), so that a
-/// request rarely meets a connection that is just going away.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Idle connections are closed before servers close them, which many do after 5 s, so that a request rarely
+/// meets a connection that is just going away.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// Connections are not used for longer, so that a name that moves to another address is followed, and
+/// certificate files that are renewed are read.
+const MAX_AGE: Duration = Duration::from_mins(1);
+/// The part of an attempt's time that a call gets whose time is up and whose device hangs.
+const HURRIED: u32 = 10;
 
 const CONTENT_TYPE_JSON: HeaderValue = HeaderValue::from_static(JSON);
 
-/// Longest `Retry-After` that is taken at its word. It is longer than any deadline, so a call that is
-/// told to wait so long ends at once; and clocks cannot count to what a server may say.
+/// Longest `Retry-After` that is told on: clocks cannot count to what a server may say.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(24 * 366);
+
+/// What a machine says that has nothing left to make a call with: EMFILE, ENFILE, ENOMEM, ENOBUFS, EADDRNOTAVAIL, EAGAIN of a
+/// thread that cannot be had.
+const LOCAL_FAULTS: [i32; 5] = [24, 23, 12, 105, 99];
 
 /// The HTTP client as a tower service.
 #[derive(Clone)]
 pub(super) struct Client {
-    http: reqwest::Client,
     shared: Arc<Shared>,
 }
 
 struct Shared {
+    http: Mutex<Http>,
+    settings: Settings,
     /// The upstream's URL without a trailing slash.
     base: String,
-    attempt_timeout: Duration,
-    max_response_bytes: usize,
-    key_header: HeaderName,
-    key_prefix: Box<str>,
+    budget: Budget,
     metrics: Arc<Metrics>,
-    breaker: Arc<Breaker>,
+}
+
+/// Connections.
+struct Http {
+    /// Kept and used again.
+    kept: reqwest::Client,
+    /// One for each request: where a request must not meet a connection that the server is about to close, and where
+    /// the name should be looked up anew.
+    fresh: reqwest::Client,
+    made: Instant,
+}
+
+impl Http {
+    fn new(settings: &Settings) -> Result<Self, ClientError> {
+        let encrypted = settings.url.scheme() == "https"
+            || settings.proxy.as_ref().is_some_and(|proxy| proxy.expose().starts_with("https:"));
+        let tls = if encrypted { settings.tls.client()? } else { tls::Settings::unused()? };
+        let client = |idle: usize| -> Result<reqwest::Client, ClientError> {
+            let builder = reqwest::Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                // Redirects could lead a key to a host the operator never named.
+                .redirect(redirect::Policy::none())
+                // reqwest's own repetition would be invisible to the limits and to the metrics.
+                .retry(reqwest::retry::never())
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .pool_max_idle_per_host(idle)
+                .connect_timeout(settings.attempt_timeout)
+                .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
+            let builder = match &settings.proxy {
+                Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.expose())?),
+                // What is in force stands in the configuration, not in the environment.
+                None => builder.no_proxy(),
+            };
+            Ok(builder.build()?)
+        };
+        let (kept, fresh) = (client(settings.max_in_flight)?, client(0)?);
+        Ok(Self { kept, fresh, made: Instant::now() })
+    }
 }
 
 /// Why the client cannot be set up.
@@ -65,108 +112,162 @@ pub enum ClientError {
 }
 
 impl Client {
-    pub(super) fn new(
-        settings: &Settings,
-        metrics: Arc<Metrics>,
-        breaker: Arc<Breaker>,
-    ) -> Result<Self, ClientError> {
-        let encrypted = settings.url.scheme() == "https"
-            || settings.proxy.as_ref().is_some_and(|proxy| proxy.expose().starts_with("https:"));
-        let tls = if encrypted { settings.tls.client()? } else { tls::Settings::unused()? };
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            // Redirects could lead a key to a host the operator never named.
-            .redirect(redirect::Policy::none())
-            // reqwest's own repetition would be invisible to the limits and to the metrics.
-            .retry(reqwest::retry::never())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(settings.max_in_flight)
-            .connect_timeout(settings.attempt_timeout)
-            .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
-        builder = match &settings.proxy {
-            Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.expose())?),
-            // What is in force stands in the configuration, not in the environment.
-            None => builder.no_proxy(),
+    pub(super) fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, ClientError> {
+        let shared = Shared {
+            http: Mutex::new(Http::new(settings)?),
+            base: settings.url.as_str().trim_end_matches('/').to_owned(),
+            budget: Budget::new(settings.max_held_response_bytes, settings.max_response_bytes),
+            settings: settings.clone(),
+            metrics,
         };
-        Ok(Self {
-            http: builder.build()?,
-            shared: Arc::new(Shared {
-                base: settings.url.as_str().trim_end_matches('/').to_owned(),
-                attempt_timeout: settings.attempt_timeout,
-                max_response_bytes: settings.max_response_bytes,
-                key_header: settings.key_header.clone(),
-                key_prefix: settings.key_prefix.clone(),
-                metrics,
-                breaker,
-            }),
-        })
+        Ok(Self { shared: Arc::new(shared) })
     }
 
-    pub(super) async fn probe(&self) -> Result<StatusCode, FailureKind> {
-        let request = self.http.get(&self.shared.base).timeout(self.shared.attempt_timeout);
+    /// A connection that is kept, or a fresh one.
+    fn http(&self, fresh: bool) -> reqwest::Client {
+        // No code that can panic runs under this lock.
+        let mut http = self.shared.http.lock().unwrap_or_else(PoisonError::into_inner);
+        if http.made.elapsed() >= MAX_AGE {
+            match Http::new(&self.shared.settings) {
+                Ok(new) => *http = new,
+                Err(error) => {
+                    http.made = Instant::now();
+                    tracing::error!(%error, "the HTTP client goes on with the certificates it has");
+                }
+            }
+        }
+        if fresh { http.fresh.clone() } else { http.kept.clone() }
+    }
+
+    /// Asks whether anything answers at this path: whatever says more than "not now".
+    pub(super) async fn probe(&self, path: &str) -> Result<(), String> {
+        match self.get(path).await {
+            Ok(status) if is_transient(status) => Err(format!("the API answers {status}")),
+            Ok(_) => Ok(()),
+            Err(failure) => Err(failure.to_string()),
+        }
+    }
+
+    /// One GET without credentials, on a connection of its own; its body is not read.
+    pub(super) async fn get(&self, path: &str) -> Result<StatusCode, FailureKind> {
+        let url = format!("{}{path}", self.shared.base);
+        let request = self.http(true).get(url).timeout(self.shared.settings.attempt_timeout);
         request.send().await.map(|response| response.status()).map_err(|error| classify(&error))
     }
 
     async fn attempt(self, call: Call) -> Result<Answer, Failure> {
         let began = Instant::now();
-        let ends = [
-            Some(began + self.shared.attempt_timeout),
-            self.shared.breaker.deadline(&call),
-            call.expires,
-        ];
-        let end = ends.into_iter().flatten().min().unwrap_or(began);
-        let result =
-            timeout_at(end, self.exchange(&call)).await.unwrap_or(Err(FailureKind::Timeout));
+        if let Some(queued) = call.queued {
+            // Waiting for a place among those under way is our own limit.
+            call.trial.excuse(began - queued);
+        }
+        let time = self.shared.settings.attempt_timeout;
+        let time = if call.hurried { time / HURRIED } else { time };
+        let result = self.exchange(&call, began + time).await;
         let ended = match &result {
             Ok(answer) => Attempt::Answered(answer.status.as_u16()),
             Err(FailureKind::Unreachable(_)) => Attempt::Failed("unreachable"),
             Err(FailureKind::Timeout) => Attempt::Failed("timeout"),
+            Err(FailureKind::Expired) => Attempt::Failed("expired"),
+            Err(FailureKind::Local(_)) => Attempt::Failed("local"),
+            Err(FailureKind::AnswerTooLarge(_)) => Attempt::Failed("answer_too_large"),
             Err(_) => Attempt::Failed("broken"),
         };
         self.shared.metrics.attempt(&call.name, ended, began.elapsed());
         tracing::debug!(
-            route = %call.name, device = %call.device, method = %call.method, ?ended,
+            route = %call.name, device = ?call.device, method = %call.method, ?ended,
             elapsed = ?began.elapsed(), "attempt"
         );
         result.map_err(Failure::from)
     }
 
-    async fn exchange(&self, call: &Call) -> Result<Answer, FailureKind> {
+    async fn exchange(&self, call: &Call, end: Instant) -> Result<Answer, FailureKind> {
+        let clock = Clock { end, expires: call.expires };
+        let settings = &self.shared.settings;
         let url = Url::parse(&format!("{}{}", self.shared.base, call.path))
             .map_err(|error| FailureKind::Broken(error.to_string()))?;
-        let mut request = self.http.request(call.method.clone(), url);
+        // A repetition goes to where the name points to now. What may not be sent twice must not meet
+        // a connection that the server closes at that moment.
+        let once = match call.retry {
+            Retry::Always => false,
+            Retry::Idempotent => !call.method.is_idempotent(),
+            Retry::Never => true,
+        };
+        let mut request = self.http(call.attempts > 0 || once).request(call.method.clone(), url);
         if let Some(key) = &call.key {
-            let value = format!("{}{}", self.shared.key_prefix, key.expose());
+            let value = format!("{}{}", settings.key_prefix, key.expose());
             let mut value = HeaderValue::try_from(value)
                 .map_err(|_| FailureKind::Broken("the key is no header value".to_owned()))?;
             value.set_sensitive(true);
-            request = request.header(self.shared.key_header.clone(), value);
+            request = request.header(settings.key_header.clone(), value);
         }
         if let Some(body) = &call.body {
             request = request.header(CONTENT_TYPE, CONTENT_TYPE_JSON).body(body.clone());
         }
-        let response = request.send().await.map_err(|error| classify(&error))?;
+        let response = clock.bound(request.send()).await?.map_err(|error| classify(&error))?;
         let (status, headers) = (response.status(), response.headers());
+        if let Some(coding) = coding(headers) {
+            return Err(FailureKind::Coding(coding));
+        }
         let content_type =
             headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(str::to_owned);
-        let retry_after = headers.get(RETRY_AFTER).and_then(retry_after);
-        let body = self.body(response).await?;
+        let retry_after = headers.get(RETRY_AFTER).and_then(|v| retry_after(v, headers.get(DATE)));
+        let body = self.body(response, clock).await?;
         Ok(Answer { status, content_type, body, retry_after, attempts: 1 })
     }
 
-    async fn body(&self, mut response: Response) -> Result<Bytes, FailureKind> {
-        let max = self.shared.max_response_bytes;
+    async fn body(&self, mut response: Response, mut clock: Clock) -> Result<Bytes, FailureKind> {
+        let max = self.shared.settings.max_response_bytes;
+        let length = response.content_length().and_then(|length| usize::try_from(length).ok());
         // Copied, since a chunk is a part of the connection's buffer: a reply that waits for the broker
         // would keep all of it, and the connection would need another.
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| classify(&error))? {
-            if body.len() + chunk.len() > max {
+        let mut body = Vec::with_capacity(length.unwrap_or_default().min(FREE));
+        let mut reserved = None;
+        while let Some(chunk) =
+            clock.bound(response.chunk()).await?.map_err(|error| classify(&error))?
+        {
+            let size = body.len() + chunk.len();
+            if size > max {
                 return Err(FailureKind::AnswerTooLarge(max));
+            }
+            if size > FREE && reserved.is_none() {
+                let waits = Instant::now();
+                reserved =
+                    Some(self.shared.budget.reserve(length.unwrap_or(max).clamp(size, max)).await);
+                // It is not the API that was slow.
+                clock.end += waits.elapsed();
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(body.into())
+        Ok(match reserved {
+            None => body.into(),
+            Some(reserved) => reserved.hold(body),
+        })
     }
+}
+
+/// What bounds an attempt in time.
+#[derive(Clone, Copy)]
+struct Clock {
+    end: Instant,
+    expires: Option<Instant>,
+}
+
+impl Clock {
+    async fn bound<F: Future>(&self, exchange: F) -> Result<F::Output, FailureKind> {
+        let end = self.expires.map_or(self.end, |expires| expires.min(self.end));
+        timeout_at(end, exchange).await.map_err(|_| {
+            // An attempt that the message's own expiry cuts short says nothing about the API.
+            if end < self.end { FailureKind::Expired } else { FailureKind::Timeout }
+        })
+    }
+}
+
+/// A content coding that is left on an answer: those that are understood are taken off before.
+fn coding(headers: &HeaderMap) -> Option<String> {
+    let coding = headers.get(CONTENT_ENCODING)?.to_str().unwrap_or("?").trim();
+    (!coding.is_empty() && !coding.eq_ignore_ascii_case("identity"))
+        .then(|| coding.escape_debug().take(40).collect())
 }
 
 impl tower::Service<Call> for Client {
@@ -194,6 +295,17 @@ fn classify(error: &reqwest::Error) -> FailureKind {
         text.push_str(&error.to_string());
         cause = error.source();
     }
+    if let Some(io) = io_error(error) {
+        if io.raw_os_error().is_some_and(|code| LOCAL_FAULTS.contains(&code)) {
+            return FailureKind::Local(text);
+        }
+        // An answer that is not coded as it says.
+        if matches!(io.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
+            && error.is_decode()
+        {
+            return FailureKind::Coding(text);
+        }
+    }
     if error.is_timeout() {
         FailureKind::Timeout
     } else if error.is_connect() {
@@ -203,14 +315,27 @@ fn classify(error: &reqwest::Error) -> FailureKind {
     }
 }
 
-/// `Retry-After` in seconds or as a date [RFC 9110, 10.2.3].
-fn retry_after(value: &HeaderValue) -> Option<Duration> {
+/// The system's own error below a client error.
+fn io_error<'e>(error: &'e reqwest::Error) -> Option<&'e io::Error> {
+    let mut cause: Option<&'e (dyn std::error::Error + 'static)> = error.source();
+    let mut found = None;
+    while let Some(error) = cause {
+        found = error.downcast_ref::<io::Error>().or(found);
+        cause = error.source();
+    }
+    found
+}
+
+/// `Retry-After` in seconds or as a date [RFC 9110, 10.2.3]; a date is read by the clock of who wrote it.
+fn retry_after(value: &HeaderValue, date: Option<&HeaderValue>) -> Option<Duration> {
     let text = value.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER));
     }
-    let date = httpdate::parse_http_date(text).ok()?;
-    Some(date.duration_since(SystemTime::now()).unwrap_or_default().min(MAX_RETRY_AFTER))
+    let parse = |text: &str| httpdate::parse_http_date(text.trim()).ok();
+    let then = parse(text)?;
+    let now = date.and_then(|date| parse(date.to_str().ok()?)).unwrap_or_else(SystemTime::now);
+    Some(then.duration_since(now).unwrap_or_default().min(MAX_RETRY_AFTER))
 }
 
 #[cfg(test)]
@@ -219,7 +344,7 @@ mod tests {
 
     #[test]
     fn retry_after_comes_in_two_forms() {
-        let parse = |text: &str| retry_after(&HeaderValue::try_from(text).unwrap());
+        let parse = |text: &str| retry_after(&HeaderValue::try_from(text).unwrap(), None);
         assert_eq!(parse("120"), Some(Duration::from_mins(2)));
         let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(90));
         let left = parse(&date).unwrap();
@@ -227,5 +352,9 @@ mod tests {
         assert_eq!(parse("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
         assert_eq!(parse("18446744073709551615"), Some(MAX_RETRY_AFTER));
         assert_eq!(parse("soon"), None);
+        // Its clock is an hour behind ours.
+        let at = |text: &str| HeaderValue::try_from(text).unwrap();
+        let (date, then) = ("Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:29:00 GMT");
+        assert_eq!(retry_after(&at(then), Some(&at(date))), Some(Duration::from_mins(1)));
     }
 }

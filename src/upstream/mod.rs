@@ -3,7 +3,11 @@
 
 mod batch;
 mod breaker;
+mod budget;
 mod client;
+#[cfg(test)]
+mod fixtures;
+mod hold;
 mod retry;
 mod throttle;
 
@@ -14,10 +18,10 @@ use url::Url;
 
 use self::{
     batch::{BatchLayer, Batches},
-    breaker::{Breaker, BreakerLayer, Guarded},
     client::Client,
+    hold::Hold,
     retry::RetryTransient,
-    throttle::{Throttle, ThrottleLayer},
+    throttle::{Throttle, ThrottleLayer, Turns},
 };
 pub use self::{
     breaker::{BreakerSettings, Outage},
@@ -26,7 +30,7 @@ pub use self::{
 };
 use crate::{
     backoff::Backoff,
-    call::{Answer, Call, Failure},
+    call::{Answer, Call, Failure, Limits, Trial},
     metrics::Metrics,
     secret::Secret,
     tls,
@@ -49,6 +53,8 @@ pub struct Settings {
     pub max_filter_bytes: usize,
     /// Largest answer read, in bytes.
     pub max_response_bytes: usize,
+    /// Answers held at once, in bytes, small ones not counted.
+    pub max_held_response_bytes: usize,
     /// The header that carries the device's key.
     pub key_header: reqwest::header::HeaderName,
     /// What stands before the key in that header.
@@ -66,14 +72,14 @@ pub struct Settings {
 }
 
 /// The layers, outermost first; [`Upstream::new`] has a reason for each.
-type Stack =
-    tower::retry::Retry<RetryTransient, Guarded<Throttle<Batches<ConcurrencyLimit<Client>>>>>;
+type Stack = tower::retry::Retry<RetryTransient, Throttle<Batches<ConcurrencyLimit<Client>>>>;
 
 /// A cheap-clone handle on the upstream.
 #[derive(Clone)]
 pub struct Upstream {
     stack: Stack,
-    breaker: Arc<Breaker>,
+    turns: Turns,
+    hold: Arc<Hold>,
 }
 
 impl Upstream {
@@ -82,21 +88,19 @@ impl Upstream {
     /// # Errors
     /// [`ClientError`] when a certificate file or the proxy cannot be used.
     pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, ClientError> {
-        let breaker = Breaker::new(settings.breaker, metrics.clone());
-        let client = Client::new(settings, metrics, breaker.clone())?;
+        let client = Client::new(settings, metrics.clone())?;
+        let hold = Hold::new(settings.breaker.clone(), settings.backoff, client.clone(), metrics);
+        let turns = Turns::new(&settings.rates, hold.clone());
         let stack = ServiceBuilder::new()
             // Outermost, so that it sees each attempt's result and gives everything below back
             // while it waits: a call in back-off holds neither a turn nor a connection.
             .layer(tower::retry::RetryLayer::new(RetryTransient::new(
                 settings.backoff,
-                breaker.clone(),
+                hold.clone(),
             )))
-            // Below retry, so that it sees every attempt, and a call that has failed is held before
-            // its next one; above the throttle, so that held calls take no turns.
-            .layer(BreakerLayer(breaker.clone()))
-            // Below retry, so that every attempt counts against the limits the API sets; above the
+            // Below retry, so that every attempt that the API counts takes a turn; above the
             // concurrency limit, so that a device waiting for its turn takes nobody's place.
-            .layer(ThrottleLayer::new(&settings.rates, breaker.clone()))
+            .layer(ThrottleLayer(turns.clone()))
             // Below the throttle, so that each call takes its own turn; above the concurrency limit, since
             // what waits to travel together is not under way.
             .layer(BatchLayer {
@@ -106,7 +110,7 @@ impl Upstream {
             // Last before the wire: bounds connections and the memory that answers need.
             .layer(tower::limit::GlobalConcurrencyLimitLayer::new(settings.max_in_flight))
             .service(client);
-        Ok(Self { stack, breaker })
+        Ok(Self { stack, turns, hold })
     }
 
     /// Makes the call, again if it has to be.
@@ -117,25 +121,62 @@ impl Upstream {
         self.stack.clone().oneshot(call).await
     }
 
-    /// How long the upstream has been down and how that showed, if it is.
-    pub fn outage(&self) -> Option<Outage> {
-        self.breaker.outage()
+    /// Waits for a turn of the limits on a device's calls on a row, before anything is spent on making one;
+    /// the call then says [`Call::has_turn`] and has this [`Trial`].
+    ///
+    /// # Errors
+    /// [`Throttled`](crate::call::FailureKind::Throttled) when the turn would come later than the deadline, [`Held`](crate::call::FailureKind::Held) when
+    /// the gateway stops.
+    pub async fn turn(
+        &self,
+        row: &Arc<str>,
+        device: &Arc<str>,
+        limits: Limits,
+    ) -> Result<Trial, Failure> {
+        let trial = Trial::default();
+        let turn = self.turns.take(row, device, limits, &trial).await;
+        turn.map(|()| trial).map_err(|kind| Failure { kind, attempts: 0 })
+    }
+
+    /// What the clock shows that deadlines of this row run by; see [`Call::since`].
+    pub fn clock(&self, row: &str) -> Duration {
+        self.hold.reading(row)
+    }
+
+    /// How long the API has been known to answer anybody, added up: the time in which a device can be said not to
+    /// get on by itself.
+    pub fn answering(&self) -> Duration {
+        self.hold.answering()
+    }
+
+    /// Rows on which nobody is served: since when, and how that showed.
+    pub fn outages(&self) -> Vec<Outage> {
+        self.hold.outages()
+    }
+
+    /// What this machine could not do of late, if that kept it from making calls.
+    pub fn local_fault(&self) -> Option<String> {
+        self.hold.local_fault()
+    }
+
+    /// Whether a call of this device has failed and waits, or waits for a turn of a limit of its own.
+    pub fn is_delayed(&self, device: &str) -> bool {
+        self.hold.is_delayed(device)
     }
 
     /// Holds no calls any longer. Those under way go on.
     pub fn stop(&self) {
-        self.breaker.stop();
+        self.hold.stop();
     }
 }
 
-/// Reaches for the API's root once, as `check --connect` does; any answer will do.
+/// Reaches for the API once, as `check --connect` does; any answer will do.
 ///
 /// # Errors
 /// A sentence for the operator.
 pub async fn probe(settings: &Settings) -> Result<String, String> {
-    let metrics = Arc::new(Metrics::default());
-    let breaker = Breaker::new(settings.breaker, metrics.clone());
-    let client = Client::new(settings, metrics, breaker).map_err(|e| e.to_string())?;
-    let status = client.probe().await.map_err(|failure| failure.to_string())?;
+    let client = Client::new(settings, Arc::default()).map_err(|e| e.to_string())?;
+    let path = settings.breaker.probe_path.as_deref().unwrap_or("/");
+    let status = client.get(path).await.map_err(|failure| failure.to_string())?;
     Ok(format!("{} answers {status}", settings.url))
 }

@@ -1,7 +1,7 @@
 //! Rate limits: attempts in all and attempts per device, kept by `governor`.
 //!
-//! An attempt waits for its turn if the turn comes before the call's deadline; else it is refused at
-//! once with the time it would have to wait.
+//! Only what the API counts takes a turn: an attempt that did not get through, or that the API did not act on, keeps
+//! its turn for the next one, so that nothing that is held in an outage waits for a rate when it is over.
 
 use std::{
     collections::HashMap,
@@ -22,9 +22,9 @@ use governor::{
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
 
-use super::breaker::Breaker;
+use super::{breaker::MAX_TOLD, hold::Hold};
 use crate::{
-    call::{Answer, Call, Failure, FailureKind},
+    call::{self, Answer, Call, Failure, FailureKind, Trial},
     rate::Rate,
 };
 
@@ -74,19 +74,20 @@ impl Limits {
     }
 
     /// Waits for a turn, the narrowest limit first, so that a device over its own limit uses up no
-    /// turn of the others.
-    async fn turn(&self, call: &Call, breaker: &Breaker) -> Result<(), FailureKind> {
+    /// turn of the others. Waiting does not count against the message. A device over a limit of its own is
+    /// refused where the turn would come later than a message's deadline; the limit for all only delays.
+    async fn turn(&self, wanted: &Wanted<'_>) -> Result<(), FailureKind> {
         self.sweep();
         let now = || self.clock.now();
-        let narrow = [self.rows.get(&call.name), self.per_device.as_ref()];
+        let narrow = [self.rows.get(wanted.name), self.per_device.as_ref()];
         for limiter in narrow.into_iter().flatten() {
-            while let Err(not_until) = limiter.check_key(&call.device) {
-                wait(call, breaker, not_until.wait_time_from(now())).await?;
+            while let Err(not_until) = limiter.check_key(wanted.device) {
+                wanted.wait(not_until.wait_time_from(now()), wanted.deadline).await?;
             }
         }
         if let Some(limiter) = &self.total {
             while let Err(not_until) = limiter.check() {
-                wait(call, breaker, not_until.wait_time_from(now())).await?;
+                wanted.wait(not_until.wait_time_from(now()), Duration::MAX).await?;
             }
         }
         Ok(())
@@ -103,35 +104,99 @@ impl Limits {
     }
 }
 
-/// Waits, unless the turn would come too late.
-async fn wait(call: &Call, breaker: &Breaker, wait: Duration) -> Result<(), FailureKind> {
-    let next = Instant::now() + wait;
-    let late = |end: Option<Instant>| end.is_some_and(|end| end <= next);
-    if late(breaker.deadline(call)) || late(call.expires) {
-        return Err(FailureKind::Throttled(wait));
+/// A turn that is wanted.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    name: &'a Arc<str>,
+    device: &'a Arc<str>,
+    deadline: Duration,
+    expires: Option<Instant>,
+    trial: &'a Trial,
+    hold: &'a Arc<Hold>,
+}
+
+impl Wanted<'_> {
+    /// Waits, unless it would be for longer than `most`, the message expires, or the gateway stops.
+    async fn wait(&self, wait: Duration, most: Duration) -> Result<(), FailureKind> {
+        let next = Instant::now() + wait;
+        if wait >= most || self.expires.is_some_and(|expires| expires <= next) {
+            return Err(FailureKind::Throttled(wait));
+        }
+        self.trial.excuse(wait);
+        let _delayed = self.hold.delayed(self.device);
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => Ok(()),
+            () = self.hold.stopped() => Err(FailureKind::Held),
+        }
     }
-    tokio::time::sleep_until(next).await;
-    Ok(())
+
+    /// Waits until the API takes calls of this device again, where it has asked for patience before.
+    async fn pause(&self) -> Result<(), FailureKind> {
+        match self.hold.paused(self.name, self.device) {
+            Some(wait) => self.wait(wait, MAX_TOLD).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Turns of all limits.
+#[derive(Clone)]
+pub(super) struct Turns {
+    limits: Option<Arc<Limits>>,
+    hold: Arc<Hold>,
+}
+
+impl Turns {
+    pub(super) fn new(rates: &Rates, hold: Arc<Hold>) -> Self {
+        Self { limits: Limits::new(rates).map(Arc::new), hold }
+    }
+
+    /// Waits for one.
+    pub(super) async fn take(
+        &self,
+        name: &Arc<str>,
+        device: &Arc<str>,
+        limits: call::Limits,
+        trial: &Trial,
+    ) -> Result<(), FailureKind> {
+        let (hold, call::Limits { deadline, expires, .. }) = (&self.hold, limits);
+        let wanted = Wanted { name, device, deadline, expires, trial, hold };
+        wanted.pause().await?;
+        match &self.limits {
+            Some(limits) => limits.turn(&wanted).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the call may still be made, and waits for its turn if it needs one.
+    async fn admit(&self, call: &mut Call) -> Result<(), FailureKind> {
+        if let Some(why) = call.trial.ended() {
+            return Err(why.clone());
+        }
+        let late = call.expires.is_some_and(|expires| expires <= Instant::now());
+        if late || call.attempts > 0 && self.hold.is_stopping() {
+            return Err(FailureKind::Held);
+        }
+        if !call.has_turn {
+            let Call { deadline, expires, since, .. } = *call;
+            let limits = call::Limits { deadline, expires, since };
+            self.take(&call.name, &call.device, limits, &call.trial).await?;
+        }
+        call.hurried = call.since.is_some() && self.hold.hurries(call);
+        call.queued = Some(Instant::now());
+        Ok(())
+    }
 }
 
 /// Adds the limits to a service.
 #[derive(Clone)]
-pub(super) struct ThrottleLayer {
-    limits: Option<Arc<Limits>>,
-    breaker: Arc<Breaker>,
-}
-
-impl ThrottleLayer {
-    pub(super) fn new(rates: &Rates, breaker: Arc<Breaker>) -> Self {
-        Self { limits: Limits::new(rates).map(Arc::new), breaker }
-    }
-}
+pub(super) struct ThrottleLayer(pub(super) Turns);
 
 impl<S> Layer<S> for ThrottleLayer {
     type Service = Throttle<S>;
 
     fn layer(&self, inner: S) -> Throttle<S> {
-        Throttle { inner, limits: self.limits.clone(), breaker: self.breaker.clone() }
+        Throttle { inner, turns: self.0.clone() }
     }
 }
 
@@ -139,8 +204,7 @@ impl<S> Layer<S> for ThrottleLayer {
 #[derive(Clone)]
 pub(super) struct Throttle<S> {
     inner: S,
-    limits: Option<Arc<Limits>>,
-    breaker: Arc<Breaker>,
+    turns: Turns,
 }
 
 impl<S> Service<Call> for Throttle<S>
@@ -157,13 +221,10 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Call) -> Self::Future {
-        let (inner, limits, breaker) =
-            (self.inner.clone(), self.limits.clone(), self.breaker.clone());
+    fn call(&mut self, mut call: Call) -> Self::Future {
+        let (inner, turns) = (self.inner.clone(), self.turns.clone());
         Box::pin(async move {
-            if let Some(limits) = limits {
-                limits.turn(&call, &breaker).await?;
-            }
+            turns.admit(&mut call).await?;
             inner.oneshot(call).await
         })
     }
@@ -172,24 +233,9 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::fixtures::{NO_WAIT, hold};
 
-    fn call(name: &str, device: &str) -> Call {
-        Call {
-            name: name.into(),
-            device: device.into(),
-            method: crate::call::Method::POST,
-            path: "/".to_owned(),
-            body: None,
-            key: None,
-            retry: crate::call::Retry::Always,
-            made: Instant::now(),
-            deadline: Duration::from_secs(1),
-            expires: None,
-            batch: None,
-        }
-    }
-
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn each_limit_holds_for_its_own_and_a_refusal_uses_up_no_turn() {
         let rate = |text: &str| text.parse::<Rate>().unwrap();
         let rates = Rates {
@@ -197,17 +243,58 @@ mod tests {
             per_device: Some(rate("3/h")),
             rows: vec![("rare".into(), rate("1/h"))],
         };
-        let limits = Limits::new(&rates).unwrap();
-        let probe = crate::backoff::Backoff { initial: Duration::ZERO, max: Duration::ZERO };
-        let settings = crate::upstream::BreakerSettings { devices: 3, probe };
-        let breaker = Breaker::new(settings, Arc::default());
-        let taken = async |name, device| limits.turn(&call(name, device), &breaker).await.is_ok();
-        assert!(taken("rare", "a").await);
-        assert!(!taken("rare", "a").await, "the row's limit, per device");
-        assert!(taken("often", "a").await && taken("often", "a").await);
-        assert!(!taken("often", "a").await, "the device's limit");
-        assert!(taken("often", "b").await, "the refusals have used up no turn of the total");
-        let refused = limits.turn(&call("often", "c"), &breaker).await.unwrap_err();
+        let turns = Turns::new(&rates, hold(NO_WAIT));
+        let limits = call::Limits { deadline: Duration::from_secs(1), expires: None, since: None };
+        let take = async |name: &str, device: &str| {
+            turns.take(&name.into(), &device.into(), limits, &Trial::default()).await
+        };
+        assert!(take("rare", "a").await.is_ok());
+        assert!(take("rare", "a").await.is_err(), "the row's limit, per device");
+        assert!(take("often", "a").await.is_ok() && take("often", "a").await.is_ok());
+        let refused = take("often", "a").await.unwrap_err();
         assert!(matches!(refused, FailureKind::Throttled(wait) if wait > Duration::from_mins(10)));
+        assert!(take("often", "b").await.is_ok(), "the refusals have used up no turn of the total");
+    }
+
+    #[tokio::test]
+    async fn the_limit_for_all_delays_and_does_not_count() {
+        let rates = Rates { total: Some("20/s".parse().unwrap()), ..Rates::default() };
+        let hold = hold(NO_WAIT);
+        let turns = Turns::new(&rates, hold.clone());
+        let limits = call::Limits { deadline: Duration::ZERO, expires: None, since: None };
+        let trial = Trial::default();
+        for _ in 0..22 {
+            turns.take(&"r".into(), &"d".into(), limits, &trial).await.unwrap();
+        }
+        assert!(trial.excused() > Duration::from_millis(20), "{:?}", trial.excused());
+        hold.stop();
+        let mut taken = Ok(());
+        while taken.is_ok() {
+            taken = turns.take(&"r".into(), &"d".into(), limits, &trial).await;
+        }
+        assert_eq!(taken, Err(FailureKind::Held), "nobody waits for a turn when the gateway stops");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_keeps_its_turn_waits_for_none() {
+        let rates = Rates { per_device: Some("1/h".parse().unwrap()), ..Rates::default() };
+        let turns = Turns::new(&rates, hold(NO_WAIT));
+        let mut call = crate::upstream::fixtures::call("r", "d");
+        assert!(turns.admit(&mut call).await.is_ok());
+        assert!(turns.admit(&mut call.clone()).await.is_err());
+        call.has_turn = true;
+        assert!(turns.admit(&mut call).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_was_told_to_wait_waits_before_its_next_message_too() {
+        let hold = hold(NO_WAIT);
+        let turns = Turns::new(&Rates::default(), hold.clone());
+        let (began, mut call) = (Instant::now(), crate::upstream::fixtures::call("r", "d"));
+        hold.pause("r", "d", Duration::from_secs(90));
+        turns.admit(&mut call).await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), 90);
+        hold.pause("r", "d", Duration::from_hours(1));
+        assert!(matches!(turns.admit(&mut call).await, Err(FailureKind::Throttled(_))));
     }
 }

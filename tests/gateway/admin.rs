@@ -85,6 +85,7 @@ async fn metrics_are_named_once_and_for_all() {
         "gateway_messages_received",
         "gateway_messages_settled",
         "gateway_messages_pending",
+        "gateway_messages_pending_of_one_device",
     ];
     let (mut names, mut expected) = (names, expected.to_vec());
     names.sort_unstable();

@@ -128,7 +128,8 @@ async fn other_properties_do_no_harm() {
     assert!(!request.headers.keys().any(|name| name.as_str().starts_with("host-")));
 }
 
-/// An HTTP server that says exactly these bytes to every request, then hangs or hangs up.
+/// An HTTP server that says exactly these bytes to every call, then hangs or hangs up. To the probe it says that it is
+/// there: else nobody could tell that from an outage.
 async fn rogue(answer: &'static [u8], then_hang: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -137,6 +138,10 @@ async fn rogue(answer: &'static [u8], then_hang: bool) -> String {
             tokio::spawn(async move {
                 let mut request = [0; 4096];
                 let _ = stream.read(&mut request).await;
+                if request.starts_with(b"GET / ") {
+                    let _ = stream.write_all(b"HTTP/1.1 204 -\r\n\r\n").await;
+                    return;
+                }
                 let _ = stream.write_all(answer).await;
                 while then_hang && stream.write_all(b"0123456789").await.is_ok() {
                     tokio::time::sleep(Duration::from_millis(10)).await;

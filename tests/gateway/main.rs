@@ -10,6 +10,7 @@ mod harness;
 mod link;
 mod load;
 mod rig;
+mod scripted_api;
 mod wire;
 
 mod admin;
@@ -22,6 +23,7 @@ mod delivery;
 mod deploy;
 mod doors;
 mod faults;
+mod fleet;
 mod flow;
 mod hostile;
 mod identity;

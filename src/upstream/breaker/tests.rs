@@ -1,165 +1,231 @@
 //! The breaker, played through by hand.
 
 use super::*;
-use crate::call::{Method, Retry, StatusCode};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn breaker() -> Arc<Breaker> {
-    let probe = Backoff { initial: SECOND, max: SECOND };
-    Breaker::new(BreakerSettings { devices: 3, probe }, Arc::default())
+/// A breaker, a row, and the time.
+struct Scene {
+    breaker: Breaker,
+    row: Arc<str>,
+    now: Instant,
 }
 
-fn call(device: &str, expires: Option<Instant>) -> Call {
-    Call {
-        name: "r".into(),
-        device: device.into(),
-        method: Method::POST,
-        path: "/".to_owned(),
-        body: None,
-        key: None,
-        retry: Retry::Always,
-        made: Instant::now(),
-        deadline: SECOND,
-        expires,
-        batch: None,
+impl Scene {
+    fn new(probe_path: Option<&str>) -> Self {
+        let now = Instant::now();
+        let probe = Backoff { initial: SECOND, max: 30 * SECOND };
+        let settings =
+            BreakerSettings { devices: 3, probe, probe_path: probe_path.map(Into::into) };
+        let breaker = Breaker::new(settings, Backoff { initial: SECOND, max: 10 * SECOND }, now);
+        Self { breaker, row: "r".into(), now }
     }
-}
 
-fn answered(status: u16) -> Result<Answer, Failure> {
-    StatusCode::from_u16(status).map_err(|_| FailureKind::Timeout.into()).map(|status| Answer {
-        status,
-        content_type: None,
-        body: bytes::Bytes::new(),
-        retry_after: None,
-        attempts: 1,
-    })
-}
+    fn learn(&mut self, device: u64, sign: Sign) {
+        self.breaker.learn(&self.row, device, sign, false, self.now);
+    }
 
-fn result(sign: Sign) -> Result<Answer, Failure> {
-    match sign {
-        Sign::Up => answered(200),
-        Sign::Doubt => answered(500),
-        _ => Err(FailureKind::Unreachable("refused".to_owned()).into()),
+    fn fails(&mut self, device: u64) {
+        self.learn(device, Sign::Failed("500".to_owned()));
     }
-}
 
-async fn attempt(breaker: &Arc<Breaker>, device: &str, sign: Sign) {
-    let permit = breaker.admit(&call(device, None)).await.unwrap();
-    breaker.learn(permit, device, &result(sign));
-}
+    fn serves(&mut self, device: u64) {
+        self.learn(device, Sign::Served);
+    }
 
-#[tokio::test(start_paused = true)]
-async fn one_device_that_fails_is_its_own_trouble() {
-    let breaker = breaker();
-    for _ in 0..100 {
-        attempt(&breaker, "bad", Sign::Doubt).await;
+    /// A call that has failed so often waits.
+    fn waits(&mut self, failures: u32) -> Id {
+        let first = self.breaker.first(&self.row, self.now);
+        let (deadline, told, proven) = (30 * SECOND, None, None);
+        let spent = Duration::ZERO;
+        let row = &self.row.clone();
+        let call = Failing { row, failures, first, spent, deadline, proven, told };
+        self.breaker.wait(&call, self.now)
     }
-    for device in ["b", "c", "d", "e"] {
-        attempt(&breaker, device, Sign::Doubt).await;
-        attempt(&breaker, "good", Sign::Up).await;
-    }
-    assert_eq!(breaker.outage(), None);
-}
 
-#[tokio::test(start_paused = true)]
-async fn several_devices_or_no_connection_mean_the_upstream_is_down() {
-    let several = breaker();
-    for device in ["a", "b", "c"] {
-        attempt(&several, device, Sign::Doubt).await;
+    fn later(&mut self, time: Duration) -> Vec<Id> {
+        self.now += time;
+        let due = self.breaker.poll(self.now);
+        due.released.into_iter().map(|(id, _)| id).collect()
     }
-    assert!(several.outage().is_some());
-    let unreachable = breaker();
-    for _ in 0..3 {
-        attempt(&unreachable, "a", Sign::Down).await;
-    }
-    assert!(unreachable.outage().is_some());
-}
 
-#[tokio::test(start_paused = true)]
-async fn one_call_at_a_time_tries_and_the_first_success_frees_all() {
-    let breaker = breaker();
-    for _ in 0..3 {
-        attempt(&breaker, "a", Sign::Down).await;
+    fn is_down(&self) -> bool {
+        !self.breaker.outages().is_empty()
     }
-    let held: Vec<_> = (0..5)
-        .map(|n| {
-            let breaker = breaker.clone();
-            tokio::spawn(async move {
-                let permit = breaker.admit(&call(&n.to_string(), None)).await.unwrap();
-                let probe = permit.probe;
-                tokio::time::sleep(SECOND).await;
-                // The first two find it still down.
-                let lasts = breaker.outage().map(|outage| outage.since.elapsed());
-                let down = lasts.is_some_and(|lasts| lasts < 5 * SECOND);
-                breaker.learn(permit, "x", &result(if down { Sign::Down } else { Sign::Up }));
-                probe
-            })
-        })
-        .collect();
-    tokio::time::sleep(3600 * SECOND).await;
-    let probes = {
-        let mut probes = 0;
-        for task in held {
-            probes += u32::from(task.await.unwrap());
-        }
-        probes
-    };
-    assert!(probes >= 2, "{probes} calls tried on their own");
-    assert_eq!(breaker.outage(), None);
-}
-
-#[tokio::test(start_paused = true)]
-async fn deadlines_begin_anew_after_an_outage() {
-    let breaker = breaker();
-    let (call, made) = (call("a", None), Instant::now());
-    assert_eq!(breaker.deadline(&call), Some(made + SECOND));
-    for _ in 0..3 {
-        attempt(&breaker, "a", Sign::Down).await;
-    }
-    assert_eq!(breaker.deadline(&call), None);
-    tokio::time::sleep(600 * SECOND).await;
-    attempt(&breaker, "a", Sign::Up).await;
-    assert_eq!(breaker.deadline(&call), Some(Instant::now() + SECOND));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_held_call_ends_when_it_expires_or_the_gateway_stops() {
-    let breaker = breaker();
-    for _ in 0..3 {
-        attempt(&breaker, "a", Sign::Down).await;
-    }
-    // Somebody is trying, so nobody else may.
-    tokio::time::sleep(10 * SECOND).await;
-    let _probe = breaker.admit(&call("probe", None)).await.unwrap();
-    let expires = Instant::now() + 5 * SECOND;
-    let failure = breaker.admit(&call("a", Some(expires))).await.err().unwrap();
-    assert_eq!(failure.kind, FailureKind::Held);
-    assert_eq!(Instant::now(), expires);
-    breaker.stop();
-    assert!(breaker.admit(&call("a", None)).await.is_err());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_probe_that_is_dropped_lets_the_next_one_try() {
-    let breaker = breaker();
-    for _ in 0..3 {
-        attempt(&breaker, "a", Sign::Down).await;
-    }
-    drop(breaker.admit(&call("a", None)).await.unwrap());
-    assert!(breaker.admit(&call("b", None)).await.unwrap().probe);
 }
 
 #[test]
-fn every_result_is_a_sign() {
-    for status in [200, 302, 400, 401, 404, 422, 501] {
-        assert_eq!(sign(&answered(status)), Sign::Up, "{status}");
+fn one_device_that_fails_is_its_own_trouble() {
+    let mut scene = Scene::new(Some("/"));
+    scene.serves(9);
+    for _ in 0..100 {
+        scene.fails(1);
     }
-    for status in [408, 429, 500, 502, 503, 504] {
-        assert_eq!(sign(&answered(status)), Sign::Doubt, "{status}");
+    assert!(!scene.is_down());
+    for device in 1..20 {
+        scene.fails(device);
+        scene.serves(9);
     }
-    let failed = |kind| sign(&Err(Failure::from(kind)));
-    assert_eq!(failed(FailureKind::Unreachable(String::new())), Sign::Down);
-    assert_eq!(failed(FailureKind::Timeout), Sign::Doubt);
-    assert_eq!(failed(FailureKind::Broken(String::new())), Sign::Doubt);
+    assert!(!scene.is_down());
+}
+
+#[test]
+fn several_devices_on_a_row_or_no_connection_are_an_outage_and_a_success_ends_it() {
+    let mut scene = Scene::new(Some("/"));
+    for device in 1..=3 {
+        assert!(!scene.is_down());
+        scene.fails(device);
+        scene.fails(device);
+        if device == 2 {
+            // They are all there are, as far as anybody knows.
+            break;
+        }
+    }
+    assert!(scene.is_down());
+    let other: Arc<str> = "other".into();
+    scene.breaker.learn(&other, 9, Sign::Served, false, scene.now);
+    assert!(scene.is_down(), "another row says nothing about this one");
+    scene.learn(9, Sign::Refused);
+    assert!(scene.is_down(), "nor does a call that is refused for good");
+    scene.serves(9);
+    assert!(!scene.is_down());
+
+    let mut scene = Scene::new(Some("/"));
+    for _ in 0..3 {
+        assert!(!scene.is_down());
+        scene.learn(1, Sign::Unreachable("refused".to_owned()));
+    }
+    assert_eq!(scene.breaker.outages()[0].sign, "refused");
+}
+
+#[test]
+fn devices_that_fail_by_themselves_are_no_witnesses() {
+    let mut scene = Scene::new(Some("/"));
+    for device in 10..15 {
+        scene.serves(device);
+    }
+    // Three of them fail all the time, and others are served in between.
+    for _ in 0..2 {
+        for device in 1..=2 {
+            scene.fails(device);
+        }
+        scene.serves(10);
+        scene.fails(3);
+        scene.serves(10);
+    }
+    for device in 1..=3 {
+        scene.fails(device);
+    }
+    assert!(!scene.is_down());
+    // What they fail by, others may fail by as well.
+    for device in 10..13 {
+        scene.fails(device);
+    }
+    assert!(scene.is_down());
+}
+
+#[test]
+fn the_probe_tells_a_message_from_the_api_where_one_device_speaks() {
+    let mut scene = Scene::new(Some("/health"));
+    scene.fails(1);
+    let id = scene.waits(1);
+    assert!(scene.breaker.poll(scene.now).probe);
+    assert!(!scene.breaker.poll(scene.now).probe, "one at a time");
+    scene.breaker.probed(Err("503".to_owned()), scene.now);
+    assert_eq!(scene.breaker.outages()[0].sign, "503");
+    assert!(scene.breaker.next_timeout(scene.now).is_some_and(|next| next > scene.now));
+    scene.now += 10 * SECOND;
+    let due = scene.breaker.poll(scene.now);
+    assert!(due.probe);
+    assert_eq!(due.released.len(), 1, "it tries by itself meanwhile");
+    scene.fails(1);
+    let again = scene.waits(2);
+    scene.breaker.probed(Ok(()), scene.now);
+    assert!(!scene.is_down() && again != id);
+    assert_eq!(scene.later(Duration::ZERO), [again], "who waited because of it is ready");
+}
+
+#[test]
+fn without_a_probe_nothing_is_asked_and_an_outage_ends_with_those_who_wait() {
+    let mut scene = Scene::new(None);
+    (1..=3).for_each(|device| scene.fails(device));
+    let id = scene.waits(1);
+    assert!(scene.is_down());
+    assert!(!scene.breaker.poll(scene.now).probe);
+    let row = scene.row.clone();
+    scene.breaker.cancel(&row, id);
+    scene.later(SECOND);
+    assert!(!scene.is_down() && scene.breaker.is_idle());
+}
+
+#[test]
+fn one_call_at_a_time_tries_in_an_outage_and_who_failed_least_goes_first() {
+    let mut scene = Scene::new(Some("/"));
+    (1..=3).for_each(|device| scene.fails(device));
+    let ids: Vec<_> = [5, 1, 3].into_iter().map(|failures| scene.waits(failures)).collect();
+    let mut tried = Vec::new();
+    for _ in 0..100 {
+        let released = scene.later(SECOND / 10);
+        assert!(released.len() <= 1);
+        tried.extend(released);
+    }
+    assert_eq!(tried, [ids[1], ids[2], ids[0]]);
+}
+
+#[test]
+fn who_comes_back_comes_back_by_a_ramp() {
+    let mut scene = Scene::new(Some("/"));
+    (1..=3).for_each(|device| scene.fails(device));
+    for _ in 0..100 {
+        scene.waits(1);
+    }
+    let mut sizes = Vec::new();
+    let mut under_way = 1;
+    while under_way > 0 {
+        // Each of those that were let go is served.
+        (0..under_way).for_each(|_| scene.serves(9));
+        under_way = scene.later(Duration::from_millis(1)).len();
+        sizes.push(under_way);
+    }
+    assert_eq!(sizes.iter().sum::<usize>(), 100);
+    assert!(sizes.iter().take(4).eq(&[3, 6, 12, 24]) || sizes[0] <= 4, "{sizes:?}");
+    assert!(sizes.windows(2).all(|pair| pair[1] <= 2 * pair[0] + 1), "{sizes:?}");
+}
+
+#[test]
+fn nobody_waits_longer_than_the_longest_wait() {
+    let mut scene = Scene::new(Some("/"));
+    (1..=3).for_each(|device| scene.fails(device));
+    for _ in 0..100 {
+        scene.waits(9);
+    }
+    let mut tried = scene.later(14 * SECOND).len();
+    assert!(tried <= 1);
+    tried += scene.later(17 * SECOND).len();
+    assert_eq!(tried, 100);
+}
+
+#[test]
+fn what_the_api_asks_of_one_device_is_obeyed_and_of_everybody_until_somebody_is_served() {
+    let mut scene = Scene::new(Some("/"));
+    (1..=3).for_each(|device| scene.fails(device));
+    let mut told = |personal: bool| {
+        let first = scene.breaker.first("r", scene.now);
+        let row = &scene.row.clone();
+        let call = Failing {
+            row,
+            failures: 1,
+            first,
+            spent: Duration::ZERO,
+            deadline: SECOND,
+            proven: None,
+            told: Some(Told { wait: 100 * SECOND, personal }),
+        };
+        scene.breaker.wait(&call, scene.now)
+    };
+    let (personal, general) = (told(true), told(false));
+    assert!(scene.later(40 * SECOND).is_empty(), "longer than anybody waits by himself");
+    scene.serves(9);
+    assert_eq!(scene.later(SECOND), [general]);
+    assert_eq!(scene.later(60 * SECOND), [personal]);
 }

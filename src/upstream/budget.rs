@@ -1,0 +1,88 @@
+//! Bounds the memory that answers take, from the first byte read until the last reply made of them is with the broker.
+//!
+//! Small answers are free: there are no more of them at once than calls under way and publications that wait, which
+//! have bounds of their own. A larger one reserves, once and before it is read on, all that it can become, so that
+//! no two can wait for each other; what it does not need it gives back when it is complete.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Answers up to this size, in bytes, are free.
+pub(super) const FREE: usize = 16 * 1024;
+/// The unit that is counted in, in bytes; semaphores count to `u32`.
+const UNIT: usize = 1024;
+
+/// The budget.
+#[derive(Clone)]
+pub(super) struct Budget {
+    units: Arc<Semaphore>,
+    all: usize,
+}
+
+/// A part of it.
+pub(super) struct Reserved(OwnedSemaphorePermit);
+
+impl Budget {
+    /// A budget of so many bytes; at least `largest`, so that every answer fits.
+    pub(super) fn new(bytes: usize, largest: usize) -> Self {
+        let all = bytes.max(largest).div_ceil(UNIT).min(Semaphore::MAX_PERMITS);
+        Self { units: Arc::new(Semaphore::new(all)), all }
+    }
+
+    /// Waits until so many bytes are free.
+    pub(super) async fn reserve(&self, bytes: usize) -> Reserved {
+        let units = u32::try_from(bytes.div_ceil(UNIT).min(self.all)).unwrap_or(u32::MAX);
+        let permit = self.units.clone().acquire_many_owned(units).await;
+        Reserved(permit.expect("the semaphore is never closed"))
+    }
+}
+
+impl Reserved {
+    /// The bytes, whose last copy gives the reservation back; what is left over is given back now.
+    pub(super) fn hold(mut self, bytes: Vec<u8>) -> Bytes {
+        let spare = self.0.num_permits().saturating_sub(bytes.len().div_ceil(UNIT));
+        drop(self.0.split(spare));
+        Bytes::from_owner(Held { bytes, _reserved: self })
+    }
+}
+
+struct Held {
+    bytes: Vec<u8>,
+    _reserved: Reserved,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_is_counted_until_its_last_copy_is_gone() {
+        let budget = Budget::new(100 * UNIT, UNIT);
+        let reserved = budget.reserve(100 * UNIT).await;
+        assert!(budget.reserve(1).now_or_never().is_none(), "all of it is taken");
+        let answer = reserved.hold(vec![0; 60 * UNIT]);
+        assert!(budget.reserve(40 * UNIT).now_or_never().is_some(), "the rest is given back");
+        let copy = answer.slice(1..2);
+        drop(answer);
+        assert!(budget.reserve(41 * UNIT).now_or_never().is_none());
+        drop(copy);
+        assert!(budget.reserve(100 * UNIT).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn the_largest_answer_always_fits() {
+        let budget = Budget::new(1, 10 * UNIT);
+        assert!(budget.reserve(10 * UNIT).now_or_never().is_some());
+        assert!(budget.reserve(1000 * UNIT).now_or_never().is_some(), "no more than there is");
+    }
+}

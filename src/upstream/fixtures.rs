@@ -1,0 +1,71 @@
+//! What the tests of the layers need: calls, answers, a breaker without anything behind it.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{BreakerSettings, Settings, client::Client, hold::Hold, throttle::Rates};
+use crate::{
+    backoff::Backoff,
+    call::{Answer, Call, Method, Retry, StatusCode, Trial},
+    tls,
+};
+
+pub(super) const NO_WAIT: Backoff = Backoff { initial: Duration::ZERO, max: Duration::ZERO };
+
+pub(super) fn call(name: &str, device: &str) -> Call {
+    Call {
+        name: name.into(),
+        device: device.into(),
+        method: Method::POST,
+        path: "/".to_owned(),
+        body: None,
+        key: None,
+        retry: Retry::Always,
+        deadline: Duration::from_secs(30),
+        since: None,
+        trial: Trial::default(),
+        has_turn: false,
+        attempts: 0,
+        queued: None,
+        hurried: false,
+        expires: None,
+        batch: None,
+    }
+}
+
+pub(super) fn answer(status: u16) -> Answer {
+    Answer {
+        status: StatusCode::from_u16(status).expect("a status of a test"),
+        content_type: None,
+        body: bytes::Bytes::new(),
+        retry_after: None,
+        attempts: 1,
+    }
+}
+
+/// A breaker that sends no probe and lets calls wait as `retry` says.
+pub(super) fn hold(retry: Backoff) -> Arc<Hold> {
+    let breaker = BreakerSettings {
+        devices: 3,
+        probe: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(30) },
+        probe_path: None,
+    };
+    let settings = Settings {
+        url: "http://localhost".parse().expect("a URL"),
+        attempt_timeout: Duration::from_secs(10),
+        deadline: Duration::from_secs(30),
+        max_in_flight: 1,
+        max_request_bytes: 1,
+        max_filter_bytes: 1,
+        max_response_bytes: 1,
+        max_held_response_bytes: 1,
+        key_header: reqwest::header::AUTHORIZATION,
+        key_prefix: "".into(),
+        proxy: None,
+        tls: tls::Settings::default(),
+        backoff: retry,
+        breaker: breaker.clone(),
+        rates: Rates::default(),
+    };
+    let client = Client::new(&settings, Arc::default()).expect("nothing can be wrong with it");
+    Hold::new(breaker, retry, client, Arc::default())
+}
