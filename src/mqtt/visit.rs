@@ -34,15 +34,20 @@ pub async fn probe(settings: &Settings, patterns: &[Pattern]) -> Result<String, 
     // As a member of the group itself it would be given messages that others wait for.
     let share_group = settings.share_group.as_ref().map(|group| format!("{group}-check").into());
     let settings = Settings { client_id, share_group, ..settings.clone() };
-    // How long a session is kept shows only where one is asked for; it has no subscriptions.
-    let (visit, connack) = Visit::begin(&settings, true, expiry(&settings)).await?;
+    // How long a session is kept shows only where one is asked for; it has no subscriptions. No clean start:
+    // a broker that binds client identifiers to users takes us for the gateway itself, and would end its
+    // session with all that waits in it.
+    let (visit, connack) = Visit::begin(&settings, false, expiry(&settings)).await?;
     visit.end().await;
+    if connack.session_present {
+        return Ok(report(&settings, &connack.limits, None));
+    }
     let (mut visit, _) = Visit::begin(&settings, true, 0).await?;
     let refused = visit.subscribe(&settings, patterns).await;
     visit.end().await;
     let refused = refused?;
     if refused.is_empty() {
-        Ok(report(&settings, &connack.limits, patterns.len()))
+        Ok(report(&settings, &connack.limits, Some(patterns.len())))
     } else {
         Err(format!(
             "{} refuses subscriptions; allow them in its access list: {}",
@@ -200,12 +205,16 @@ impl Visit {
     }
 }
 
-fn report(settings: &Settings, limits: &Limits, filters: usize) -> String {
+fn report(settings: &Settings, limits: &Limits, filters: Option<usize>) -> String {
+    let subscriptions = filters.map_or_else(
+        || "not tried: there is a session, the gateway's where ids are bound to users".to_owned(),
+        |filters| format!("{filters} accepted"),
+    );
     let or =
         |value: Option<u32>, default: &str| value.map_or(default.to_owned(), |v| v.to_string());
     let encrypted = matches!(settings.address.transport, Transport::Mqtts | Transport::Wss);
     let mut text = format!(
-        "{} accepts us{}\n  subscriptions        {filters} accepted\n  takes at once        {}\n  \
+        "{} accepts us{}\n  subscriptions        {subscriptions}\n  takes at once        {}\n  \
          largest packet       {}\n  session expiry       {}\n  maximum QoS          {}\n  \
          shared subscriptions {}",
         settings.address,

@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 
 use serde_json::json;
 
-use crate::harness::{Broker, Device, Gateway, Options, Upstream};
+use crate::harness::{Broker, Device, Gateway, Options, Upstream, program};
 
 const GATEWAY: &str = "mqtt-rest-gateway";
 const READER: &str = "dead-letters";
@@ -63,8 +63,7 @@ async fn a_device_cannot_take_the_session_of_the_gateway() {
     let dir = tempfile::tempdir().unwrap();
     let (broker, upstream) = (broker(dir.path()).await, Upstream::start().await);
     upstream.answers("POST", "/v1/devices/d1/telemetry", 200, json!({})).await;
-    let mut gateway_process = gateway(&broker, &upstream).await;
-    gateway_process.stop().await;
+    gateway(&broker, &upstream).await.stop().await;
     let mut d1 = device(&broker, "d1").await;
     for _ in 0..20 {
         d1.send("telemetry", json!({})).await;
@@ -73,4 +72,49 @@ async fn a_device_cannot_take_the_session_of_the_gateway() {
     let _thief = broker.login(GATEWAY, "d2", "v1/device/d2/#").await;
     let _gateway = gateway(&broker, &upstream).await;
     upstream.arrived("POST /v1/devices/d1/telemetry", 20).await;
+}
+
+#[tokio::test]
+async fn a_check_does_not_cost_the_gateway_its_session() {
+    let dir = tempfile::tempdir().unwrap();
+    let (broker, upstream) = (broker(dir.path()).await, Upstream::start().await);
+    upstream.answers("POST", "/v1/devices/d1/telemetry", 200, json!({})).await;
+    gateway(&broker, &upstream).await.stop().await;
+    let mut d1 = device(&broker, "d1").await;
+    for _ in 0..20 {
+        d1.send("telemetry", json!({})).await;
+    }
+    let mut check = program();
+    check.args(["check", "--connect"]).env("GATEWAY_BROKER_URL", broker.url());
+    check.env("GATEWAY_BROKER_USERNAME", GATEWAY).env("GATEWAY_BROKER_PASSWORD", GATEWAY);
+    let output = check.env("GATEWAY_UPSTREAM_URL", upstream.url()).output().await.unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("not tried: there is a session"), "{text}");
+    let _gateway = gateway(&broker, &upstream).await;
+    upstream.arrived("POST /v1/devices/d1/telemetry", 20).await;
+}
+
+#[tokio::test]
+async fn letters_are_sent_again_by_the_user_who_keeps_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (broker, upstream) = (broker(dir.path()).await, Upstream::start().await);
+    let _gateway = gateway(&broker, &upstream).await;
+    let (password, keys) = (dir.path().join("password"), dir.path().join("keys"));
+    fs::write(&password, format!("{READER}\n")).unwrap();
+    fs::write(&keys, "d1,key-of-d1\n").unwrap();
+    let replay = async || {
+        let mut replay = program();
+        replay.args(["replay", "--quiet", "1s", "--client-id", READER, "--username", READER]);
+        replay.arg("--password-file").arg(&password).arg("--keys").arg(&keys);
+        let output = replay.env("GATEWAY_BROKER_URL", broker.url()).output().await.unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    assert_eq!(replay().await.0, Some(0));
+    let mut d1 = device(&broker, "d1").await;
+    upstream.answers("POST", "/v1/devices/d1/telemetry", 422, json!({})).await;
+    d1.send("telemetry", json!({})).await;
+    upstream.arrived("POST /v1/devices/d1/telemetry", 1).await;
+    upstream.answers("POST", "/v1/devices/d1/telemetry", 200, json!({})).await;
+    let (code, text) = replay().await;
+    assert!(code == Some(0) && text.contains("1 delivered"), "{text}");
 }
