@@ -237,9 +237,16 @@ impl Gateway {
             let (lanes, upstream) = (lanes.clone(), upstream.clone());
             let patience = (config.upstream.attempt_timeout / 2, config.upstream.deadline);
             let bytes = config.broker.max_pending_bytes;
+            let max_pending = config.broker.max_pending.into();
             move |delivery: Delivery| {
                 metrics.received(exchange.route_name(delivery.subscription));
                 let sender = delivery.sender.clone();
+                let shares = metrics.shares();
+                // What a broker announces for itself is its window to us with some (EMQX), and with others not
+                // (Mosquitto): more than that at once tells.
+                if shares.messages() >= receive_window.load(Ordering::Relaxed) {
+                    receive_window.store(max_pending, Ordering::Relaxed);
+                }
                 let window = Window { messages: receive_window.load(Ordering::Relaxed), bytes };
                 if let Some(held) = crowds(&metrics, &upstream, &sender, window, patience) {
                     let exchange = exchange.clone();
@@ -251,7 +258,7 @@ impl Gateway {
                 }
                 let clock = exchange.clock(delivery.subscription);
                 let (bytes, answering) = (delivery.message.payload.len(), upstream.answering());
-                let place = metrics.shares().take(&sender, bytes, answering);
+                let place = shares.take(&sender, bytes, answering);
                 lanes.push(sender, Arrived { delivery, clock, place });
             }
         }));

@@ -106,6 +106,11 @@ impl Shares {
         Place { shares: self.clone(), device: device.clone(), bytes }
     }
 
+    /// Messages that are pending in all.
+    pub fn messages(&self) -> usize {
+        self.messages.load(Ordering::Relaxed)
+    }
+
     /// How the device stands at this reading of the clock, if the window is nearly full and it holds more than its share.
     pub fn crowd(&self, device: &str, window: Window, clock: Duration) -> Option<Crowd> {
         let over = |part: usize, whole: usize, quarters: usize| part * 4 >= whole * quarters;

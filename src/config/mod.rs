@@ -225,7 +225,7 @@ fn broker(root: &Section<'_>) -> mqtt::Settings {
                 Err(format!("`{text}` is out of range; write 5s to 18h"))
             }
         }),
-        max_pending: broker.or("max_pending", "512", |text| {
+        max_pending: broker.or("max_pending", "2048", |text| {
             let wanted = "a number from 1 to 65535 is wanted here";
             text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("`{text}`: {wanted}"))
         }),
