@@ -1,5 +1,6 @@
 //! Faults at random for as long as you like: kills, stops, cuts, stalls, restarts of the broker,
-//! outages of the API, devices that it serves badly. Ends with a table, and with 1 if anything was
+//! outages of the API, devices that it serves badly; and all the while devices that it serves badly always (500, 429, no
+//! answer, pages, lies), and messages that are poison to gateway or broker. Ends with a table, and with 1 if anything was
 //! lost or out of order.
 //!
 //! ```sh
@@ -46,9 +47,9 @@ use tokio::{
 use crate::{
     harness::Gateway,
     link::Cut,
-    load::{Load, Verdict, between},
+    load::{Load, POISON, Verdict, between},
     rig::Rig,
-    wire::{Packet, Props, Wire},
+    wire::{Packet, Props, Publish, Wire},
 };
 
 /// How long everything may take to arrive after the last fault.
@@ -79,6 +80,10 @@ async fn main() -> ExitCode {
     gateway.ready().await;
     let letters = Arc::<AtomicU64>::default();
     tokio::spawn(count_dead_letters(rig.broker.port, letters.clone()));
+    let poisoned = Arc::<AtomicU64>::default();
+    for fault in ["error", "busy", "patience", "hang", "page", "coded", "wordy"] {
+        tokio::spawn(send_poison(rig.broker.port, fault, poisoned.clone()));
+    }
     let load = Load { devices: 20, messages: 0, pause: Duration::from_millis(400) };
     let mut sending = load.start(rig.broker.port, &mut rng);
 
@@ -100,6 +105,7 @@ async fn main() -> ExitCode {
     unclean += u32::from(gateway.stop().await.code() != Some(0));
     let verdict = sending.verdict(&rig.api);
     println!("faults        {faults:?}");
+    println!("poison sent   {:7}", poisoned.load(Ordering::Relaxed));
     println!("unclean stops {unclean:7}\ndead letters  {:7}", letters.load(Ordering::Relaxed));
     table(&verdict);
     let good = verdict.lost.is_empty() && verdict.disordered.is_empty();
@@ -183,6 +189,60 @@ async fn fault(
     (name, gateway)
 }
 
+/// A device that is served badly always, through every restart of the broker. Its messages are not accounted for.
+async fn send_poison(port: u16, fault: &'static str, poisoned: Arc<AtomicU64>) {
+    loop {
+        let _ = speak_poison(port, fault, &poisoned).await;
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn speak_poison(port: u16, fault: &str, poisoned: &AtomicU64) -> io::Result<()> {
+    let id = format!("{POISON}{fault}");
+    let mut wire = Wire::new(TcpStream::connect(("127.0.0.1", port)).await?);
+    let connect = Packet::Connect {
+        client_id: id.clone(),
+        clean_start: true,
+        keep_alive: 0,
+        username: None,
+        password: None,
+        props: Props::default(),
+    };
+    wire.send(&connect).await?;
+    let deep = format!("v1/device/{id}/{}", "a/".repeat(250));
+    let payloads: [Vec<u8>; 5] = [
+        b"{\"n\":0}".to_vec(),
+        b"no JSON \xff\x1b[31m".to_vec(),
+        vec![b'['; 100_000],
+        format!("[{}0]", "{},".repeat(60_000)).into_bytes(),
+        Vec::new(),
+    ];
+    for n in 0.. {
+        let property = |name: &str, value: String| (name.to_owned(), value);
+        let mut user =
+            vec![property("device_id", id.clone()), property("access_key", format!("key-of-{id}"))];
+        user.extend((0..fastrand::usize(..50)).map(|n| property("topic", n.to_string())));
+        let below = *fastrand::choice(&["telemetry", "update", "commands/update", "get"]).unwrap();
+        let message = Publish {
+            topic: format!("v1/device/{id}/{below}"),
+            payload: fastrand::choice(&payloads).unwrap().clone(),
+            qos: 0,
+            dup: false,
+            retain: false,
+            packet_id: 0,
+            props: Props {
+                user,
+                response_topic: (n % 3 == 0).then(|| deep.clone()),
+                ..Props::default()
+            },
+        };
+        wire.send(&Packet::Publish(message)).await?;
+        poisoned.fetch_add(1, Ordering::Relaxed);
+        sleep(Duration::from_millis(fastrand::u64(..400))).await;
+    }
+    Ok(())
+}
+
 /// Counts what ends as a dead letter, through every restart of the broker.
 async fn count_dead_letters(port: u16, letters: Arc<AtomicU64>) {
     loop {
@@ -207,8 +267,10 @@ async fn hear_dead_letters(port: u16, letters: &AtomicU64) -> io::Result<()> {
     wire.send(&Packet::Subscribe { packet_id: 1, filters }).await?;
     while let Some(packet) = wire.receive().await? {
         if let Packet::Publish(letter) = packet {
-            println!("dead letter: {} {:?}", letter.user("reason"), letter.user("topic"));
-            letters.fetch_add(1, Ordering::Relaxed);
+            if !letter.user("topic").contains(POISON) {
+                println!("dead letter: {} {:?}", letter.user("reason"), letter.user("topic"));
+                letters.fetch_add(1, Ordering::Relaxed);
+            }
             wire.send(&Packet::PubAck { packet_id: letter.packet_id, reason: 0 }).await?;
         }
     }

@@ -130,6 +130,8 @@ struct Probe {
 pub(super) struct Breaker {
     settings: BreakerSettings,
     retry: Backoff,
+    /// With nothing heard for so long, the probe is asked.
+    quiet: Duration,
     rows: HashMap<Arc<str>, Row>,
     next_id: Id,
     /// Attempts in a row, on any row, that found no connection.
@@ -141,12 +143,21 @@ pub(super) struct Breaker {
 }
 
 impl Breaker {
-    pub(super) fn new(settings: BreakerSettings, retry: Backoff, now: Instant) -> Self {
+    /// `deadline` is that of calls.
+    pub(super) fn new(
+        settings: BreakerSettings,
+        retry: Backoff,
+        deadline: Duration,
+        now: Instant,
+    ) -> Self {
+        // Often enough to see a deadline pass.
+        let quiet = settings.probe.initial.min(deadline / 10);
         let probe = Probe { at: now, failures: 0, under_way: false };
         let (rows, news) = (HashMap::new(), Vec::new());
         Self {
             settings,
             retry,
+            quiet,
             rows,
             next_id: 0,
             unreachable: 0,
@@ -297,14 +308,15 @@ impl Breaker {
     pub(super) fn probed(&mut self, result: Result<(), String>, now: Instant) {
         self.probe.under_way = false;
         let Self { settings, rows, probe, news, unreachable, answering, .. } = self;
-        let initial = settings.probe.initial;
-        let asking = rows.values_mut().filter(|row| row.wants_proof(initial, now));
+        let quiet = self.quiet;
         match result {
             Ok(()) => {
                 *unreachable = 0;
                 let back = probe.failures > 0;
                 let mut proved = false;
-                for row in asking {
+                // Also those whose failing call is just being tried.
+                let asking = |row: &&mut Row| row.failing() > 0 || row.outage.is_some();
+                for row in rows.values_mut().filter(asking) {
                     if row.believes_probe(settings.devices) {
                         row.answers(now);
                         answering.proves(now);
@@ -320,12 +332,15 @@ impl Breaker {
                 // What it cannot tell, it need not ask often.
                 probe.failures = if proved { 0 } else { probe.failures.saturating_add(1) };
                 probe.at =
-                    now + if proved { initial } else { settings.probe.ceiling(probe.failures) };
+                    now + if proved { quiet } else { settings.probe.ceiling(probe.failures) };
             }
             Err(how) => {
                 probe.failures = probe.failures.saturating_add(1);
-                probe.at = now + settings.probe.after(probe.failures).max(initial / 2);
-                for row in asking.filter(|row| !row.waiting.is_empty()) {
+                probe.at =
+                    now + settings.probe.after(probe.failures).max(settings.probe.initial / 2);
+                let asking =
+                    |row: &&mut Row| !row.waiting.is_empty() && row.wants_proof(quiet, now);
+                for row in rows.values_mut().filter(asking) {
                     row.goes_down(how.clone(), settings.probe, now, news);
                 }
             }
@@ -345,7 +360,7 @@ impl Breaker {
         if self.settings.probe_path.is_some()
             && !self.probe.under_way
             && self.probe.at <= now
-            && self.rows.values().any(|row| row.wants_proof(self.settings.probe.initial, now))
+            && self.rows.values().any(|row| row.wants_proof(self.quiet, now))
         {
             self.probe.under_way = true;
             due.probe = true;
@@ -356,9 +371,8 @@ impl Breaker {
     /// When [`Breaker::poll`] should be asked again, if nothing happens before.
     pub(super) fn next_timeout(&self, now: Instant) -> Option<Instant> {
         let rows = self.rows.values().filter_map(|row| row.next_timeout(now));
-        let initial = self.settings.probe.initial;
         let probing = self.settings.probe_path.is_some() && !self.probe.under_way;
-        let proofs = self.rows.values().filter_map(|row| row.wants_proof_at(initial));
+        let proofs = self.rows.values().filter_map(|row| row.wants_proof_at(self.quiet));
         let probe = proofs.min().filter(|_| probing).map(|at| at.max(self.probe.at));
         rows.chain(probe).min()
     }

@@ -67,5 +67,5 @@ pub(super) fn hold(retry: Backoff) -> Arc<Hold> {
         rates: Rates::default(),
     };
     let client = Client::new(&settings, Arc::default()).expect("nothing can be wrong with it");
-    Hold::new(breaker, retry, client, Arc::default())
+    Hold::new(breaker, retry, settings.deadline, client, Arc::default())
 }

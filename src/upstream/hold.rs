@@ -93,13 +93,14 @@ impl Hold {
     pub(super) fn new(
         settings: BreakerSettings,
         retry: Backoff,
+        deadline: Duration,
         client: Client,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         metrics.upstream_up(true);
         let probe = settings.probe_path.clone().map(|path| (client, path));
         let inner = Inner {
-            breaker: Breaker::new(settings, retry, Instant::now()),
+            breaker: Breaker::new(settings, retry, deadline, Instant::now()),
             waiters: HashMap::new(),
             driven: false,
             delayed: HashMap::new(),

@@ -89,7 +89,13 @@ impl Upstream {
     /// [`ClientError`] when a certificate file or the proxy cannot be used.
     pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, ClientError> {
         let client = Client::new(settings, metrics.clone())?;
-        let hold = Hold::new(settings.breaker.clone(), settings.backoff, client.clone(), metrics);
+        let hold = Hold::new(
+            settings.breaker.clone(),
+            settings.backoff,
+            settings.deadline,
+            client.clone(),
+            metrics,
+        );
         let turns = Turns::new(&settings.rates, hold.clone());
         let stack = ServiceBuilder::new()
             // Outermost, so that it sees each attempt's result and gives everything below back

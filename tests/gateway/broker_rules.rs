@@ -335,7 +335,7 @@ async fn check_says_what_the_broker_refuses_and_grants_less_of() {
     let upstream = Upstream::start().await;
     let (code, out, _) = check(&broker.url(), &upstream).await;
     assert_eq!(code, 0, "{out}");
-    assert!(out.contains("12 accepted") && out.contains("below max_pending = 512"), "{out}");
+    assert!(out.contains("12 accepted") && out.contains("below max_pending = 2048"), "{out}");
 
     let broker = FakeBroker::start().await;
     let url = broker.url();

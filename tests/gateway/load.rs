@@ -15,8 +15,11 @@ use axum::{
     Router,
     body::Bytes,
     extract::{Path, State},
-    http::{StatusCode, header::CONTENT_TYPE},
-    response::IntoResponse,
+    http::{
+        StatusCode,
+        header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER},
+    },
+    response::{IntoResponse, Response},
     routing::post,
 };
 use fastrand::Rng;
@@ -90,6 +93,9 @@ struct Desk {
     batches: AtomicU64,
 }
 
+/// What the name of a device begins with that the API serves badly, always.
+pub const POISON: &str = "poison-";
+
 /// The API: takes telemetry and writes down who sent what, in order of arrival.
 #[derive(Clone)]
 pub struct Api {
@@ -149,10 +155,31 @@ async fn take(
     State(desk): State<Arc<Desk>>,
     Path((incarnation, device)): Path<(u32, String)>,
     body: Bytes,
-) -> impl IntoResponse {
+) -> Response {
+    if let Some(fault) = device.strip_prefix(POISON) {
+        return poison(fault).await;
+    }
     let n = serde_json::from_slice::<Value>(&body).unwrap()["n"].as_u64().unwrap();
     let status = note(&desk, incarnation, device, n).await;
-    (StatusCode::from_u16(status).unwrap(), [(CONTENT_TYPE, "application/json")], "{}")
+    let status = StatusCode::from_u16(status).unwrap();
+    (status, [(CONTENT_TYPE, "application/json")], "{}").into_response()
+}
+
+/// What an API does to devices that it serves badly, always; by the end of their names.
+async fn poison(fault: &str) -> Response {
+    let json = [(CONTENT_TYPE, "application/json")];
+    match fault {
+        "busy" => (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, "0")]).into_response(),
+        "patience" => (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, "40")]).into_response(),
+        "hang" => std::future::pending().await,
+        "page" => (StatusCode::OK, json, "<html>log in</html>").into_response(),
+        "coded" => (StatusCode::OK, [(CONTENT_ENCODING, "gzip")], "{}").into_response(),
+        "wordy" => {
+            let long = "x".repeat(5000);
+            (StatusCode::OK, [(CONTENT_TYPE, long)], vec![b'['; 500_000]).into_response()
+        }
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, json, "{}").into_response(),
+    }
 }
 
 /// As the page of this call has it: each device gets its own answer.

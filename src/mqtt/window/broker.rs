@@ -51,10 +51,15 @@ pub(super) fn kind() -> impl Strategy<Value = Kind> {
 
 impl Kind {
     /// How many packet identifiers it has: few, so that they are used again soon. Where it sends more than
-    /// the Receive Maximum, or the same again, so many that none comes round.
+    /// the Receive Maximum, or the same again, so many that none comes round. Where messages are equal, some more: an
+    /// equal message is taken for the first one when its identifier comes round while nothing without DUP has come, and of
+    /// 65,535 that takes many cuts in a row, each of which loses all that was on its way.
     pub(super) fn identifiers(self, receive_maximum: u16) -> PacketId {
-        let many = matches!(self.habit, Habit::Overruns | Habit::Impatient);
-        if many { 1000 } else { 2 * receive_maximum + 1 }
+        match self.habit {
+            Habit::Overruns | Habit::Impatient => 1000,
+            _ if self.equal => 8 * receive_maximum + 1,
+            _ => 2 * receive_maximum + 1,
+        }
     }
 }
 

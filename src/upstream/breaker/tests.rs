@@ -17,7 +17,8 @@ impl Scene {
         let probe = Backoff { initial: SECOND, max: 30 * SECOND };
         let settings =
             BreakerSettings { devices: 3, probe, probe_path: probe_path.map(Into::into) };
-        let breaker = Breaker::new(settings, Backoff { initial: SECOND, max: 10 * SECOND }, now);
+        let breaker =
+            Breaker::new(settings, Backoff { initial: SECOND, max: 10 * SECOND }, 30 * SECOND, now);
         Self { breaker, row: "r".into(), now }
     }
 

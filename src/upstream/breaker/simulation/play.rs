@@ -136,7 +136,7 @@ impl<'h> Play<'h> {
         Self {
             history,
             rng: Rng::with_seed(seed),
-            breaker: Breaker::new(settings, retry, began),
+            breaker: Breaker::new(settings, retry, DEADLINE, began),
             began,
             now: Duration::ZERO,
             events: BinaryHeap::new(),
