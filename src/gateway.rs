@@ -235,7 +235,7 @@ impl Gateway {
         });
         let mut connection = tokio::spawn(connection.run({
             let (lanes, upstream) = (lanes.clone(), upstream.clone());
-            let patience = (config.upstream.attempt_timeout / 2, config.upstream.deadline);
+            let patience = (config.upstream.deadline / 2, config.upstream.deadline);
             let bytes = config.broker.max_pending_bytes;
             let max_pending = config.broker.max_pending.into();
             move |delivery: Delivery| {
