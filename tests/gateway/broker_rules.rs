@@ -128,7 +128,7 @@ async fn a_message_above_max_packet_is_passed_over_and_acknowledged() {
     link.deliver(&telemetry(2, "d1")).await;
     settled(&mut link, 2).await;
     gateway.metric_is(SETTLED, &["no_route"], 1).await;
-    assert!(gateway.log().contains("larger than max_packet"));
+    gateway.logs("larger than max_packet").await;
 }
 
 /// A message that comes at `QoS` 2, by a subscription that somebody else has made.
@@ -190,7 +190,7 @@ async fn a_publication_over_which_the_broker_ends_the_connection_is_found_out_an
             assert!(answers.contains(&format!("v1/device/{device}/answers")), "{answers:?}");
         }
         gateway.metric_is(REFUSED, &["poison"], 1).await;
-        assert!(gateway.log().contains("over this publication, again and again"));
+        gateway.logs("over this publication, again and again").await;
         assert!(!gateway.log().contains("client id?"), "the reason is known to be another");
         if !restarted {
             // The message comes again to the next process, and is found out again.
@@ -292,7 +292,7 @@ async fn a_session_that_is_lost_is_counted() {
     broker.serve(false, Props::default()).await.cut();
     let _link = broker.serve(false, Props::default()).await;
     gateway.metric_reaches("gateway_broker_sessions_lost_total", &[], 1).await;
-    assert!(gateway.log().contains("the broker has lost the session"));
+    gateway.logs("the broker has lost the session").await;
 }
 
 #[tokio::test]
@@ -456,7 +456,7 @@ async fn a_broker_that_falls_silent_is_left() {
         wire.send(&connack).await.unwrap();
         streams.push(wire);
     }
-    assert!(gateway.log().contains("the broker did not answer in time"));
+    gateway.logs("the broker did not answer in time").await;
 }
 
 /// Mosquitto 2.0.11 answers PUBACK Not authorized and closes the connection.

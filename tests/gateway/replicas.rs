@@ -123,9 +123,9 @@ async fn a_replica_that_leaves_for_good_is_drained() {
     everything_arrives(&rig, &mut sending).await;
     let verdict = sending.verdict(&rig.api);
     assert!(verdict.lost.is_empty() && verdict.twice.is_empty(), "{verdict:?}");
-    assert!(drain.log().contains("session_present=true"), "{}", drain.log());
+    drain.logs("session_present=true").await;
     let (_rig, again) = replica(rig, 2).await;
-    assert!(again.log().contains("session_present=false"), "{}", again.log());
+    again.logs("session_present=false").await;
 }
 
 #[tokio::test]
@@ -152,7 +152,7 @@ async fn a_gateway_that_is_drained_leaves_nothing_behind() {
     let numbers = requests.iter().map(|r| r.body_json::<Value>().unwrap()["n"].as_u64().unwrap());
     assert_eq!(numbers.collect::<Vec<_>>(), (0..50).collect::<Vec<_>>());
     let next = Gateway::start(&broker, &upstream).await;
-    assert!(next.log().contains("session_present=false"), "{}", next.log());
+    next.logs("session_present=false").await;
 }
 
 /// What is too much at once comes on another connection, and the way there is longer than the quiet that
@@ -182,7 +182,7 @@ async fn a_drain_takes_a_backlog_in_parts() {
     let mut drain = options().set("BROKER_MAX_PENDING", "40").drain("1s").await;
     assert_eq!(drain.ended().await.code(), Some(0));
     assert_eq!(api.distinct(), 40);
-    assert!(drain.log().contains("more than its Receive Maximum"), "{}", drain.log());
+    drain.logs("more than its Receive Maximum").await;
 }
 
 #[tokio::test]
@@ -202,7 +202,7 @@ async fn a_drain_waits_for_the_upstream_and_can_be_told_to_stop() {
     upstream.answers("POST", "/v1/devices/d1/telemetry", 200, json!({})).await;
     let mut drain = options.drain("1s").await;
     assert_eq!(drain.ended().await.code(), Some(0));
-    assert!(drain.log().contains("session_present=true"), "{}", drain.log());
+    drain.logs("session_present=true").await;
 }
 
 /// Where topics have a level above the device, each replica takes some values of it, and every promise
