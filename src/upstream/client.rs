@@ -43,8 +43,8 @@ const CONTENT_TYPE_JSON: HeaderValue = HeaderValue::from_static(JSON);
 /// Longest `Retry-After` that is told on: clocks cannot count to what a server may say.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(24 * 366);
 
-/// What a machine says that has nothing left to make a call with: EMFILE, ENFILE, ENOMEM, ENOBUFS, EADDRNOTAVAIL, EAGAIN of a
-/// thread that cannot be had.
+/// What a machine says that has nothing left to make a call with: EMFILE, ENFILE, ENOMEM, ENOBUFS, EADDRNOTAVAIL
+/// (as Linux numbers them).
 const LOCAL_FAULTS: [i32; 5] = [24, 23, 12, 105, 99];
 
 /// The HTTP client as a tower service.

@@ -22,8 +22,6 @@ use crate::{backoff::Backoff, call::Call, fingerprint::fingerprint, metrics::Met
 const MAX_PAUSES: usize = 10_000;
 /// A fault of this machine is of interest for so long.
 const LOCAL_FAULT: Duration = Duration::from_secs(30);
-/// Rows that go down and come up in quick turns, or together, get one line in so long.
-const LINE_EVERY: Duration = Duration::from_mins(1);
 /// Nothing waits so long.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
 
@@ -48,9 +46,6 @@ struct Inner {
     pauses: LruCache<u64, Instant>,
     /// The last fault of this machine.
     local: Option<(Instant, String)>,
-    /// Outages that were not worth a line since the last one that was.
-    unsaid: u32,
-    said: Option<Instant>,
 }
 
 /// A call of a device that waits, for as long as this lives.
@@ -106,8 +101,6 @@ impl Hold {
             delayed: HashMap::new(),
             pauses: LruCache::unbounded(),
             local: None,
-            unsaid: 0,
-            said: None,
         };
         let (inner, changed, stopping) =
             (Mutex::new(inner), Notify::new(), watch::Sender::new(false));
@@ -190,17 +183,11 @@ impl Hold {
 
     /// This machine could not make an attempt: it has no descriptor or no memory left, for example.
     pub(super) fn fails_locally(&self, fault: &str) {
-        let mut inner = self.inner();
-        let now = Instant::now();
-        let told = inner.local.as_ref().is_some_and(|(at, _)| now - *at < LOCAL_FAULT);
-        inner.local = Some((now, fault.to_owned()));
-        drop(inner);
-        if !told {
-            tracing::error!(
-                fault,
-                "this machine cannot make calls; messages are held, none is given up for it"
-            );
-        }
+        self.inner().local = Some((Instant::now(), fault.to_owned()));
+        tracing::error!(
+            fault,
+            "this machine cannot make calls; messages are held, none is given up for it"
+        );
     }
 
     /// Learns from an attempt.
@@ -299,27 +286,14 @@ impl Hold {
             match news {
                 News::Down(Outage { row, sign, .. }) => {
                     self.metrics.upstream_down(down.len() == 1);
-                    let quiet = inner.said.is_some_and(|said| said.elapsed() < LINE_EVERY);
-                    if quiet {
-                        inner.unsaid += 1;
-                        tracing::debug!(%row, sign, "the upstream is down");
-                    } else {
-                        inner.said = Some(Instant::now());
-                        let more = std::mem::take(&mut inner.unsaid);
-                        tracing::error!(
-                            %row, sign, more_in_the_last_minute = more,
-                            "the upstream is down: holding messages, none is given up; trying again by itself"
-                        );
-                    }
+                    tracing::error!(
+                        %row, sign,
+                        "the upstream is down: holding messages, none is given up; trying again by itself"
+                    );
                 }
                 News::Up(Outage { row, since, .. }) => {
-                    let lasted = since.elapsed();
                     self.metrics.upstream_up(down.is_empty());
-                    if down.is_empty() && inner.unsaid == 0 {
-                        tracing::info!(%row, ?lasted, "the upstream is back");
-                    } else {
-                        tracing::debug!(%row, ?lasted, "the upstream is back");
-                    }
+                    tracing::info!(%row, lasted = ?since.elapsed(), "the upstream is back");
                 }
             }
         }

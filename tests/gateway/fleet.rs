@@ -60,7 +60,8 @@ async fn devices_that_fail_stop_nobody_else_and_end_by_their_deadline() {
                 },
             )
             .await;
-        let gateway = start(&broker, &api).await;
+        let gateway = options(&broker, &api).set("UPSTREAM_DEADLINE", "3s").spawn().await;
+        gateway.ready().await;
         let mut dead = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
         let mut bad = devices(&broker, &["bad1", "bad2", "bad3", "bad4"]).await;
         for device in &mut bad {
@@ -89,7 +90,8 @@ async fn devices_that_fail_stop_nobody_else_and_end_by_their_deadline() {
             () = served => {}
             () = ended => {}
         }
-        assert!(longest < Duration::from_millis(400), "{fault:?}: one waited {longest:?}");
+        // Whoever waits for those that fail waits for their deadline.
+        assert!(longest < Duration::from_secs(2), "{fault:?}: one waited {longest:?}");
         let (status, reasons) = gateway.get("/readyz").await;
         assert_eq!(status, 200, "{fault:?}: {reasons}");
     }
@@ -162,6 +164,27 @@ async fn a_row_that_fails_for_everybody_is_held_and_the_others_go_on() {
         .await;
     dead.silent().await;
     gateway.ready().await;
+}
+
+/// Whoever looks at the log at night finds the beginning and the end of it, for each row.
+#[tokio::test]
+async fn the_log_has_the_beginning_and_the_end_of_an_outage_of_several_rows() {
+    let broker = Broker::start().await;
+    let api = ScriptedApi::start(|_| Reply::status(503)).await;
+    let gateway = start(&broker, &api).await;
+    let rows = [("telemetry", "telemetry"), ("update_config", "config/update")];
+    for (_, topic) in rows {
+        for n in 0..4 {
+            broker.device(&format!("{n}-of-{}", topic.len())).await.send(topic, json!({})).await;
+        }
+    }
+    for (row, _) in rows {
+        gateway.logs(&format!("trying again by itself row={row}")).await;
+    }
+    api.now(|_| Reply::status(200));
+    for (row, _) in rows {
+        gateway.logs(&format!("the upstream is back row={row}")).await;
+    }
 }
 
 /// One device: an outage gives nothing up, and a message that alone fails ends.
@@ -383,8 +406,8 @@ async fn one_device_does_not_keep_the_others_out_of_the_window() {
         assert_eq!(good.ask("telemetry", json!({"n": n})).await.user("status"), "200");
         waited.push(asked.elapsed());
     }
-    // It can take one attempt and a probe to see who it is, and a hold of acknowledgements.
-    let late = waited.iter().filter(|waited| **waited > Duration::from_secs(1)).count();
+    // It takes some attempts and half a deadline to see who it is; who waits for all of them waits for ever.
+    let late = waited.iter().filter(|waited| **waited > Duration::from_secs(3)).count();
     assert!(late <= 2, "{waited:?}");
     // What was refused was refused with a reason.
     let refused = errors.next().await;
