@@ -1,4 +1,4 @@
-//! What crosses the HTTP side: calls, answers and failures.
+//! What crosses the HTTP side: calls and their answers. How they fail: [`failure`](crate::failure).
 
 use std::{
     fmt,
@@ -10,10 +10,11 @@ use std::{
 };
 
 use bytes::Bytes;
-pub use reqwest::{Method, StatusCode};
+pub use http::{Method, StatusCode};
 use tokio::time::Instant;
 
 use crate::{
+    failure::FailureKind,
     secret::Secret,
     template::{BadSegment, Template},
     topic::Captures,
@@ -233,84 +234,4 @@ pub struct Answer {
     pub retry_after: Option<Duration>,
     /// How many attempts it took.
     pub attempts: u32,
-}
-
-impl Answer {
-    /// Whether the status says "not now" rather than "no".
-    pub fn is_transient(&self) -> bool {
-        is_transient(self.status)
-    }
-}
-
-/// Whether a status says "not now" rather than "no".
-pub fn is_transient(status: StatusCode) -> bool {
-    matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
-        || status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
-}
-
-/// Why a call ended without an answer that counts.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind}")]
-pub struct Failure {
-    /// What happened.
-    pub kind: FailureKind,
-    /// How many attempts were made.
-    pub attempts: u32,
-}
-
-/// The ways in which a call fails.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FailureKind {
-    /// No connection: name resolution, TCP or TLS.
-    #[error("the upstream cannot be reached: {0}")]
-    Unreachable(String),
-    /// The attempt took longer than `attempt_timeout`.
-    #[error("the upstream did not answer in time")]
-    Timeout,
-    /// The exchange broke off half-way, or the answer is not HTTP.
-    #[error("the exchange with the upstream broke off: {0}")]
-    Broken(String),
-    /// The answer has a content coding that is not understood.
-    #[error("the answer has the content coding `{0}`, which is not understood")]
-    Coding(String),
-    /// This machine cannot make the attempt: no descriptor or no memory is left, for example.
-    #[error("this machine cannot make the call: {0}")]
-    Local(String),
-    /// The answer is larger than `max_response_bytes`.
-    #[error("the answer is larger than {0} bytes")]
-    AnswerTooLarge(usize),
-    /// The message's deadline passed; the last answer was a transient refusal.
-    #[error("the deadline passed; the upstream last answered {0}")]
-    Deadline(StatusCode),
-    /// The message's own expiry passed.
-    #[error("the message expired")]
-    Expired,
-    /// It was held because the upstream is down, and is not held any longer: it has expired, or the
-    /// gateway stops.
-    #[error("the upstream is down")]
-    Held,
-    /// A rate limit of the configuration, or the API's own word, leaves no turn for so long.
-    #[error("the rate limit leaves no turn for another {} s", .0.as_secs() + 1)]
-    Throttled(Duration),
-}
-
-impl From<FailureKind> for Failure {
-    fn from(kind: FailureKind) -> Self {
-        Self { kind, attempts: 1 }
-    }
-}
-
-impl FailureKind {
-    /// Whether another attempt may end better.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Unreachable(_) | Self::Timeout | Self::Broken(_) | Self::Local(_) => true,
-            Self::Coding(_)
-            | Self::AnswerTooLarge(_)
-            | Self::Deadline(_)
-            | Self::Expired
-            | Self::Held
-            | Self::Throttled(_) => false,
-        }
-    }
 }

@@ -55,7 +55,7 @@ pub fn dead_letter(outcome: &Outcome, message: &Message, envelope: &Envelope<'_>
     let mut user = Vec::new();
     let mut say = |name: &str, value: String| user.push((name.to_owned(), value));
     say("topic", printable::short_line(&message.topic, MAX_TOPIC));
-    say("reason", outcome.word().to_owned());
+    say("reason", outcome.code().to_owned());
     say("status", outcome.status().to_string());
     say("attempts", outcome.attempts().to_string());
     say("received_at", received_at.to_string());
@@ -69,7 +69,7 @@ pub fn dead_letter(outcome: &Outcome, message: &Message, envelope: &Envelope<'_>
         user.push(("left_out".to_owned(), format!("{left_out} properties")));
     }
     let content_type = message.properties.content_type.as_deref();
-    let letter = DeadLetter { route: (*route).clone(), reason: outcome.word() };
+    let letter = DeadLetter { route: (*route).clone(), reason: outcome.code() };
     Publication {
         purpose: Purpose::DeadLetter(Box::new(letter)),
         topic: (*topic).to_owned(),

@@ -18,15 +18,17 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use crate::{
-    call::{Answer, Call, Failure, FailureKind, Limits, StatusCode},
+    call::{Answer, Call, JSON, Limits, StatusCode},
     dead_letter::{self, Envelope},
+    failure::{Failure, FailureKind, Stopping, Unanswered},
+    fetched::Trouble,
     filter::{self, MAX_OUTPUT_BYTES, Val},
     message::Message,
     metrics::Metrics,
     mqtt::{Delivery, Publisher},
     outcome::{Destinations, Outcome},
     printable,
-    push::{Followed, Pusher, Trouble},
+    push::{Followed, Pusher},
     refusal::Refusal,
     route::{MaxBytes, Route},
     secret::Secret,
@@ -103,13 +105,15 @@ impl Exchange {
             (Ok(taken), Ok(clock)) => AssertUnwindSafe(self.call(taken, clock))
                 .catch_unwind()
                 .await
-                .unwrap_or(Outcome::Panicked),
-            (Ok(_), Err(refusal)) => Outcome::Refused(refusal),
-            (Err(not_taken), _) => not_taken.clone().into(),
+                .unwrap_or(Ok(Outcome::Panicked)),
+            (Ok(_), Err(refusal)) => Ok(Outcome::Refused(refusal)),
+            (Err(not_taken), _) => Ok(not_taken.clone().into()),
         };
-        if matches!(outcome, Outcome::Abandoned) {
-            return;
-        }
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            // Not settled: the next gateway gets the message again.
+            Err(Stopping) => return,
+        };
         let key = taken.as_ref().ok().map(|taken| &taken.caller.key);
         self.conclude(&outcome, &message, route, &captures, key).await;
         if let (Ok(taken), Outcome::Delivered(answer)) = (&taken, &outcome)
@@ -117,35 +121,36 @@ impl Exchange {
         {
             let follow = AssertUnwindSafe(self.pusher.follow(taken, answer));
             match follow.catch_unwind().await {
-                // What it sets off is not done: the next gateway gets the message again.
-                Ok(Followed { held: true, .. }) => return,
-                Ok(_) => {}
+                Ok(Ok(_)) => {}
+                // What it sets off is not done: as above.
+                Ok(Err(Stopping)) => return,
                 Err(_) => {
                     let route = &*taken.route.name;
                     tracing::error!(route, "a push failed on a defect of the gateway");
                 }
             }
         }
-        self.metrics.settled(self.route_name(subscription), outcome.word(), outcome.status());
+        self.metrics.settled(self.route_name(subscription), outcome.code(), outcome.status());
         receipt.settle().await;
     }
 
     /// Makes the route's call, or its answer if it calls nothing.
-    async fn call(&self, taken: &Taken<'_>, clock: Duration) -> Outcome {
+    async fn call(&self, taken: &Taken<'_>, clock: Duration) -> Result<Outcome, Stopping> {
         let expires = taken.message.expires();
-        let is_late = || expires.is_some_and(|at| at <= Instant::now());
-        if is_late() {
-            return Outcome::Expired { attempts: 0 };
+        let is_expired = || expires.is_some_and(|at| at <= Instant::now());
+        if is_expired() {
+            return Ok(Outcome::Failed(Failure::unmade(FailureKind::Expired)));
         }
         let limits = Limits { deadline: self.settings.deadline, expires, since: Some(clock) };
         let result = match self.make(taken, limits).await {
-            Err(refusal) => return Outcome::Refused(refusal),
+            Err(refusal) => return Ok(Outcome::Refused(refusal)),
             Ok(None) => {
                 return match self.derive(taken) {
                     Outcome::Delivered(answer) => {
-                        fetched(self.pusher.follow(taken, &answer).await, answer)
+                        let followed = self.pusher.follow(taken, &answer).await?;
+                        Ok(fetched(followed, answer))
                     }
-                    outcome => outcome,
+                    outcome => Ok(outcome),
                 };
             }
             Ok(Some(result)) => result,
@@ -154,13 +159,13 @@ impl Exchange {
             self.pusher.devices().verdict(&taken.caller, answer.status);
         }
         match result {
-            Ok(answer) if answer.status.is_success() => Outcome::Delivered(answer),
-            Ok(answer) => Outcome::Rejected(answer),
-            Err(failure) if failure.kind == FailureKind::Expired || is_late() => {
-                Outcome::Expired { attempts: failure.attempts }
+            Ok(answer) if answer.status.is_success() => Ok(Outcome::Delivered(answer)),
+            Ok(answer) => Ok(Outcome::Rejected(answer)),
+            Err(Unanswered::Failed(failure)) if is_expired() => {
+                Ok(Outcome::Failed(Failure { kind: FailureKind::Expired, ..failure }))
             }
-            Err(Failure { kind: FailureKind::Held, .. }) => Outcome::Abandoned,
-            Err(failure) => Outcome::Failed(failure),
+            Err(Unanswered::Failed(failure)) => Ok(Outcome::Failed(failure)),
+            Err(Unanswered::Stopping) => Err(Stopping),
         }
     }
 
@@ -169,7 +174,7 @@ impl Exchange {
         &self,
         taken: &Taken<'_>,
         limits: Limits,
-    ) -> Result<Option<Result<Answer, Failure>>, Refusal> {
+    ) -> Result<Option<Result<Answer, Unanswered>>, Refusal> {
         let Taken { message, route, caller } = taken;
         route.check_size(message, &self.settings.max_bytes)?;
         let Some(endpoint) = &route.call else { return Ok(None) };
@@ -209,7 +214,7 @@ impl Exchange {
                 }
             }
         };
-        let content_type = (!body.is_empty()).then(|| "application/json".to_owned());
+        let content_type = (!body.is_empty()).then(|| JSON.to_owned());
         Outcome::Delivered(Answer { status, content_type, body, retry_after: None, attempts: 0 })
     }
 
@@ -226,7 +231,7 @@ impl Exchange {
         let (via, identity) = (&self.settings.via, &self.table.identity);
         if let Some(trouble) = outcome.trouble() {
             let device = captures.get(&identity.capture).unwrap_or_default();
-            let (reason, attempts) = (outcome.word(), outcome.attempts());
+            let (reason, attempts) = (outcome.code(), outcome.attempts());
             let answer = dead_letter::answer(outcome, message, &identity.key_property, key);
             let answer = answer.map(|answer| printable::short_line(&answer, ANSWER_IN_LOG));
             tracing::warn!(
@@ -241,7 +246,7 @@ impl Exchange {
         }
         if let Outcome::Ignored(_) = outcome {
             let device = captures.get(&identity.capture).unwrap_or_default();
-            tracing::info!(route = &**name, device, reason = outcome.word(), "ignored");
+            tracing::info!(route = &**name, device, reason = outcome.code(), "ignored");
         }
         let to = self.destinations(message, name, route, captures);
         if let Some(reply) = outcome.reply(message, &to, name, via) {
@@ -279,10 +284,7 @@ impl Exchange {
 /// How a row ends that calls nothing but what it fetches: well if a fetch did, or there was none; else as the
 /// worst of them.
 fn fetched(followed: Followed, answer: Answer) -> Outcome {
-    let Followed { held, fetched, troubles, .. } = followed;
-    if held {
-        return Outcome::Abandoned;
-    }
+    let Followed { fetched, troubles, .. } = followed;
     let worst = troubles.into_iter().max_by_key(|trouble| match trouble {
         Trouble::Failed(_) => u16::MAX,
         Trouble::Answered(answer) => answer.status.as_u16(),
@@ -291,8 +293,8 @@ fn fetched(followed: Followed, answer: Answer) -> Outcome {
     match worst {
         Some(Trouble::Failed(failure)) if fetched == 0 => Outcome::Failed(failure),
         Some(Trouble::Answered(answer)) if fetched == 0 => Outcome::Rejected(answer),
-        Some(Trouble::Unusable(text)) if fetched == 0 => {
-            Outcome::Failed(FailureKind::Broken(text).into())
+        Some(Trouble::Unusable(why)) if fetched == 0 => {
+            Outcome::Failed(FailureKind::Broken(why.to_string()).into())
         }
         _ => Outcome::Delivered(answer),
     }

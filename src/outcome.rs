@@ -4,7 +4,8 @@ use bytes::Bytes;
 use serde_json::json;
 
 use crate::{
-    call::{Answer, Failure, FailureKind},
+    call::{Answer, JSON},
+    failure::Failure,
     message::{Message, Properties, Publication, Purpose, VIA},
     refusal::Refusal,
     table::{Ignored, NotTaken},
@@ -19,19 +20,12 @@ pub enum Outcome {
     Rejected(Answer),
     /// No answer that counts could be had.
     Failed(Failure),
-    /// Its Message Expiry Interval passed while it was held [MQTT-3.3.2-6].
-    Expired {
-        /// Attempts made before.
-        attempts: u32,
-    },
     /// The gateway refused it.
     Refused(Refusal),
     /// The row asks for something that is not known yet.
     Unknown,
     /// Handling it hit a defect of the gateway.
     Panicked,
-    /// The gateway stops while it is held: it is left to the broker, as if it had not come.
-    Abandoned,
     /// It was not meant for the gateway.
     Ignored(Ignored),
 }
@@ -57,60 +51,36 @@ impl From<NotTaken> for Outcome {
 }
 
 impl Outcome {
-    /// One word for it: the `outcome` label, the `reason` of a dead letter, the `code` of an error.
-    pub fn word(&self) -> &'static str {
+    /// The word for programs and the HTTP-like status.
+    fn row(&self) -> (&'static str, u16) {
         match self {
-            Self::Delivered(_) => "delivered",
-            Self::Rejected(_) => "rejected",
-            Self::Failed(failure) => match failure.kind {
-                FailureKind::Unreachable(_) | FailureKind::Local(_) => "unreachable",
-                FailureKind::Broken(_) | FailureKind::Coding(_) => "broken",
-                FailureKind::AnswerTooLarge(_) => "answer_too_large",
-                FailureKind::Timeout | FailureKind::Deadline(_) => "deadline",
-                FailureKind::Throttled(_) => "throttled",
-                FailureKind::Expired | FailureKind::Held => "expired",
-            },
-            Self::Expired { .. } => "expired",
-            Self::Refused(refusal) => refusal.code(),
-            Self::Unknown => "unknown",
-            Self::Panicked => "panicked",
-            Self::Abandoned => "abandoned",
-            Self::Ignored(Ignored::Loop) => "loop",
-            Self::Ignored(Ignored::NotARequest) => "not_a_request",
+            Self::Delivered(answer) => ("delivered", answer.status.as_u16()),
+            Self::Rejected(answer) => ("rejected", answer.status.as_u16()),
+            Self::Failed(failure) => (failure.kind.code(), failure.kind.status()),
+            Self::Refused(refusal) => (refusal.code(), refusal.status()),
+            Self::Unknown => ("unknown", 404),
+            Self::Panicked => ("panicked", 500),
+            Self::Ignored(Ignored::Loop) => ("loop", 204),
+            Self::Ignored(Ignored::NotARequest) => ("not_a_request", 204),
         }
     }
 
-    /// The HTTP or HTTP-like status.
+    /// The word for programs: the `outcome` label, the `reason` of a dead letter, the `code` of an error reply.
+    pub fn code(&self) -> &'static str {
+        self.row().0
+    }
+
+    /// The HTTP status, or an HTTP-like one where there was no answer.
     pub fn status(&self) -> u16 {
-        match self {
-            Self::Delivered(answer) | Self::Rejected(answer) => answer.status.as_u16(),
-            Self::Failed(failure) => match failure.kind {
-                FailureKind::Unreachable(_)
-                | FailureKind::Local(_)
-                | FailureKind::Coding(_)
-                | FailureKind::Broken(_)
-                | FailureKind::AnswerTooLarge(_) => 502,
-                FailureKind::Timeout
-                | FailureKind::Deadline(_)
-                | FailureKind::Expired
-                | FailureKind::Held => 504,
-                FailureKind::Throttled(_) => 429,
-            },
-            Self::Expired { .. } | Self::Abandoned => 504,
-            Self::Refused(refusal) => refusal.status(),
-            Self::Unknown => 404,
-            Self::Panicked => 500,
-            Self::Ignored(_) => 204,
-        }
+        self.row().1
     }
 
     /// What went wrong, in a sentence; `None` when nothing did.
     pub fn trouble(&self) -> Option<String> {
         match self {
-            Self::Delivered(_) | Self::Ignored(_) | Self::Abandoned => None,
+            Self::Delivered(_) | Self::Ignored(_) => None,
             Self::Rejected(answer) => Some(format!("the upstream answered {}", answer.status)),
             Self::Failed(failure) => Some(failure.to_string()),
-            Self::Expired { .. } => Some("the message expired while it was held".to_owned()),
             Self::Refused(refusal) => Some(refusal.to_string()),
             Self::Unknown => {
                 Some("nothing is known yet; it comes with the answers to this device".to_owned())
@@ -123,14 +93,21 @@ impl Outcome {
 
     /// Whether the message is put aside for the operator.
     pub fn is_dead_letter(&self) -> bool {
-        !matches!(self, Self::Delivered(_) | Self::Ignored(_) | Self::Unknown | Self::Abandoned)
+        match self {
+            Self::Delivered(_) | Self::Ignored(_) | Self::Unknown => false,
+            Self::Rejected(_) | Self::Failed(_) | Self::Refused(_) | Self::Panicked => true,
+        }
     }
 
-    /// What the upstream said at last, if the outcome is its word.
+    /// The upstream's answer, if the outcome is one.
     pub fn answer(&self) -> Option<&Answer> {
         match self {
             Self::Delivered(answer) | Self::Rejected(answer) => Some(answer),
-            _ => None,
+            Self::Failed(_)
+            | Self::Refused(_)
+            | Self::Unknown
+            | Self::Panicked
+            | Self::Ignored(_) => None,
         }
     }
 
@@ -139,8 +116,7 @@ impl Outcome {
         match self {
             Self::Delivered(answer) | Self::Rejected(answer) => answer.attempts,
             Self::Failed(failure) => failure.attempts,
-            Self::Expired { attempts } => *attempts,
-            _ => 0,
+            Self::Refused(_) | Self::Unknown | Self::Panicked | Self::Ignored(_) => 0,
         }
     }
 
@@ -153,7 +129,7 @@ impl Outcome {
         via: &str,
     ) -> Option<Publication> {
         let (topic, payload, content_type) = match self {
-            Self::Ignored(_) | Self::Abandoned => return None,
+            Self::Ignored(_) => return None,
             Self::Delivered(answer) => {
                 (to.reply.as_ref()?, answer.body.clone(), answer.content_type.clone())
             }
@@ -162,10 +138,10 @@ impl Outcome {
                 answer.body.clone(),
                 answer.content_type.clone(),
             ),
-            _ => (
+            Self::Failed(_) | Self::Refused(_) | Self::Unknown | Self::Panicked => (
                 to.reply.as_ref().or(to.errors.as_ref())?,
                 self.error_body(),
-                Some("application/json".to_owned()),
+                Some(JSON.to_owned()),
             ),
         };
         Some(Publication {
@@ -187,7 +163,7 @@ impl Outcome {
 
     fn error_body(&self) -> Bytes {
         let error = self.trouble().unwrap_or_default();
-        json!({ "error": error, "code": self.word() }).to_string().into()
+        json!({ "error": error, "code": self.code() }).to_string().into()
     }
 }
 

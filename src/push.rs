@@ -5,9 +5,11 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use crate::{
-    call::{Answer, Failure, FailureKind, JSON, Limits, Retry},
+    call::{Answer, JSON, Limits, Retry},
     devices::{Devices, Kept, News},
+    failure::Stopping,
     fetch::{Condition, Fetch, Push},
+    fetched::{Fetched, Trouble, Unfetched, Unusable},
     filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Val},
     fingerprint::fingerprint,
     items::Item,
@@ -44,28 +46,12 @@ pub struct Pusher {
 /// What came of an answer.
 #[derive(Debug, Default)]
 pub struct Followed {
-    /// The gateway stops, and something that should have been fetched is held.
-    pub held: bool,
     /// How many calls of fetches had a result.
     pub fetched: usize,
     /// What went wrong with the others.
     pub troubles: Vec<Trouble>,
     /// Whether anything followed, or should have.
     news: bool,
-}
-
-/// Why a fetch pushed nothing although there should have been something.
-#[derive(Debug, thiserror::Error)]
-pub enum Trouble {
-    /// Its call had no answer that counts.
-    #[error("{0}")]
-    Failed(Failure),
-    /// It was refused.
-    #[error("the upstream answered {}", .0.status)]
-    Answered(Answer),
-    /// What was to be pushed cannot be.
-    #[error("{0}")]
-    Unusable(String),
 }
 
 /// What is to be fetched: entries of `then`, and what to remember once each is done.
@@ -96,26 +82,29 @@ impl Pusher {
 
     /// Remembers what the route says, and fetches what the answer gives news of, in the row's
     /// order. A fetch that fails stops no other: its news stays news and comes again.
-    pub async fn follow(&self, taken: &Taken<'_>, answer: &Answer) -> Followed {
+    ///
+    /// # Errors
+    /// [`Stopping`] when something that should have been fetched is held, and the gateway stops.
+    pub async fn follow(&self, taken: &Taken<'_>, answer: &Answer) -> Result<Followed, Stopping> {
         let Taken { route, caller, .. } = taken;
         if route.then.is_empty() && route.remember.is_none() {
-            return Followed::default();
+            return Ok(Followed::default());
         }
         // Most devices are told the same most of the time, and it is nothing new.
         let said = fingerprint((&route.name, &answer.body));
         let changeable = route.deciding().any(Filter::is_changeable);
         if !changeable && self.devices.is_quiet(caller, said) {
-            return Followed::default();
+            return Ok(Followed::default());
         }
         // On the heap, where few messages come: it holds a whole call.
-        let followed = Box::pin(self.follow_news(taken, answer)).await;
+        let followed = Box::pin(self.follow_news(taken, answer)).await?;
         if !followed.news {
             self.devices.quiet(caller, said);
         }
-        followed
+        Ok(followed)
     }
 
-    async fn follow_news(&self, taken: &Taken<'_>, answer: &Answer) -> Followed {
+    async fn follow_news(&self, taken: &Taken<'_>, answer: &Answer) -> Result<Followed, Stopping> {
         let Taken { route, caller, .. } = taken;
         // Everything is decided before anything is waited for: no parsed value lives while a call is under way.
         let due = self.due(taken, answer);
@@ -129,15 +118,13 @@ impl Pusher {
                 self.devices.answered(&caller.device, &topic);
             }
             match self.fetch(fetch, taken, answer).await {
-                Ok(word) => {
-                    self.metrics.fetched(&fetch.name, word);
+                Ok(fetched) => {
+                    self.metrics.fetched(&fetch.name, fetched.label());
                     self.devices.saw(&caller.device, news);
                     followed.fetched += usize::from(fetch.call.is_some());
                 }
-                Err(Trouble::Failed(Failure { kind: FailureKind::Held, .. })) => {
-                    return Followed { held: true, ..followed };
-                }
-                Err(trouble) => {
+                Err(Unfetched::Stopping) => return Err(Stopping),
+                Err(Unfetched::Trouble(trouble)) => {
                     self.metrics.fetched(&fetch.name, "failed");
                     let (fetch, device) = (&*fetch.name, &*caller.device);
                     tracing::warn!(fetch, device, trouble = %trouble, "nothing pushed");
@@ -145,7 +132,7 @@ impl Pusher {
                 }
             }
         }
-        followed
+        Ok(followed)
     }
 
     /// What the answer gives news of; what is to be remembered is.
@@ -233,44 +220,42 @@ impl Pusher {
         })
     }
 
-    /// Gets one thing and pushes it. A word for what came of it, or what went wrong.
+    /// Gets one thing and pushes it.
     async fn fetch(
         &self,
         fetch: &Fetch,
         taken: &Taken<'_>,
         trigger: &Answer,
-    ) -> Result<&'static str, Trouble> {
+    ) -> Result<Fetched, Unfetched> {
         let Taken { caller, route, .. } = taken;
-        let unusable = |text: String| Trouble::Unusable(text);
-        let topic = push_topic(fetch, caller.captures);
-        let topic = topic.ok_or_else(|| unusable("no topic to push on".to_owned()))?;
+        let topic = push_topic(fetch, caller.captures).ok_or(Unusable::Topic)?;
         let answer = match &fetch.call {
             None => trigger.clone(),
             Some(endpoint) => {
                 let limits =
                     Limits { deadline: self.settings.deadline, expires: None, since: None };
-                let call = endpoint
-                    .call(&fetch.name, caller, None, Retry::Always, limits)
-                    .map_err(|segment| unusable(segment.to_string()))?;
-                let answer = self.upstream.call(call).await.map_err(Trouble::Failed)?;
+                let call = endpoint.call(&fetch.name, caller, None, Retry::Always, limits)?;
+                let answer = self.upstream.call(call).await?;
                 if fetch.empty_on.contains(&answer.status) {
-                    return Ok("empty");
+                    return Ok(Fetched::Empty);
                 }
                 if !answer.status.is_success() {
-                    return Err(Trouble::Answered(answer));
+                    return Err(Unfetched::Trouble(Trouble::Answered(answer)));
                 }
                 self.devices.met(caller);
                 answer
             }
         };
-        let pushes = self.pushes(fetch, taken, &answer.body).map_err(|e| unusable(e.0))?;
+        let pushes = self.pushes(fetch, taken, &answer.body)?;
         // Who asks for a push by a row of its own gets it, pushed before or not.
         let again = if route.call.is_none() { None } else { fetch.redeliver_after };
-        let mut word = "empty";
+        let mut fetched = Fetched::Empty;
         for push in pushes {
             let item = Item::new(&topic, push.correlation.as_ref().unwrap_or(&push.payload));
             if again.is_some_and(|p| self.devices.pushed_within(&caller.device, item, p)) {
-                word = if word == "empty" { "repeated" } else { word };
+                if fetched == Fetched::Empty {
+                    fetched = Fetched::Repeated;
+                }
                 continue;
             }
             let content_type = answer.content_type.as_ref().filter(|_| fetch.payload.is_none());
@@ -279,9 +264,9 @@ impl Pusher {
             if fetch.redeliver_after.is_some() {
                 self.devices.pushed(&caller.device, item);
             }
-            word = "pushed";
+            fetched = Fetched::Pushed;
         }
-        Ok(word)
+        Ok(fetched)
     }
 
     fn pushes(

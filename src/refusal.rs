@@ -42,29 +42,27 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The HTTP-like status of the error reply.
-    pub fn status(&self) -> u16 {
+    /// The table of refusals: the word for programs and the HTTP-like status.
+    fn row(&self) -> (&'static str, u16) {
         match self {
-            Self::NoRoute => 404,
-            Self::NoCredentials(_) => 401,
-            Self::Identity(_) | Self::ResponseTopic(_) => 403,
-            Self::BadPayload(_) | Self::BadSegment(_) => 400,
-            Self::TooLarge { .. } => 413,
-            Self::Crowded { .. } => 429,
+            Self::NoRoute => ("no_route", 404),
+            Self::NoCredentials(_) => ("no_credentials", 401),
+            Self::Identity(_) => ("identity", 403),
+            Self::ResponseTopic(_) => ("response_topic", 403),
+            Self::BadPayload(_) => ("bad_payload", 400),
+            Self::BadSegment(_) => ("bad_segment", 400),
+            Self::TooLarge { .. } => ("too_large", 413),
+            Self::Crowded { .. } => ("throttled", 429),
         }
     }
 
-    /// The word for programs, in error replies, dead letters and metrics.
+    /// The word for programs: `code` of an error reply, `reason` of a dead letter, `outcome` in metrics.
     pub fn code(&self) -> &'static str {
-        match self {
-            Self::NoRoute => "no_route",
-            Self::NoCredentials(_) => "no_credentials",
-            Self::Identity(_) => "identity",
-            Self::ResponseTopic(_) => "response_topic",
-            Self::BadPayload(_) => "bad_payload",
-            Self::BadSegment(_) => "bad_segment",
-            Self::TooLarge { .. } => "too_large",
-            Self::Crowded { .. } => "throttled",
-        }
+        self.row().0
+    }
+
+    /// The HTTP-like status of the error reply.
+    pub fn status(&self) -> u16 {
+        self.row().1
     }
 }

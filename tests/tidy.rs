@@ -112,8 +112,10 @@ fn borders_are_kept() {
 fn the_libraries_stay_behind_their_doors() {
     for (name, text) in sources("src") {
         assert!(!text.contains("rumqttc::") || name.starts_with("mqtt/"), "{name} uses rumqttc");
-        let http = name.starts_with("upstream/") || name == "call.rs";
-        assert!(!text.contains("reqwest::") || http, "{name} uses reqwest");
+        assert!(
+            !text.contains("reqwest::") || name.starts_with("upstream/"),
+            "{name} uses reqwest"
+        );
         assert!(
             !text.contains("governor::") || name == "upstream/throttle.rs",
             "{name} uses governor"

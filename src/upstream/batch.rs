@@ -23,7 +23,10 @@ use tokio::{
 };
 use tower::{Layer, Service, ServiceExt};
 
-use crate::call::{Answer, Batch, Call, Failure, FailureKind, StatusCode};
+use crate::{
+    call::{Answer, Batch, Call, StatusCode},
+    failure::{Failure, FailureKind},
+};
 
 /// Adds batches to a service.
 #[derive(Clone)]
@@ -89,7 +92,7 @@ where
             // A sender that is gone, by a defect, has settled nothing.
             match settled.await.ok().flatten() {
                 Some(result) => result,
-                None if is_expired(&call) => Err(FailureKind::Expired.into()),
+                None if is_expired(&call) => Err(Failure::unmade(FailureKind::Expired)),
                 None => batches.inner.oneshot(call).await,
             }
         })
@@ -146,7 +149,7 @@ where
             })
         {
             if is_expired(&waiting.call) {
-                let _ = waiting.result.send(Some(Err(FailureKind::Expired.into())));
+                let _ = waiting.result.send(Some(Err(Failure::unmade(FailureKind::Expired))));
             } else {
                 calls.push(waiting);
             }

@@ -12,13 +12,13 @@
 
 mod row;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
 pub(super) use self::row::Told;
 use self::row::{Clock, Row, Waiting};
-use crate::backoff::Backoff;
+use crate::{backoff::Backoff, failure::Sign};
 
 /// So many times in a row no connection means that there is none to be had.
 const UNREACHABLE: u32 = 3;
@@ -49,21 +49,6 @@ pub struct Outage {
     pub since: Instant,
     /// What it was told by.
     pub sign: String,
-}
-
-/// What one attempt says about the API.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Sign {
-    /// It served the call (2xx): it works, for this row.
-    Served,
-    /// It refused the call for good: something answers, but that says nothing about other calls.
-    Refused,
-    /// It failed, and how: it may be this message, it may be everybody.
-    Failed(String),
-    /// There was no connection, which no message can cause.
-    Unreachable(String),
-    /// Nothing: the attempt was not made, or cut short by ourselves.
-    None,
 }
 
 /// When a call had failed first.
@@ -204,16 +189,16 @@ impl Breaker {
         std::mem::take(&mut self.news)
     }
 
-    /// Learns from an attempt. `hung`: it ended because no answer came in time.
+    /// Learns from an attempt; `how` it ended, in words.
     pub(super) fn learn(
         &mut self,
         row: &Arc<str>,
         device: u64,
         sign: Sign,
-        hung: bool,
+        how: &dyn fmt::Display,
         now: Instant,
     ) {
-        if sign == Sign::None {
+        if sign == Sign::Nothing {
             return;
         }
         let Self { settings, rows, unreachable, news, answering, .. } = self;
@@ -222,8 +207,8 @@ impl Breaker {
             None => rows.entry(row.clone()).or_insert_with(|| Row::new(row.clone(), now)),
         };
         *unreachable = match sign {
-            Sign::Unreachable(_) => unreachable.saturating_add(1),
-            _ => 0,
+            Sign::Unreachable => unreachable.saturating_add(1),
+            Sign::Served | Sign::Refused | Sign::Failed | Sign::Hung | Sign::Nothing => 0,
         };
         match sign {
             Sign::Served => {
@@ -231,10 +216,10 @@ impl Breaker {
                 answering.proves(now);
             }
             Sign::Refused => row.forget(device),
-            Sign::Failed(how) | Sign::Unreachable(how) => {
-                row.failed(device, hung);
+            Sign::Failed | Sign::Hung | Sign::Unreachable => {
+                row.failed(device, sign == Sign::Hung);
                 let sign = if *unreachable >= UNREACHABLE {
-                    how
+                    how.to_string()
                 } else if row.is_down_for_all(settings.devices) {
                     format!("{} devices tried and none was served, at last: {how}", row.failing())
                 } else {
@@ -243,7 +228,7 @@ impl Breaker {
                 row.goes_down(sign, settings.probe, now, news);
                 answering.interrupt();
             }
-            Sign::None => {}
+            Sign::Nothing => {}
         }
     }
 

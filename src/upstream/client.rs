@@ -24,7 +24,8 @@ use super::{
     budget::{Budget, FREE},
 };
 use crate::{
-    call::{Answer, Call, Failure, FailureKind, JSON, Retry, StatusCode, is_transient},
+    call::{Answer, Call, JSON, Retry, StatusCode},
+    failure::{Failure, FailureKind, Transience},
     metrics::{Attempt, Metrics},
     tls::{self, TlsError},
 };
@@ -142,7 +143,9 @@ impl Client {
     /// Asks whether anything answers at this path: whatever says more than "not now".
     pub(super) async fn probe(&self, path: &str) -> Result<(), String> {
         match self.get(path).await {
-            Ok(status) if is_transient(status) => Err(format!("the API answers {status}")),
+            Ok(status) if Transience::of(status) != Transience::Final => {
+                Err(format!("the API answers {status}"))
+            }
             Ok(_) => Ok(()),
             Err(failure) => Err(failure.to_string()),
         }
@@ -166,12 +169,7 @@ impl Client {
         let result = self.exchange(&call, began + time).await;
         let ended = match &result {
             Ok(answer) => Attempt::Answered(answer.status.as_u16()),
-            Err(FailureKind::Unreachable(_)) => Attempt::Failed("unreachable"),
-            Err(FailureKind::Timeout) => Attempt::Failed("timeout"),
-            Err(FailureKind::Expired) => Attempt::Failed("expired"),
-            Err(FailureKind::Local(_)) => Attempt::Failed("local"),
-            Err(FailureKind::AnswerTooLarge(_)) => Attempt::Failed("answer_too_large"),
-            Err(_) => Attempt::Failed("broken"),
+            Err(kind) => Attempt::Failed(kind.attempt()),
         };
         self.shared.metrics.attempt(&call.name, ended, began.elapsed());
         tracing::debug!(
@@ -258,7 +256,7 @@ impl Clock {
         let end = self.expires.map_or(self.end, |expires| expires.min(self.end));
         timeout_at(end, exchange).await.map_err(|_| {
             // An attempt that the message's own expiry cuts short says nothing about the API.
-            if end < self.end { FailureKind::Expired } else { FailureKind::Timeout }
+            if end < self.end { FailureKind::Expired } else { FailureKind::AttemptTimeout }
         })
     }
 }
@@ -307,7 +305,7 @@ fn classify(error: &reqwest::Error) -> FailureKind {
         }
     }
     if error.is_timeout() {
-        FailureKind::Timeout
+        FailureKind::AttemptTimeout
     } else if error.is_connect() {
         FailureKind::Unreachable(text)
     } else {
@@ -341,6 +339,18 @@ fn retry_after(value: &HeaderValue, date: Option<&HeaderValue>) -> Option<Durati
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_the_expiry_cuts_short_is_no_time_out() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let hang = std::future::pending::<()>;
+        let own = Clock { end: now + 2 * second, expires: Some(now + second) };
+        assert_eq!(own.bound(hang()).await, Err(FailureKind::Expired));
+        assert_eq!(now.elapsed(), second);
+        let attempt = Clock { expires: Some(now + 3 * second), ..own };
+        assert_eq!(attempt.bound(hang()).await, Err(FailureKind::AttemptTimeout));
+        assert_eq!(now.elapsed(), 2 * second);
+    }
 
     #[test]
     fn retry_after_comes_in_two_forms() {

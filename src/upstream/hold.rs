@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -13,10 +14,12 @@ use tokio::{
 };
 
 use super::{
-    breaker::{Breaker, BreakerSettings, Due, Failing, First, Id, News, Next, Outage, Sign},
+    breaker::{Breaker, BreakerSettings, Due, Failing, First, Id, News, Next, Outage},
     client::Client,
 };
-use crate::{backoff::Backoff, call::Call, fingerprint::fingerprint, metrics::Metrics};
+use crate::{
+    backoff::Backoff, call::Call, failure::Sign, fingerprint::fingerprint, metrics::Metrics,
+};
 
 /// So many devices can have been told to keep quiet for longer than anything waits.
 const MAX_PAUSES: usize = 10_000;
@@ -190,10 +193,13 @@ impl Hold {
         );
     }
 
-    /// Learns from an attempt.
-    pub(super) fn learn(self: &Arc<Self>, call: &Call, sign: Sign, hung: bool) {
+    /// Learns from an attempt; `how` it ended, in words.
+    pub(super) fn learn(self: &Arc<Self>, call: &Call, sign: Sign, how: &dyn fmt::Display) {
+        if sign == Sign::Nothing {
+            return;
+        }
         let mut inner = self.inner();
-        inner.breaker.learn(&call.name, fingerprint(&*call.device), sign, hung, Instant::now());
+        inner.breaker.learn(&call.name, fingerprint(&*call.device), sign, how, Instant::now());
         self.tell(&mut inner);
         self.drive(&mut inner);
     }

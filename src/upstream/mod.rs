@@ -1,5 +1,5 @@
-//! The REST API, as one service: a [`Call`] goes in, an [`Answer`] or a [`Failure`] comes out.
-//! Knows nothing of MQTT.
+//! The REST API, as one service: a [`Call`] goes in, an [`Answer`] or the reason why there is none
+//! ([`Unanswered`]) comes out. Knows nothing of MQTT.
 
 mod batch;
 mod breaker;
@@ -30,7 +30,8 @@ pub use self::{
 };
 use crate::{
     backoff::Backoff,
-    call::{Answer, Call, Failure, Limits, Trial},
+    call::{Answer, Call, Limits, Trial},
+    failure::Unanswered,
     metrics::Metrics,
     secret::Secret,
     tls,
@@ -122,8 +123,8 @@ impl Upstream {
     /// Makes the call, again if it has to be.
     ///
     /// # Errors
-    /// [`Failure`] when no answer that counts could be had before the call's deadline.
-    pub async fn call(&self, call: Call) -> Result<Answer, Failure> {
+    /// [`Unanswered`] when no answer that counts could be had before the call's deadline, or the gateway stops.
+    pub async fn call(&self, call: Call) -> Result<Answer, Unanswered> {
         self.stack.clone().oneshot(call).await
     }
 
@@ -131,17 +132,17 @@ impl Upstream {
     /// the call then says [`Call::has_turn`] and has this [`Trial`].
     ///
     /// # Errors
-    /// [`Throttled`](crate::call::FailureKind::Throttled) when the turn would come later than the deadline, [`Held`](crate::call::FailureKind::Held) when
-    /// the gateway stops.
+    /// [`Throttled`](crate::failure::FailureKind::Throttled) when the turn would come later than the deadline,
+    /// [`Unanswered::Stopping`] when the gateway stops.
     pub async fn turn(
         &self,
         row: &Arc<str>,
         device: &Arc<str>,
         limits: Limits,
-    ) -> Result<Trial, Failure> {
+    ) -> Result<Trial, Unanswered> {
         let trial = Trial::default();
-        let turn = self.turns.take(row, device, limits, &trial).await;
-        turn.map(|()| trial).map_err(|kind| Failure { kind, attempts: 0 })
+        self.turns.take(row, device, limits, &trial).await?;
+        Ok(trial)
     }
 
     /// What the clock shows that deadlines of this row run by; see [`Call::since`].

@@ -1,18 +1,22 @@
 //! Which results are worth another attempt, and what they say about the API. The verdict is pure; the policy waits.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use tokio::time::{Instant, sleep};
 use tower::retry::Policy;
 
 use super::{
-    breaker::{Failing, First, Next, Sign, Told},
+    breaker::{Failing, First, Next, Told},
     hold::Hold,
 };
 use crate::{
     backoff::Backoff,
-    call::{Answer, Call, Failure, FailureKind, Retry, StatusCode},
+    call::{Answer, Call, Retry, StatusCode},
+    failure::{Failure, FailureKind, Sign, Transience, Unanswered},
 };
+
+/// The result of one attempt.
+type Seen<'r> = Result<&'r Answer, &'r Failure>;
 
 /// What the result of one attempt means for its call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,64 +43,54 @@ impl RetryTransient {
     }
 }
 
-fn verdict(call: &Call, result: &Result<Answer, Failure>) -> Verdict {
-    let transient = match result {
-        Ok(answer) => answer.is_transient(),
-        Err(failure) => failure.kind.is_transient(),
+fn verdict(call: &Call, seen: Seen<'_>) -> Verdict {
+    let again = match transience(seen) {
+        Transience::Final => false,
+        Transience::Unmade => true,
+        Transience::Unprocessed => call.retry != Retry::Never,
+        Transience::Transient => match call.retry {
+            Retry::Always => true,
+            Retry::Idempotent => call.method.is_idempotent(),
+            Retry::Never => false,
+        },
     };
-    let local = result.as_ref().is_err_and(|f| matches!(f.kind, FailureKind::Local(_)));
-    let allowed = match call.retry {
-        _ if local => true,
-        Retry::Always => true,
-        Retry::Idempotent => {
-            is_unsent(result) || is_unprocessed(result) || call.method.is_idempotent()
-        }
-        Retry::Never => false,
-    };
-    if transient && allowed { Verdict::Again } else { Verdict::Done }
+    if again { Verdict::Again } else { Verdict::Done }
 }
 
-/// Nothing has reached the API.
-fn is_unsent(result: &Result<Answer, Failure>) -> bool {
-    result.as_ref().is_err_and(|failure| {
-        matches!(failure.kind, FailureKind::Unreachable(_) | FailureKind::Local(_))
-    })
-}
-
-/// The API has not acted on it, by its own word.
-fn is_unprocessed(result: &Result<Answer, Failure>) -> bool {
-    result.as_ref().is_ok_and(|answer| {
-        matches!(answer.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
-    })
+fn transience(seen: Seen<'_>) -> Transience {
+    match seen {
+        Ok(answer) => Transience::of(answer.status),
+        Err(failure) => failure.kind.transience(),
+    }
 }
 
 /// It has not got as far as to count against a rate.
-fn is_uncounted(result: &Result<Answer, Failure>) -> bool {
-    is_unsent(result)
-        || is_unprocessed(result)
-        || result.as_ref().is_ok_and(|answer| {
+fn is_uncounted(seen: Seen<'_>) -> bool {
+    match transience(seen) {
+        Transience::Unprocessed | Transience::Unmade => true,
+        Transience::Final | Transience::Transient => seen.is_ok_and(|answer| {
             matches!(answer.status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT)
-        })
+        }),
+    }
 }
 
 /// What the result says about the API.
-fn sign(result: &Result<Answer, Failure>) -> Sign {
-    match result {
-        Ok(answer) if answer.is_transient() => {
-            Sign::Failed(format!("the API answers {}", answer.status))
+fn sign(seen: Seen<'_>) -> Sign {
+    match seen {
+        Ok(answer) => Sign::of(answer.status),
+        Err(failure) => failure.kind.sign(),
+    }
+}
+
+/// A result, for the line of the log about an outage.
+struct Words<'r>(Seen<'r>);
+
+impl fmt::Display for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Ok(answer) => write!(f, "the API answers {}", answer.status),
+            Err(failure) => failure.fmt(f),
         }
-        Ok(answer) if answer.status.is_success() => Sign::Served,
-        Ok(_) => Sign::Refused,
-        Err(failure) => match &failure.kind {
-            FailureKind::Unreachable(_) => Sign::Unreachable(failure.to_string()),
-            FailureKind::Timeout | FailureKind::Broken(_) => Sign::Failed(failure.to_string()),
-            FailureKind::AnswerTooLarge(_) | FailureKind::Coding(_) => Sign::Refused,
-            FailureKind::Deadline(_)
-            | FailureKind::Expired
-            | FailureKind::Held
-            | FailureKind::Local(_)
-            | FailureKind::Throttled(_) => Sign::None,
-        },
     }
 }
 
@@ -105,11 +99,11 @@ impl RetryTransient {
     fn wait(
         &mut self,
         call: &mut Call,
-        result: &Result<Answer, Failure>,
+        seen: Seen<'_>,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let (hold, expires) = (self.hold.clone(), call.expires);
         let delayed = hold.delayed(&call.device);
-        if let Err(Failure { kind: FailureKind::Local(fault), .. }) = result {
+        if let Err(Failure { kind: FailureKind::Local(fault), .. }) = seen {
             hold.fails_locally(fault);
             let wait = self.backoff.after(self.attempts);
             call.trial.excuse(wait);
@@ -122,7 +116,7 @@ impl RetryTransient {
                 drop(delayed);
             });
         }
-        let told = result.as_ref().ok().and_then(|answer| {
+        let told = seen.ok().and_then(|answer| {
             let personal = answer.status == StatusCode::TOO_MANY_REQUESTS;
             answer.retry_after.map(|wait| Told { wait, personal })
         });
@@ -139,7 +133,7 @@ impl RetryTransient {
         });
         tracing::debug!(route = %call.name, device = ?call.device, ?told, "retry");
         // A call that runs out of time says so, and what the last answer was.
-        let out_of_time = match result {
+        let out_of_time = match seen {
             Ok(answer) => FailureKind::Deadline(answer.status),
             Err(failure) => failure.kind.clone(),
         };
@@ -167,34 +161,32 @@ async fn expired(at: Option<Instant>) {
     }
 }
 
-impl Policy<Call, Answer, Failure> for RetryTransient {
+impl Policy<Call, Answer, Unanswered> for RetryTransient {
     type Future = Pin<Box<dyn Future<Output = ()> + Send>>;
 
     fn retry(
         &mut self,
         call: &mut Call,
-        result: &mut Result<Answer, Failure>,
+        result: &mut Result<Answer, Unanswered>,
     ) -> Option<Self::Future> {
+        let seen = match &*result {
+            Ok(answer) => Ok(answer),
+            Err(Unanswered::Failed(failure)) => Err(failure),
+            Err(Unanswered::Stopping) => return None,
+        };
         if call.trial.ended().is_none() {
-            let sign = sign(result);
-            if sign != Sign::None {
-                let hung =
-                    result.as_ref().is_err_and(|failure| failure.kind == FailureKind::Timeout);
-                self.hold.learn(call, sign, hung);
-            }
-            let unmade = |failure: &Failure| {
-                matches!(failure.kind, FailureKind::Throttled(_) | FailureKind::Held)
-            };
-            self.attempts += u32::from(!result.as_ref().is_err_and(unmade));
-            if verdict(call, result) == Verdict::Again {
-                call.has_turn = is_uncounted(result);
+            self.hold.learn(call, sign(seen), &Words(seen));
+            self.attempts += seen.map_or_else(|failure| failure.attempts, |_| 1);
+            if verdict(call, seen) == Verdict::Again {
+                call.has_turn = is_uncounted(seen);
                 call.attempts = self.attempts;
-                return Some(self.wait(call, result));
+                return Some(self.wait(call, seen));
             }
         }
         match result {
             Ok(answer) => answer.attempts = self.attempts,
-            Err(failure) => failure.attempts = self.attempts,
+            Err(Unanswered::Failed(failure)) => failure.attempts = self.attempts,
+            Err(Unanswered::Stopping) => {}
         }
         None
     }

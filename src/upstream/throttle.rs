@@ -24,7 +24,8 @@ use tower::{Layer, Service, ServiceExt};
 
 use super::{breaker::MAX_TOLD, hold::Hold};
 use crate::{
-    call::{self, Answer, Call, Failure, FailureKind, Trial},
+    call::{self, Answer, Call, Trial},
+    failure::{Failure, FailureKind, Unanswered},
     rate::Rate,
 };
 
@@ -76,7 +77,7 @@ impl Limits {
     /// Waits for a turn, the narrowest limit first, so that a device over its own limit uses up no
     /// turn of the others. Waiting does not count against the message. A device over a limit of its own is
     /// refused where the turn would come later than a message's deadline; the limit for all only delays.
-    async fn turn(&self, wanted: &Wanted<'_>) -> Result<(), FailureKind> {
+    async fn turn(&self, wanted: &Wanted<'_>) -> Result<(), Unanswered> {
         self.sweep();
         let now = || self.clock.now();
         let narrow = [self.rows.get(wanted.name), self.per_device.as_ref()];
@@ -117,21 +118,21 @@ struct Wanted<'a> {
 
 impl Wanted<'_> {
     /// Waits, unless it would be for longer than `most`, the message expires, or the gateway stops.
-    async fn wait(&self, wait: Duration, most: Duration) -> Result<(), FailureKind> {
+    async fn wait(&self, wait: Duration, most: Duration) -> Result<(), Unanswered> {
         let next = Instant::now() + wait;
         if wait >= most || self.expires.is_some_and(|expires| expires <= next) {
-            return Err(FailureKind::Throttled(wait));
+            return Err(Failure::unmade(FailureKind::Throttled(wait)).into());
         }
         self.trial.excuse(wait);
         let _delayed = self.hold.delayed(self.device);
         tokio::select! {
             () = tokio::time::sleep_until(next) => Ok(()),
-            () = self.hold.stopped() => Err(FailureKind::Held),
+            () = self.hold.stopped() => Err(Unanswered::Stopping),
         }
     }
 
     /// Waits until the API takes calls of this device again, where it has asked for patience before.
-    async fn pause(&self) -> Result<(), FailureKind> {
+    async fn pause(&self) -> Result<(), Unanswered> {
         match self.hold.paused(self.name, self.device) {
             Some(wait) => self.wait(wait, MAX_TOLD).await,
             None => Ok(()),
@@ -158,7 +159,7 @@ impl Turns {
         device: &Arc<str>,
         limits: call::Limits,
         trial: &Trial,
-    ) -> Result<(), FailureKind> {
+    ) -> Result<(), Unanswered> {
         let (hold, call::Limits { deadline, expires, .. }) = (&self.hold, limits);
         let wanted = Wanted { name, device, deadline, expires, trial, hold };
         wanted.pause().await?;
@@ -169,13 +170,15 @@ impl Turns {
     }
 
     /// Whether the call may still be made, and waits for its turn if it needs one.
-    async fn admit(&self, call: &mut Call) -> Result<(), FailureKind> {
+    async fn admit(&self, call: &mut Call) -> Result<(), Unanswered> {
         if let Some(why) = call.trial.ended() {
-            return Err(why.clone());
+            return Err(Failure::unmade(why.clone()).into());
         }
-        let late = call.expires.is_some_and(|expires| expires <= Instant::now());
-        if late || call.attempts > 0 && self.hold.is_stopping() {
-            return Err(FailureKind::Held);
+        if call.expires.is_some_and(|expires| expires <= Instant::now()) {
+            return Err(Failure::unmade(FailureKind::Expired).into());
+        }
+        if call.attempts > 0 && self.hold.is_stopping() {
+            return Err(Unanswered::Stopping);
         }
         if !call.has_turn {
             let Call { deadline, expires, since, .. } = *call;
@@ -213,11 +216,11 @@ where
     S::Future: Send,
 {
     type Response = Answer;
-    type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Answer, Failure>> + Send>>;
+    type Error = Unanswered;
+    type Future = Pin<Box<dyn Future<Output = Result<Answer, Unanswered>> + Send>>;
 
     // Always ready: a turn belongs to a call, and which call it is is known only in `call`.
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Unanswered>> {
         Poll::Ready(Ok(()))
     }
 
@@ -225,7 +228,7 @@ where
         let (inner, turns) = (self.inner.clone(), self.turns.clone());
         Box::pin(async move {
             turns.admit(&mut call).await?;
-            inner.oneshot(call).await
+            Ok(inner.oneshot(call).await?)
         })
     }
 }
@@ -234,6 +237,16 @@ where
 mod tests {
     use super::*;
     use crate::upstream::fixtures::{NO_WAIT, hold};
+
+    /// How long there is no turn, if that is why there is no answer.
+    fn throttled(why: &Unanswered) -> Option<Duration> {
+        match why {
+            Unanswered::Failed(Failure { kind: FailureKind::Throttled(wait), attempts: 0 }) => {
+                Some(*wait)
+            }
+            _ => None,
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn each_limit_holds_for_its_own_and_a_refusal_uses_up_no_turn() {
@@ -252,7 +265,7 @@ mod tests {
         assert!(take("rare", "a").await.is_err(), "the row's limit, per device");
         assert!(take("often", "a").await.is_ok() && take("often", "a").await.is_ok());
         let refused = take("often", "a").await.unwrap_err();
-        assert!(matches!(refused, FailureKind::Throttled(wait) if wait > Duration::from_mins(10)));
+        assert!(throttled(&refused).unwrap() > Duration::from_mins(10));
         assert!(take("often", "b").await.is_ok(), "the refusals have used up no turn of the total");
     }
 
@@ -272,7 +285,11 @@ mod tests {
         while taken.is_ok() {
             taken = turns.take(&"r".into(), &"d".into(), limits, &trial).await;
         }
-        assert_eq!(taken, Err(FailureKind::Held), "nobody waits for a turn when the gateway stops");
+        assert_eq!(
+            taken,
+            Err(Unanswered::Stopping),
+            "nobody waits for a turn when the gateway stops"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -295,6 +312,6 @@ mod tests {
         turns.admit(&mut call).await.unwrap();
         assert_eq!(began.elapsed().as_secs(), 90);
         hold.pause("r", "d", Duration::from_hours(1));
-        assert!(matches!(turns.admit(&mut call).await, Err(FailureKind::Throttled(_))));
+        assert!(throttled(&turns.admit(&mut call).await.unwrap_err()).is_some());
     }
 }

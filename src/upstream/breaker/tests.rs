@@ -23,11 +23,11 @@ impl Scene {
     }
 
     fn learn(&mut self, device: u64, sign: Sign) {
-        self.breaker.learn(&self.row, device, sign, false, self.now);
+        self.breaker.learn(&self.row, device, sign, &"500", self.now);
     }
 
     fn fails(&mut self, device: u64) {
-        self.learn(device, Sign::Failed("500".to_owned()));
+        self.learn(device, Sign::Failed);
     }
 
     fn serves(&mut self, device: u64) {
@@ -84,7 +84,7 @@ fn several_devices_on_a_row_or_no_connection_are_an_outage_and_a_success_ends_it
     }
     assert!(scene.is_down());
     let other: Arc<str> = "other".into();
-    scene.breaker.learn(&other, 9, Sign::Served, false, scene.now);
+    scene.breaker.learn(&other, 9, Sign::Served, &"", scene.now);
     assert!(scene.is_down(), "another row says nothing about this one");
     scene.learn(9, Sign::Refused);
     assert!(scene.is_down(), "nor does a call that is refused for good");
@@ -94,7 +94,7 @@ fn several_devices_on_a_row_or_no_connection_are_an_outage_and_a_success_ends_it
     let mut scene = Scene::new(Some("/"));
     for _ in 0..3 {
         assert!(!scene.is_down());
-        scene.learn(1, Sign::Unreachable("refused".to_owned()));
+        scene.breaker.learn(&scene.row, 1, Sign::Unreachable, &"refused", scene.now);
     }
     assert_eq!(scene.breaker.outages()[0].sign, "refused");
 }

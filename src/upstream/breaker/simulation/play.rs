@@ -247,11 +247,11 @@ impl<'h> Play<'h> {
         let row: Arc<str> = ROWS[current.message.row].into();
         let sign = match current.result {
             None => Sign::Served,
-            Some(Fault::Away) => Sign::Unreachable("refused".to_owned()),
-            Some(fault) => Sign::Failed(format!("{fault:?}")),
+            Some(Fault::Away) => Sign::Unreachable,
+            Some(Fault::Hang) => Sign::Hung,
+            Some(_) => Sign::Failed,
         };
-        let hung = current.result == Some(Fault::Hang);
-        self.breaker.learn(&row, device as u64, sign, hung, now);
+        self.breaker.learn(&row, device as u64, sign, &format!("{:?}", current.result), now);
         if current.result.is_none() {
             return self.end(device, End::Served);
         }

@@ -1,0 +1,229 @@
+//! How a call can fail, and what each way means: one table (`FailureKind::row`), matched without a wildcard.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+/// Why a call has no answer that counts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unanswered {
+    /// It failed: its message ends with this.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// See [`Stopping`].
+    #[error("the gateway stops")]
+    Stopping,
+}
+
+/// The gateway stops before the next attempt: the message is left to the broker, as if it had not come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopping;
+
+/// A call that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind}")]
+pub struct Failure {
+    /// What happened, at last.
+    pub kind: FailureKind,
+    /// How many attempts were made.
+    pub attempts: u32,
+}
+
+/// The ways in which a call fails.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FailureKind {
+    /// No connection: name resolution, TCP or TLS.
+    #[error("the upstream cannot be reached: {0}")]
+    Unreachable(String),
+    /// This machine cannot make the attempt: no descriptor or no memory is left, for example.
+    #[error("this machine cannot make the call: {0}")]
+    Local(String),
+    /// The exchange broke off half-way, or the answer is not HTTP.
+    #[error("the exchange with the upstream broke off: {0}")]
+    Broken(String),
+    /// The answer has a content coding that is not understood.
+    #[error("the answer has the content coding `{0}`, which is not understood")]
+    Coding(String),
+    /// The answer is larger than `max_response_bytes`.
+    #[error("the answer is larger than {0} bytes")]
+    AnswerTooLarge(usize),
+    /// The attempt was cut short by `attempt_timeout`.
+    #[error("the upstream did not answer in time")]
+    AttemptTimeout,
+    /// The message's `deadline` passed between two attempts; the last answer was a transient refusal.
+    #[error("the deadline passed; the upstream last answered {0}")]
+    Deadline(StatusCode),
+    /// The message's own expiry passed [MQTT-3.3.2-6], before an attempt or during one.
+    #[error("the message expired while it was held")]
+    Expired,
+    /// A rate limit of the configuration, or the API's own `Retry-After`, leaves no turn before this time is over.
+    #[error("the rate limit leaves no turn for another {} s", .0.as_secs() + 1)]
+    Throttled(Duration),
+}
+
+/// Whether another attempt may end better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transience {
+    /// No: it would end in the same way, or there is no time left.
+    Final,
+    /// It may, and the API may have acted on this one.
+    Transient,
+    /// It may, and the API has not acted on this one: nothing has reached it, or it says so (429, 503).
+    Unprocessed,
+    /// It may, and this one was no attempt at all: even a call that must not be repeated can be made again.
+    Unmade,
+}
+
+/// What the result of an attempt says about the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// It served the call (2xx): it works, for this row.
+    Served,
+    /// It refused the call for good: something answers, but that says nothing about other calls.
+    Refused,
+    /// It failed the call: it may be this message, it may be everybody.
+    Failed,
+    /// It failed the call by not answering before `attempt_timeout`.
+    Hung,
+    /// There was no connection, which no message can cause.
+    Unreachable,
+    /// Nothing: the attempt was not made, or the gateway cut it short for a reason of its own.
+    Nothing,
+}
+
+/// What one kind of failure means.
+struct Row {
+    code: &'static str,
+    status: u16,
+    attempt: &'static str,
+    transience: Transience,
+    sign: Sign,
+}
+
+impl FailureKind {
+    /// The table of failures.
+    #[rustfmt::skip]
+    fn row(&self) -> Row {
+        use {Sign as S, Transience as T};
+        let row = |code, status, attempt, transience, sign| Row { code, status, attempt, transience, sign };
+        match self {
+            //                             code, status        attempt in metrics    again?          sign
+            Self::Unreachable(_)    => row("unreachable", 502, "unreachable",        T::Unprocessed, S::Unreachable),
+            Self::Local(_)          => row("unreachable", 502, "local",              T::Unmade,      S::Nothing),
+            Self::Broken(_)         => row("broken", 502,      "broken",             T::Transient,   S::Failed),
+            Self::Coding(_)         => row("broken", 502,      "broken",             T::Final,       S::Refused),
+            Self::AnswerTooLarge(_) => row("answer_too_large", 502, "answer_too_large", T::Final,    S::Refused),
+            Self::AttemptTimeout    => row("deadline", 504,    "timeout",            T::Transient,   S::Hung),
+            Self::Deadline(_)       => row("deadline", 504,    "deadline",           T::Final,       S::Nothing),
+            Self::Expired           => row("expired", 504,     "expired",            T::Final,       S::Nothing),
+            Self::Throttled(_)      => row("throttled", 429,   "throttled",          T::Final,       S::Nothing),
+        }
+    }
+
+    /// The word for programs: `code` of an error reply, `reason` of a dead letter, `outcome` in metrics.
+    pub fn code(&self) -> &'static str {
+        self.row().code
+    }
+
+    /// The HTTP-like status of the error reply.
+    pub fn status(&self) -> u16 {
+        self.row().status
+    }
+
+    /// The label of an attempt that failed in this way.
+    pub fn attempt(&self) -> &'static str {
+        self.row().attempt
+    }
+
+    /// Whether another attempt may end better.
+    pub fn transience(&self) -> Transience {
+        self.row().transience
+    }
+
+    /// What an attempt that failed in this way says about the API.
+    pub fn sign(&self) -> Sign {
+        self.row().sign
+    }
+}
+
+impl Transience {
+    /// What a status says about another attempt: "not now" or "no".
+    pub fn of(status: StatusCode) -> Self {
+        match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Self::Unprocessed,
+            StatusCode::REQUEST_TIMEOUT => Self::Transient,
+            StatusCode::NOT_IMPLEMENTED => Self::Final,
+            status if status.is_server_error() => Self::Transient,
+            _ => Self::Final,
+        }
+    }
+}
+
+impl Sign {
+    /// What an answer with this status says about the API.
+    pub fn of(status: StatusCode) -> Self {
+        match Transience::of(status) {
+            Transience::Final if status.is_success() => Self::Served,
+            Transience::Final => Self::Refused,
+            Transience::Transient | Transience::Unprocessed | Transience::Unmade => Self::Failed,
+        }
+    }
+}
+
+/// An attempt that failed.
+impl From<FailureKind> for Unanswered {
+    fn from(kind: FailureKind) -> Self {
+        Failure::from(kind).into()
+    }
+}
+
+impl Failure {
+    /// A call that ends before an attempt was made.
+    pub fn unmade(kind: FailureKind) -> Self {
+        Self { kind, attempts: 0 }
+    }
+}
+
+/// An attempt that failed.
+impl From<FailureKind> for Failure {
+    fn from(kind: FailureKind) -> Self {
+        Self { kind, attempts: 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_ways_of_being_cut_short_are_told_apart() {
+        let deadline = FailureKind::Deadline(StatusCode::SERVICE_UNAVAILABLE);
+        for (kind, code, attempt, sign) in [
+            (FailureKind::AttemptTimeout, "deadline", "timeout", Sign::Hung),
+            (deadline, "deadline", "deadline", Sign::Nothing),
+            (FailureKind::Expired, "expired", "expired", Sign::Nothing),
+        ] {
+            let is = (kind.code(), kind.attempt(), kind.status(), kind.sign());
+            assert_eq!(is, (code, attempt, 504, sign), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_says_no_or_not_now() {
+        for status in [200, 302, 400, 401, 404, 422, 501] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(Transience::of(status), Transience::Final, "{status}");
+            assert!(matches!(Sign::of(status), Sign::Served | Sign::Refused), "{status}");
+        }
+        for (status, transience) in [
+            (408, Transience::Transient),
+            (429, Transience::Unprocessed),
+            (500, Transience::Transient),
+            (503, Transience::Unprocessed),
+            (504, Transience::Transient),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!((Transience::of(status), Sign::of(status)), (transience, Sign::Failed));
+        }
+    }
+}
