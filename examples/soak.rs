@@ -11,20 +11,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a soak that cannot go on has failed")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is what it is for")]
-#![expect(unreachable_pub, reason = "shared with the tests: nothing is reachable from outside")]
-#![allow(dead_code, unused_imports, reason = "the tests use more of the harness")]
-#![allow(clippy::wildcard_imports, reason = "a module of tests is none in an example")]
-
-#[path = "../tests/gateway/harness.rs"]
-mod harness;
-#[path = "../tests/gateway/link.rs"]
-mod link;
-#[path = "../tests/gateway/load.rs"]
-mod load;
-#[path = "../tests/gateway/rig.rs"]
-mod rig;
-#[path = "../tests/gateway/wire.rs"]
-mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -39,18 +25,14 @@ use std::{
 
 use clap::Parser;
 use fastrand::Rng;
-use tokio::{
-    net::TcpStream,
-    time::{Instant, sleep},
-};
-
-use crate::{
-    harness::Gateway,
+use testkit::{
+    Gateway, credentials,
     link::Cut,
     load::{Load, POISON, Verdict, between},
     rig::Rig,
     wire::{Packet, Props, Publish, Wire},
 };
+use tokio::time::{Instant, sleep};
 
 /// How long everything may take to arrive after the last fault.
 const DRAIN: Duration = Duration::from_mins(3);
@@ -199,16 +181,7 @@ async fn send_poison(port: u16, fault: &'static str, poisoned: Arc<AtomicU64>) {
 
 async fn speak_poison(port: u16, fault: &str, poisoned: &AtomicU64) -> io::Result<()> {
     let id = format!("{POISON}{fault}");
-    let mut wire = Wire::new(TcpStream::connect(("127.0.0.1", port)).await?);
-    let connect = Packet::Connect {
-        client_id: id.clone(),
-        clean_start: true,
-        keep_alive: 0,
-        username: None,
-        password: None,
-        props: Props::default(),
-    };
-    wire.send(&connect).await?;
+    let mut wire = Wire::connect(port, &Packet::connect(&id)).await?;
     let deep = format!("v1/device/{id}/{}", "a/".repeat(250));
     let payloads: [Vec<u8>; 5] = [
         b"{\"n\":0}".to_vec(),
@@ -218,23 +191,18 @@ async fn speak_poison(port: u16, fault: &str, poisoned: &AtomicU64) -> io::Resul
         Vec::new(),
     ];
     for n in 0.. {
-        let property = |name: &str, value: String| (name.to_owned(), value);
-        let mut user =
-            vec![property("device_id", id.clone()), property("access_key", format!("key-of-{id}"))];
-        user.extend((0..fastrand::usize(..50)).map(|n| property("topic", n.to_string())));
+        let mut user = credentials(&id);
+        user.extend((0..fastrand::usize(..50)).map(|n| ("topic".to_owned(), n.to_string())));
         let below = *fastrand::choice(&["telemetry", "update", "commands/update", "get"]).unwrap();
         let message = Publish {
             topic: format!("v1/device/{id}/{below}"),
             payload: fastrand::choice(&payloads).unwrap().clone(),
-            qos: 0,
-            dup: false,
-            retain: false,
-            packet_id: 0,
             props: Props {
                 user,
                 response_topic: (n % 3 == 0).then(|| deep.clone()),
                 ..Props::default()
             },
+            ..Publish::default()
         };
         wire.send(&Packet::Publish(message)).await?;
         poisoned.fetch_add(1, Ordering::Relaxed);
@@ -253,7 +221,6 @@ async fn count_dead_letters(port: u16, letters: Arc<AtomicU64>) {
 }
 
 async fn hear_dead_letters(port: u16, letters: &AtomicU64) -> io::Result<()> {
-    let mut wire = Wire::new(TcpStream::connect(("127.0.0.1", port)).await?);
     let connect = Packet::Connect {
         client_id: "dead-letters".to_owned(),
         clean_start: false,
@@ -262,7 +229,7 @@ async fn hear_dead_letters(port: u16, letters: &AtomicU64) -> io::Result<()> {
         password: None,
         props: Props { session_expiry: Some(3600), ..Props::default() },
     };
-    wire.send(&connect).await?;
+    let mut wire = Wire::connect(port, &connect).await?;
     let filters = vec![("mqtt-rest-gateway/dead-letter/#".to_owned(), 1)];
     wire.send(&Packet::Subscribe { packet_id: 1, filters }).await?;
     while let Some(packet) = wire.receive().await? {

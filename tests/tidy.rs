@@ -143,7 +143,7 @@ fn arrows_make_no_circle() {
 
 #[test]
 fn every_file_says_what_it_is_for_and_stays_short() {
-    for folder in ["src", "tests", "quickstart/src"] {
+    for folder in ["src", "tests", "testkit/src", "quickstart/src", "bench/src", "examples"] {
         for (name, text) in sources(folder) {
             assert!(text.starts_with("//! "), "{folder}/{name} opens with //!");
             let lines = text.lines().count();

@@ -1,5 +1,6 @@
 //! The fast API: a process of its own that answers every request at once, or after a delay, and keeps
-//! the times of arrival. HTTP/1.1 by hand, so that it costs as little as it can.
+//! the times of arrival. HTTP/1.1 by hand, so that it costs as little as it can: it shares
+//! the machine with what is measured, which is why it is not the one of the tests.
 //!
 //! The body of a message has its time of sending, `"t":` and nanoseconds since 1970.
 

@@ -1,4 +1,5 @@
-//! Devices: messages into the broker, as fast as it takes them or at a rate.
+//! Devices: messages into the broker, as fast as it takes them or at a rate. Those of the tests wait for each PUBACK, to
+//! account for every message; these keep thousands in flight, to fill the broker.
 
 use std::{io, time::Duration};
 
@@ -8,10 +9,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{
-    api::nanoseconds,
-    wire::{Packet, Props, Publish},
-};
+use testkit::wire::Packet;
+
+use crate::api::nanoseconds;
 
 /// Messages whose PUBACK is still to come; a broker with much to do falls behind no further.
 const IN_FLIGHT: u64 = 2000;
@@ -44,15 +44,7 @@ pub async fn publish(broker: u16, load: Load) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let (mut reader, writer) = stream.into_split();
     let mut writer = BufWriter::with_capacity(64 * 1024, writer);
-    let connect = Packet::Connect {
-        client_id: "devices".to_owned(),
-        clean_start: true,
-        keep_alive: 0,
-        username: None,
-        password: None,
-        props: Props::default(),
-    };
-    writer.write_all(&connect.encode()).await?;
+    writer.write_all(&Packet::connect("devices").encode()).await?;
     writer.flush().await?;
     // The CONNACK; its length is one byte.
     let mut head = [0; 2];
@@ -85,18 +77,6 @@ fn message(n: u64, devices: u64, size: usize) -> Packet {
     let device = format!("d{}", n % devices);
     let mut payload = payload(n, nanoseconds()).into_bytes();
     payload.resize(payload.len().max(size), b' ');
-    Packet::Publish(Publish {
-        topic: format!("v1/device/{device}/telemetry"),
-        payload,
-        qos: 1,
-        packet_id: u16::try_from(n % 65_535).unwrap_or_default() + 1,
-        props: Props {
-            user: vec![
-                ("device_id".to_owned(), device.clone()),
-                ("access_key".to_owned(), format!("key-of-{device}")),
-            ],
-            ..Props::default()
-        },
-        ..Publish::default()
-    })
+    let packet_id = u16::try_from(n % 65_535).unwrap_or_default() + 1;
+    Packet::Publish(testkit::telemetry(packet_id, &device, payload))
 }

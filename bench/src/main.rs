@@ -17,9 +17,6 @@ mod process;
 mod report;
 mod scenarios;
 mod subject;
-#[expect(dead_code, reason = "shared with the tests, which use more of it")]
-#[path = "../../tests/gateway/wire.rs"]
-mod wire;
 
 use std::{process::ExitCode, time::Duration};
 

@@ -8,10 +8,10 @@ use std::{
 };
 
 use serde_json::Value;
-use tempfile::TempDir;
+use testkit::Broker;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     process::{Child, Command},
     time::{Instant, sleep},
 };
@@ -52,11 +52,7 @@ impl Process {
 
     /// The most memory it has had resident so far, in bytes.
     pub fn peak_memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.id()));
-        let status = status.expect("the process runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kilobytes.expect("Linux says how much memory a process has had") * 1024
+        testkit::peak_memory(self.id())
     }
 
     /// Asks it to stop and waits until it has.
@@ -67,29 +63,8 @@ impl Process {
 }
 
 /// A mosquitto that queues without a limit and sends as much at once as it is asked to.
-pub struct Broker {
-    pub port: u16,
-    _process: Process,
-    _dir: TempDir,
-}
-
-impl Broker {
-    pub async fn start() -> io::Result<Self> {
-        let (dir, port) = (tempfile::tempdir()?, free_port().await?);
-        let file = dir.path().join("mosquitto.conf");
-        let conf = "allow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\nset_tcp_nodelay true\n";
-        fs::write(&file, format!("listener {port} 127.0.0.1\nuser root\n{conf}"))?;
-        let process = Process::spawn(Command::new(mosquitto()).arg("-c").arg(&file))?;
-        accepts(port).await?;
-        Ok(Self { port, _process: process, _dir: dir })
-    }
-}
-
-/// `MOSQUITTO` names another one than the system's.
-pub fn mosquitto() -> PathBuf {
-    let usual = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto", "/usr/bin/mosquitto"];
-    let installed = usual.map(PathBuf::from).into_iter().find(|program| program.exists());
-    env::var_os("MOSQUITTO").map(PathBuf::from).or(installed).unwrap_or_else(|| "mosquitto".into())
+pub async fn broker() -> Broker {
+    Broker::in_memory("max_queued_messages 0\nmax_inflight_messages 0\nset_tcp_nodelay true").await
 }
 
 /// How fast the API is.
@@ -155,23 +130,6 @@ pub fn own() -> Command {
 pub fn gateway() -> PathBuf {
     let own = env::current_exe().expect("a running program has a path");
     own.parent().unwrap_or(Path::new(".")).join("mqtt-rest-gateway")
-}
-
-/// A port that was free a moment ago.
-pub async fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port())
-}
-
-/// Waits until somebody listens.
-pub async fn accepts(port: u16) -> io::Result<()> {
-    let began = Instant::now();
-    while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-        if began.elapsed() > PATIENCE {
-            return Err(io::Error::other(format!("nobody listens on {port}")));
-        }
-        sleep(Duration::from_millis(1)).await;
-    }
-    Ok(())
 }
 
 async fn get(port: u16, path: &str) -> io::Result<Value> {

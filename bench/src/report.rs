@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs, io, path::Path, process::Command, time::Duration}
 use crate::{
     devices::Load,
     picture::{Curve, Panel, draw},
-    process::{Pace, gateway, mosquitto},
+    process::{Pace, gateway},
     scenarios::{Figures, bare_http, known, memory, saturated, start, steady},
     subject::{Kind, mq_bridge_program},
 };
@@ -222,7 +222,7 @@ fn heading() -> String {
     let mut text = String::from("## ");
     text += said(Path::new("date"), &["-u", "+%Y-%m-%d"]).trim();
     let commit = said(Path::new("git"), &["describe", "--always", "--dirty"]);
-    let version = said(&mosquitto(), &["-h"]);
+    let version = said(&testkit::mosquitto(), &["-h"]);
     // Writing into a string cannot fail.
     let _ = writeln!(text, ", {}, {}", commit.trim(), version.lines().next().unwrap_or_default());
     text

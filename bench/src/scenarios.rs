@@ -3,11 +3,12 @@
 use std::{io, time::Duration};
 
 use serde_json::Value;
+use testkit::Broker;
 use tokio::time::{Instant, sleep};
 
 use crate::{
     devices::{Load, publish},
-    process::{Api, Broker, PATIENCE, Pace, Process, own},
+    process::{Api, PATIENCE, Pace, Process, broker, own},
     subject::{Kind, Subject},
 };
 
@@ -59,7 +60,7 @@ async fn crosses(broker: &Broker, api: &Api) -> io::Result<Duration> {
 /// A session with this backlog waits for the subject.
 async fn backlog(kind: Kind, broker: &Broker, load: Load) -> io::Result<()> {
     let api = Api::start(Pace::default()).await?;
-    let subject = Subject::start(kind, broker.port, api.port).await?;
+    let subject = Subject::start(kind, broker.port, api.port)?;
     crosses(broker, &api).await?;
     sleep(Duration::from_millis(200)).await;
     subject.process.stop().await?;
@@ -68,10 +69,10 @@ async fn backlog(kind: Kind, broker: &Broker, load: Load) -> io::Result<()> {
 
 /// As fast as it can: a backlog.
 pub async fn saturated(kind: Kind, load: Load, pace: Pace) -> io::Result<Figures> {
-    let broker = Broker::start().await?;
+    let broker = broker().await;
     backlog(kind, &broker, load).await?;
     let api = Api::start(pace).await?;
-    let subject = Subject::start(kind, broker.port, api.port).await?;
+    let subject = Subject::start(kind, broker.port, api.port)?;
     let stats = api.arrived(load.messages).await?;
     // What is behind the last arrival, its acknowledgement, belongs to it.
     sleep(pace.delay + Duration::from_millis(50)).await;
@@ -80,9 +81,9 @@ pub async fn saturated(kind: Kind, load: Load, pace: Pace) -> io::Result<Figures
 
 /// At a rate that it can keep up with.
 pub async fn steady(kind: Kind, load: Load) -> io::Result<Figures> {
-    let broker = Broker::start().await?;
+    let broker = broker().await;
     let api = Api::start(Pace::default()).await?;
-    let subject = Subject::start(kind, broker.port, api.port).await?;
+    let subject = Subject::start(kind, broker.port, api.port)?;
     crosses(&broker, &api).await?;
     // Everybody has been there: connections stand, caches are full.
     let warm = Load { messages: load.devices * 2, ..load };
@@ -99,10 +100,10 @@ pub async fn steady(kind: Kind, load: Load) -> io::Result<Figures> {
 
 /// The most memory while a backlog drains for a while, in MiB.
 pub async fn memory(kind: Kind, load: Load, patience: Duration) -> io::Result<f64> {
-    let broker = Broker::start().await?;
+    let broker = broker().await;
     backlog(kind, &broker, load).await?;
     let api = Api::start(Pace::default()).await?;
-    let subject = Subject::start(kind, broker.port, api.port).await?;
+    let subject = Subject::start(kind, broker.port, api.port)?;
     let end = Instant::now() + patience;
     while Instant::now() < end && api.stats().await?["messages"] != load.messages {
         sleep(Duration::from_millis(200)).await;
@@ -112,9 +113,9 @@ pub async fn memory(kind: Kind, load: Load, patience: Duration) -> io::Result<f6
 
 /// The most memory when so many devices have spoken, in MiB.
 pub async fn known(kind: Kind, load: Load) -> io::Result<f64> {
-    let broker = Broker::start().await?;
+    let broker = broker().await;
     let api = Api::start(Pace::default()).await?;
-    let subject = Subject::start(kind, broker.port, api.port).await?;
+    let subject = Subject::start(kind, broker.port, api.port)?;
     crosses(&broker, &api).await?;
     publish(broker.port, load).await?;
     let stats = api.arrived(load.messages).await?;
@@ -123,10 +124,10 @@ pub async fn known(kind: Kind, load: Load) -> io::Result<f64> {
 
 /// From the start of the process until it is subscribed.
 pub async fn start(kind: Kind) -> io::Result<Duration> {
-    let broker = Broker::start().await?;
+    let broker = broker().await;
     let api = Api::start(Pace::default()).await?;
     let began = Instant::now();
-    let _subject = Subject::start(kind, broker.port, api.port).await?;
+    let _subject = Subject::start(kind, broker.port, api.port)?;
     crosses(&broker, &api).await?;
     Ok(began.elapsed())
 }

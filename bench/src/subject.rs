@@ -3,9 +3,10 @@
 use std::{env, fs, io, path::PathBuf};
 
 use tempfile::TempDir;
+use testkit::free_port;
 use tokio::process::Command;
 
-use crate::process::{Process, free_port, gateway, own};
+use crate::process::{Process, gateway, own};
 
 /// One kind of bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    pub async fn start(kind: Kind, broker: u16, api: u16) -> io::Result<Self> {
+    pub fn start(kind: Kind, broker: u16, api: u16) -> io::Result<Self> {
         let dir = tempfile::tempdir()?;
         let mut command = match kind {
             Kind::Gateway | Kind::GatewayWide | Kind::GatewayBatch => {
@@ -49,7 +50,7 @@ impl Subject {
                 command
                     .env("GATEWAY_BROKER_URL", format!("mqtt://127.0.0.1:{broker}"))
                     .env("GATEWAY_UPSTREAM_URL", format!("http://127.0.0.1:{api}"))
-                    .env("GATEWAY_ADMIN_LISTEN", format!("127.0.0.1:{}", free_port().await?));
+                    .env("GATEWAY_ADMIN_LISTEN", format!("127.0.0.1:{}", free_port()));
                 if kind == Kind::GatewayWide {
                     command.env("GATEWAY_UPSTREAM_MAX_IN_FLIGHT", "512");
                 }

@@ -1,6 +1,7 @@
 //! A stand-in for the REST API: answers over HTTP on loopback and reports every exchange.
 //!
-//! What it answers is in `hub`; here is only HTTP, and the check of the key.
+//! What it answers is in `hub`; here is only HTTP, and the check of the key. It is not the one of the tests: it has a
+//! state and a story, and the demonstration builds without anything that only tests need.
 
 use std::{
     error::Error,

@@ -8,52 +8,10 @@ use wiremock::ResponseTemplate;
 
 use crate::{
     fake_broker::{FakeBroker, Link},
+    fixture::{CONNECTS, REFUSED, SETTLED, gateway, path, question, quick, telemetry},
     harness::{Broker, Gateway, Options, QUIET, Upstream, eventually, program},
     wire::{Packet, Props, Publish},
 };
-
-const SETTLED: &str = "gateway_messages_settled_total";
-const REFUSED: &str = "gateway_publishes_refused_total";
-const CONNECTS: &str = "gateway_broker_connects_total";
-
-fn path(device: &str) -> String {
-    format!("/v1/devices/{device}/telemetry")
-}
-
-fn telemetry(packet_id: u16, device: &str) -> Publish {
-    Publish {
-        topic: format!("v1/device/{device}/telemetry"),
-        payload: json!({ "message": packet_id }).to_string().into(),
-        qos: 1,
-        packet_id,
-        props: Props {
-            user: vec![
-                ("device_id".to_owned(), device.to_owned()),
-                ("access_key".to_owned(), "k1".to_owned()),
-            ],
-            ..Props::default()
-        },
-        ..Publish::default()
-    }
-}
-
-fn question(packet_id: u16, device: &str) -> Publish {
-    let mut message = telemetry(packet_id, device);
-    message.props.response_topic = Some(format!("v1/device/{device}/answers"));
-    message
-}
-
-async fn gateway(broker: &FakeBroker, upstream: &Upstream, options: Options) -> Gateway {
-    options.set("BROKER_URL", &broker.url()).set("UPSTREAM_URL", &upstream.url()).spawn().await
-}
-
-async fn quick(devices: &[&str]) -> Upstream {
-    let upstream = Upstream::start().await;
-    for device in devices {
-        upstream.answers("POST", &path(device), 200, json!({})).await;
-    }
-    upstream
-}
 
 /// The PUBACK of this message; what is published meanwhile is acknowledged.
 async fn settled(link: &mut Link, packet_id: u16) {
@@ -82,7 +40,7 @@ fn raw(packet_id: u16, topic: &[u8], properties: &[u8], payload: &[u8]) -> Vec<u
 #[tokio::test]
 async fn no_message_however_malformed_ends_the_connection_or_is_left_behind() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
-    let gateway = gateway(&broker, &upstream, Options::default()).await;
+    let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     let mut link = broker.serve(false, Props::default()).await;
     let topic = b"v1/device/d1/telemetry";
     let messages: [(&[u8], &[u8]); 8] = [
@@ -121,7 +79,7 @@ async fn no_message_however_malformed_ends_the_connection_or_is_left_behind() {
 async fn a_message_above_max_packet_is_passed_over_and_acknowledged() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
     let options = Options::default().set("BROKER_MAX_PACKET", "1MiB");
-    let gateway = gateway(&broker, &upstream, options).await;
+    let gateway = gateway(&broker, &upstream.url(), options).await;
     let mut link = broker.serve(false, Props::default()).await;
     link.deliver(&Publish { payload: vec![b'x'; 3 << 20], ..telemetry(1, "d1") }).await;
     settled(&mut link, 1).await;
@@ -135,7 +93,7 @@ async fn a_message_above_max_packet_is_passed_over_and_acknowledged() {
 #[tokio::test]
 async fn a_message_at_qos_2_goes_through_its_handshake() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
-    let _gateway = gateway(&broker, &upstream, Options::default()).await;
+    let _gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     let mut link = broker.serve(false, Props::default()).await;
     link.deliver(&Publish { qos: 2, ..telemetry(9, "d1") }).await;
     link.expect_raw(&[0x50, 2, 0, 9]).await;
@@ -171,7 +129,7 @@ async fn hates(
 #[tokio::test]
 async fn a_publication_over_which_the_broker_ends_the_connection_is_found_out_and_dropped() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&["d1", "d2", "d3"]).await);
-    let mut gateway = gateway(&broker, &upstream, Options::default()).await;
+    let mut gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     for restarted in [false, true] {
         let (mut answers, mut acknowledged, mut connections) = (Vec::new(), Vec::new(), 0);
         while acknowledged.len() < 3 {
@@ -195,7 +153,7 @@ async fn a_publication_over_which_the_broker_ends_the_connection_is_found_out_an
         if !restarted {
             // The message comes again to the next process, and is found out again.
             gateway.kill().await;
-            gateway = self::gateway(&broker, &upstream, Options::default()).await;
+            gateway = crate::fixture::gateway(&broker, &upstream.url(), Options::default()).await;
         }
     }
 }
@@ -247,7 +205,7 @@ async fn strings_that_no_broker_takes_are_cut_or_left_out_before_they_are_sent()
 #[tokio::test]
 async fn what_the_broker_grants_less_of_is_said_at_the_first_connection() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
-    let gateway = gateway(&broker, &upstream, Options::default()).await;
+    let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     let less = Props {
         session_expiry: Some(5),
         maximum_qos: Some(0),
@@ -288,7 +246,7 @@ async fn what_the_broker_grants_less_of_is_said_at_the_first_connection() {
 #[tokio::test]
 async fn a_session_that_is_lost_is_counted() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&[]).await);
-    let gateway = gateway(&broker, &upstream, Options::default()).await;
+    let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     broker.serve(false, Props::default()).await.cut();
     let _link = broker.serve(false, Props::default()).await;
     gateway.metric_reaches("gateway_broker_sessions_lost_total", &[], 1).await;
@@ -302,7 +260,7 @@ async fn a_password_is_sent_without_a_user_name_too_and_read_again_at_each_conne
     let file = dir.path().join("token");
     std::fs::write(&file, "first\n").unwrap();
     let options = Options::default().set("BROKER_PASSWORD_FILE", file.to_str().unwrap());
-    let _gateway = gateway(&broker, &upstream, options).await;
+    let _gateway = gateway(&broker, &upstream.url(), options).await;
     for token in ["first", "second"] {
         let mut link = broker.accept().await;
         assert_eq!(link.login, (None, Some(token.as_bytes().to_vec())));
@@ -362,7 +320,7 @@ async fn check_says_what_the_broker_refuses_and_grants_less_of() {
 #[tokio::test]
 async fn an_established_connection_that_ends_is_not_asked_for_its_protocol() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&[]).await);
-    let gateway = gateway(&broker, &upstream, Options::default()).await;
+    let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     broker.serve(false, Props::default()).await.cut();
     gateway.logs("closed the connection without a reason").await;
     let _link = broker.serve(true, Props::default()).await;
@@ -379,7 +337,7 @@ async fn qos_0_above_the_bound_is_dropped_and_said() {
     upstream.responds("POST", &path("d1"), slow).await;
     upstream.answers("POST", &path("d2"), 200, json!({})).await;
     let options = Options::default().set("BROKER_MAX_PENDING", "3");
-    let gateway = gateway(&broker, &upstream, options).await;
+    let gateway = gateway(&broker, &upstream.url(), options).await;
     let mut link = broker.serve(false, Props::default()).await;
     for _ in 0..30 {
         link.deliver(&Publish { qos: 0, packet_id: 0, ..telemetry(0, "d1") }).await;
@@ -398,7 +356,7 @@ async fn qos_0_above_the_bound_is_dropped_and_said() {
 #[tokio::test]
 async fn subscriptions_that_are_refused_are_named() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&[]).await);
-    let gateway = gateway(&broker, &upstream, Options::default()).await;
+    let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     let mut link = broker.accept().await;
     link.connack(false, Props::default()).await;
     for round in 0..2 {
@@ -425,7 +383,7 @@ async fn subscriptions_that_are_refused_are_named() {
 #[tokio::test]
 async fn a_broker_without_subscription_identifiers_is_subscribed_to_without() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
-    let gateway = gateway(&broker, &upstream, Options::default()).await;
+    let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     let mut link = broker.accept().await;
     link.connack(false, Props::default()).await;
     for _ in 0..2 {

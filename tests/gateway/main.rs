@@ -2,16 +2,12 @@
 //! module for each subject.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-#![expect(clippy::print_stderr, reason = "the gateway's log helps when a test has failed")]
+#![expect(clippy::print_stderr, reason = "a program's output helps when a test has failed")]
 #![expect(unreachable_pub, reason = "one binary: nothing is reachable from outside")]
 
-mod fake_broker;
-mod harness;
-mod link;
-mod load;
-mod rig;
-mod scripted_api;
-mod wire;
+use testkit::{self as harness, fake_broker, link, load, rig, scripted_api, wire};
+
+mod fixture;
 
 mod admin;
 mod answers;
@@ -31,10 +27,10 @@ mod logs;
 mod order;
 mod outage;
 mod poison;
+mod protocol;
 mod replay;
 mod replicas;
 mod request_response;
-mod rumqttc;
 mod second_table;
 mod secrets;
 mod sessions;

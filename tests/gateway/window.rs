@@ -7,36 +7,18 @@ use wiremock::ResponseTemplate;
 
 use crate::{
     fake_broker::{FakeBroker, Link},
-    harness::{Gateway, Options, QUIET, Upstream},
+    fixture::{self, SETTLED, gateway, path, quick},
+    harness::{self, Gateway, Options, QUIET, Upstream},
     wire::{Packet, Props, Publish},
 };
 
-const SETTLED: &str = "gateway_messages_settled_total";
-
-fn path(device: &str) -> String {
-    format!("/v1/devices/{device}/telemetry")
-}
-
 /// The same from each device, whatever its packet identifier.
 fn telemetry(packet_id: u16, device: &str) -> Publish {
-    Publish {
-        topic: format!("v1/device/{device}/telemetry"),
-        payload: json!({}).to_string().into(),
-        qos: 1,
-        packet_id,
-        props: Props {
-            user: vec![
-                ("device_id".to_owned(), device.to_owned()),
-                ("access_key".to_owned(), "k1".to_owned()),
-            ],
-            ..Props::default()
-        },
-        ..Publish::default()
-    }
+    harness::telemetry(packet_id, device, "{}")
 }
 
 fn again(packet_id: u16, device: &str) -> Publish {
-    Publish { dup: true, ..telemetry(packet_id, device) }
+    fixture::again(&telemetry(packet_id, device))
 }
 
 async fn posts(upstream: &Upstream, device: &str) -> usize {
@@ -45,15 +27,12 @@ async fn posts(upstream: &Upstream, device: &str) -> usize {
 
 /// A gateway, and devices of which the first is slow with one call.
 async fn slow(broker: &FakeBroker, options: Options) -> (Upstream, Gateway) {
-    let upstream = Upstream::start().await;
-    for device in ["d1", "d2", "d3"] {
-        upstream.answers("POST", &path(device), 200, json!({})).await;
-    }
+    let upstream = quick(&["d1", "d2", "d3"]).await;
     let answer = ResponseTemplate::new(200).set_body_json(json!({}));
     let slow = answer.set_delay(Duration::from_secs(2));
     upstream.responds_times("POST", &path("d1"), 1, slow).await;
-    let options = options.set("BROKER_URL", &broker.url()).set("UPSTREAM_URL", &upstream.url());
-    (upstream, options.spawn().await)
+    let gateway = gateway(broker, &upstream.url(), options).await;
+    (upstream, gateway)
 }
 
 async fn handled(link: &mut Link, packet_id: u16) {
@@ -189,18 +168,15 @@ async fn a_broker_that_takes_pubacks_in_any_order_is_asked_once() {
 async fn no_identifier_comes_round_while_its_message_is_held() {
     const PENDING: u16 = 100;
     let broker = FakeBroker::start().await;
-    let upstream = Upstream::start().await;
-    upstream.answers("POST", &path("d2"), 200, json!({})).await;
+    let upstream = quick(&["d2"]).await;
     let hung = ResponseTemplate::new(200).set_delay(Duration::from_hours(1));
     upstream.responds("POST", &path("d1"), hung).await;
     let options = Options::default()
-        .set("BROKER_URL", &broker.url())
-        .set("UPSTREAM_URL", &upstream.url())
         .set("UPSTREAM_ATTEMPT_TIMEOUT", "1h")
         .set("UPSTREAM_DEADLINE", "1h")
         .set("BROKER_MAX_PENDING", &PENDING.to_string())
         .set("BROKER_ACK_HOLD", "0s");
-    let gateway = options.spawn().await;
+    let gateway = gateway(&broker, &upstream.url(), options).await;
     let mut link = broker.serve(false, Props::default()).await;
     link.deliver(&telemetry(1, "d1")).await;
     // Without credentials on this topic it is no request: settled at once, without a call.

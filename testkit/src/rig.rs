@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    harness::{Broker, Gateway, Options, PATIENCE},
+    Broker, Gateway, Options, PATIENCE,
     link::Link,
     load::{Api, Load, Sending, Verdict},
 };
@@ -43,7 +43,6 @@ impl Rig {
     }
 
     /// As [`Options::config`], for the gateways to come.
-    #[allow(dead_code, reason = "the soak uses the shipped one")]
     pub fn config(mut self, text: &str) -> Self {
         self.options = self.options.config(text);
         self

@@ -15,7 +15,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::harness::{eventually, free_port};
+use crate::{eventually, free_port};
 
 /// How the bytes move, from now on, on every connection.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -11,10 +11,10 @@ use tokio::{
     time::{Instant, error::Elapsed, timeout, timeout_at},
 };
 
-use crate::wire::{Packet, Props, Publish, Wire};
-
-/// How long something expected may take on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+use crate::{
+    PATIENCE,
+    wire::{Packet, Props, Publish, Wire},
+};
 
 /// Topic filters in one SUBSCRIBE that every broker takes.
 const FILTERS: usize = 8;

@@ -10,60 +10,22 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    Router,
-    body::Bytes,
-    http::{StatusCode, Uri},
-};
-use serde_json::json;
 use tokio::{
-    net::TcpListener,
-    sync::{mpsc, oneshot},
+    sync::{mpsc, watch},
     time::{Instant, timeout},
 };
 use wiremock::ResponseTemplate;
 
 use crate::{
-    fake_broker::{FakeBroker, Link, PATIENCE},
-    harness::{Gateway, Options, QUIET, Upstream},
+    fake_broker::{FakeBroker, Link},
+    fixture::{REFUSED, SETTLED, again, gateway, path, question, quick, telemetry},
+    harness::{Options, PATIENCE, QUIET, Upstream},
+    scripted_api::{Reply, answer_each},
     wire::{Packet, Props, Publish},
 };
 
-const SETTLED: &str = "gateway_messages_settled_total";
-const REFUSED: &str = "gateway_publishes_refused_total";
 /// The log line of a connection that ended.
 const LOST: &str = "no connection to the broker";
-
-/// A message of a device with its credentials; a device's API path is told by its name.
-fn telemetry(packet_id: u16, device: &str) -> Publish {
-    Publish {
-        topic: format!("v1/device/{device}/telemetry"),
-        payload: json!({ "message": packet_id }).to_string().into(),
-        qos: 1,
-        packet_id,
-        props: Props {
-            user: vec![
-                ("device_id".to_owned(), device.to_owned()),
-                ("access_key".to_owned(), "k1".to_owned()),
-            ],
-            ..Props::default()
-        },
-        ..Publish::default()
-    }
-}
-
-/// The same, asking for a reply.
-fn question(packet_id: u16, device: &str) -> Publish {
-    let mut message = telemetry(packet_id, device);
-    message.props.response_topic = Some(format!("v1/device/{device}/answers"));
-    message.props.correlation = Some(packet_id.to_string().into_bytes());
-    message
-}
-
-/// The message as a broker sends it again.
-fn again(message: &Publish) -> Publish {
-    Publish { dup: true, ..message.clone() }
-}
 
 /// Which question this is the reply to.
 fn answered(reply: &Publish) -> u16 {
@@ -75,24 +37,6 @@ fn takes_at_once(receive_maximum: u16) -> Props {
     Props { receive_maximum: Some(receive_maximum), ..Props::default() }
 }
 
-/// A gateway between the two, not connected yet.
-async fn gateway(broker: &FakeBroker, upstream: &str, options: Options) -> Gateway {
-    options.set("BROKER_URL", &broker.url()).set("UPSTREAM_URL", upstream).spawn().await
-}
-
-/// An API that takes everything from these devices at once.
-async fn quick(devices: &[&str]) -> Upstream {
-    let upstream = Upstream::start().await;
-    for device in devices {
-        upstream.answers("POST", &path(device), 200, json!({})).await;
-    }
-    upstream
-}
-
-fn path(device: &str) -> String {
-    format!("/v1/devices/{device}/telemetry")
-}
-
 /// An API whose answers the test gives one by one, so that "while in flight" is no matter of time.
 struct Gate {
     url: String,
@@ -102,23 +46,22 @@ struct Gate {
 /// A request that waits for its answer.
 struct Call {
     path: String,
-    body: Bytes,
-    answer: oneshot::Sender<(StatusCode, String)>,
+    body: String,
+    answer: watch::Sender<Option<String>>,
 }
 
 impl Gate {
     async fn start() -> Self {
-        let (sender, calls) = mpsc::channel(1);
-        let app = Router::new().fallback(async move |uri: Uri, body: Bytes| {
-            let (answer, answered) = oneshot::channel();
+        let (sender, calls) = mpsc::channel(64);
+        let port = answer_each(move |request| {
+            let (answer, told) = watch::channel(None);
+            let (path, body) = (request.path.clone(), request.body.clone());
             // A test that has ended answers no more.
-            let _ = sender.send(Call { path: uri.path().to_owned(), body, answer }).await;
-            answered.await.unwrap_or((StatusCode::GONE, String::new()))
-        });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(async { axum::serve(listener, app).await });
-        Self { url, calls }
+            let _ = sender.try_send(Call { path, body, answer });
+            Reply::Later(told)
+        })
+        .await;
+        Self { url: format!("http://127.0.0.1:{port}"), calls }
     }
 
     /// The next request; it must be this device's.
@@ -143,7 +86,7 @@ impl Call {
     }
 
     fn answers(self, body: String) {
-        self.answer.send((StatusCode::OK, body)).expect("the gateway waits for its answer");
+        self.answer.send(Some(body)).expect("the gateway waits for its answer");
     }
 }
 
@@ -516,8 +459,8 @@ async fn a_large_message_passes_and_the_limit_is_announced() {
     let _gateway = gateway(&broker, &api.url, options).await;
     let mut link = broker.serve(false, Props::default()).await;
     assert_eq!(link.props.maximum_packet_size, Some(2 * 1024 * 1024));
-    let payload = format!("\"{}\"", "x".repeat(100 * 1024)).into_bytes();
-    link.deliver(&Publish { payload: payload.clone(), ..telemetry(1, "d1") }).await;
+    let payload = format!("\"{}\"", "x".repeat(100 * 1024));
+    link.deliver(&Publish { payload: payload.clone().into(), ..telemetry(1, "d1") }).await;
     let call = api.call("d1").await;
     assert_eq!(call.body, payload);
     call.accept();
