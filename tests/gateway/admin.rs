@@ -34,23 +34,6 @@ async fn readiness_follows_the_broker() {
 }
 
 #[tokio::test]
-async fn a_broker_that_refuses_subscriptions_is_named() {
-    let acl = tempfile::tempdir().unwrap();
-    let file = acl.path().join("acl");
-    std::fs::write(&file, "topic readwrite other/#\n").unwrap();
-    let broker = Broker::configured(&format!("acl_file {}", file.display())).await;
-    let options = Options::default().set("BROKER_URL", &broker.url());
-    let gateway = options.set("UPSTREAM_URL", "http://127.0.0.1:9").spawn().await;
-    eventually("the connection", || async {
-        (gateway.metric("gateway_broker_connected", &[]).await == 1).then_some(())
-    })
-    .await;
-    // mosquitto grants subscriptions and only drops messages, unless asked for more; either way the
-    // gateway reports what the broker says.
-    gateway.logs("subscri").await;
-}
-
-#[tokio::test]
 async fn metrics_are_named_once_and_for_all() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     let gateway = Gateway::start(&broker, &upstream).await;

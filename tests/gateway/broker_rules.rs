@@ -377,6 +377,7 @@ async fn subscriptions_that_are_refused_are_named() {
         (status == 503 && named && reason.matches("v1/device").count() == 2).then_some(())
     })
     .await;
+    gateway.logs("the broker refused subscriptions").await;
 }
 
 /// Subscription identifiers are a help, no need.

@@ -86,28 +86,41 @@ async fn order_is_kept_per_device_and_devices_run_side_by_side() {
 
 #[tokio::test]
 async fn a_hanging_device_stalls_nobody_on_a_window_of_twenty() {
+    let hold = Duration::from_secs(2);
     // mosquitto's default window; a larger Receive Maximum of the client would widen it.
-    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
-    upstream.responds("POST", &path("hung"), ok().set_delay(Duration::from_hours(1))).await;
-    upstream.responds("POST", &path("well"), ok()).await;
+    let (broker, api) = (Broker::start().await, Api::start().await);
     let gateway = Options::default()
+        .set("BROKER_URL", &broker.url())
+        .set("UPSTREAM_URL", &format!("http://127.0.0.1:{}/1", api.port))
         .set("UPSTREAM_ATTEMPT_TIMEOUT", "1h")
         .set("UPSTREAM_DEADLINE", "1h")
-        .set("BROKER_ACK_HOLD", "500ms")
+        .set("BROKER_ACK_HOLD", "2s")
         .set("BROKER_MAX_PENDING", "20")
-        .start(&broker, &upstream)
+        .spawn()
         .await;
-    let (mut hung, mut well) = (broker.device("hung").await, broker.device("well").await);
-    for n in 0..5 {
-        hung.send("telemetry", json!({"n": n})).await;
+    gateway.ready().await;
+    // The API never answers the one.
+    let (mut hung, mut well) = (broker.device("poison-hang").await, broker.device("well").await);
+    for round in 0..5 {
+        // Again and again one more, in front of the others.
+        hung.send("telemetry", json!({"n": round})).await;
+        for n in 0..20 {
+            well.send("telemetry", json!({"n": round * 20 + n})).await;
+        }
+        let delivered = (round + 1) * 20;
+        gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], delivered).await;
     }
-    upstream.arrived("POST /v1/devices/hung/telemetry", 1).await;
-    for n in 0..100 {
-        well.send("telemetry", json!({"n": n})).await;
-    }
-    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 100).await;
-    // Five times the window, past a device that holds a quarter of it and hangs all the while.
-    assert_eq!(numbers(&upstream, "hung").await, [0]);
+    // Five times the window, past a device that holds a quarter of it and hangs all the while. It has
+    // held back the others once: when the first window was full.
+    let arrivals = api.arrivals();
+    assert_eq!(
+        arrivals.iter().map(|arrival| arrival.n).collect::<Vec<_>>(),
+        (0..100).collect::<Vec<_>>()
+    );
+    let gaps = arrivals.windows(2).map(|pair| pair[1].at - pair[0].at);
+    let waits: Vec<_> = gaps.filter(|gap| *gap >= hold * 3 / 4).collect();
+    assert!(waits.len() == 1, "waited {waits:?}");
+    assert_eq!(gateway.metric("gateway_messages_pending", &[]).await, 5);
 }
 
 #[tokio::test]
