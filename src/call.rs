@@ -49,8 +49,8 @@ pub struct Call {
     pub path: String,
     /// Body, in JSON.
     pub body: Option<Bytes>,
-    /// The device's key.
-    pub key: Option<Secret>,
+    /// What it carries so that the API lets it in.
+    pub authorization: Authorization,
     /// When it may be sent again.
     pub retry: Retry,
     /// How long its message may take, all attempts; counted while the API is known to serve others.
@@ -160,9 +160,30 @@ pub struct Endpoint {
     pub path: Template,
 }
 
+/// What a call carries so that the API lets it in. Who speaks is another matter, see
+/// `identity::Speaker`: what the API says about something that is no key of the speaker's says
+/// nothing about that key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Authorization {
+    /// The key of the device that the call speaks for: in the upstream's `key_header`, or in the body of a batch.
+    SpeakersKey(Secret),
+    /// Nothing.
+    None,
+}
+
+impl Authorization {
+    /// The key of the device that the call speaks for, if that is what it carries.
+    pub fn speakers_key(&self) -> Option<&Secret> {
+        match self {
+            Self::SpeakersKey(key) => Some(key),
+            Self::None => None,
+        }
+    }
+}
+
 /// How long a call may be tried.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct Lifetime {
     /// See [`Call::deadline`].
     pub deadline: Duration,
     /// See [`Call::expires`].
@@ -171,48 +192,13 @@ pub struct Limits {
     pub since: Option<Duration>,
 }
 
-/// The common part of every call made for one message.
-#[derive(Debug, Clone)]
-pub struct Caller<'m> {
-    /// The device.
-    pub device: Arc<str>,
-    /// Its key.
-    pub key: Secret,
-    /// What its topic captured.
-    pub captures: &'m Captures,
-}
-
 impl Endpoint {
-    /// Builds the call.
+    /// Its path for a message whose topic has captured this.
     ///
     /// # Errors
     /// [`BadSegment`] when a captured level cannot stand in the path.
-    pub fn call(
-        &self,
-        name: &Arc<str>,
-        caller: &Caller<'_>,
-        body: Option<Bytes>,
-        retry: Retry,
-        limits: Limits,
-    ) -> Result<Call, BadSegment> {
-        Ok(Call {
-            name: name.clone(),
-            device: caller.device.clone(),
-            method: self.method.clone(),
-            path: self.path.path(|name| caller.captures.get(name))?,
-            body,
-            key: Some(caller.key.clone()),
-            retry,
-            deadline: limits.deadline,
-            since: limits.since,
-            trial: Trial::default(),
-            has_turn: false,
-            attempts: 0,
-            queued: None,
-            hurried: false,
-            expires: limits.expires,
-            batch: None,
-        })
+    pub fn path(&self, captures: &Captures) -> Result<String, BadSegment> {
+        self.path.path(|name| captures.get(name))
     }
 
     /// Whether a request of this method carries a body.

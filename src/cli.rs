@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     config::Config,
-    explain,
+    describe, explain,
     gateway::{Gateway, Stopped},
     message::{Message, Properties},
     mqtt, printable, replay, telemetry, upstream,
@@ -127,9 +127,9 @@ pub fn main(cli: Cli) -> ExitCode {
             runtime.block_on(replay::replay(config, arguments))
         }
         Command::Routes { json } => print(&if json {
-            explain::table_json(&config.table)
+            describe::table_json(&config.table)
         } else {
-            explain::table(&config.table)
+            describe::table(&config.table)
         }),
         Command::Explain(arguments) => {
             arguments

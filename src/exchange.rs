@@ -1,45 +1,35 @@
 //! The way of a message through the gateway. Read this file first.
 //!
-//! 1. `mqtt` delivers a message; `lanes` has put it behind the earlier ones of its device.
-//! 2. The table takes it: its route is known and the speaker's key. Or it is refused or ignored.
-//! 3. The route makes a call of it; the upstream answers, or fails.
-//! 4. The reply goes out, and the dead letter if it ended badly.
-//! 5. What the answer gives news of is fetched and pushed.
-//! 6. It is counted and settled: only now may the broker get its PUBACK.
+//! The numbers are those of "The life of a message" in `docs/ARCHITECTURE.md`. Steps 1 and 2 are past when a
+//! message comes here: `mqtt` has delivered it, and `lanes` has put it behind the earlier ones of its device.
 
-use std::{
-    panic::AssertUnwindSafe,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use crate::{
-    call::{Answer, Call, JSON, Limits, StatusCode},
+    call::{Answer, Call, Endpoint, JSON, Lifetime, StatusCode},
     dead_letter::{self, Envelope},
+    devices::Devices,
     failure::{Failure, FailureKind, Stopping, Unanswered},
     fetched::Trouble,
-    filter::{self, MAX_OUTPUT_BYTES, Val},
-    message::Message,
+    filters::Filters,
+    follow::{Followed, Follower},
     metrics::Metrics,
     mqtt::{Delivery, Publisher},
-    outcome::{Destinations, Outcome},
+    outcome::Outcome,
     printable,
-    push::{Followed, Pusher},
+    push::Pusher,
     refusal::Refusal,
-    route::{MaxBytes, Route},
+    reply::{self, Destinations},
+    route::MaxBytes,
     secret::Secret,
-    table::{Table, Taken},
+    table::{Incoming, Table, Taken},
     template::Template,
-    topic::{self, Captures},
     upstream::Upstream,
 };
-
-/// The label of messages that no route takes.
-static NO_ROUTE: LazyLock<Arc<str>> = LazyLock::new(|| "none".into());
 
 /// How much of the API's answer a line of the log has, in bytes.
 const ANSWER_IN_LOG: usize = 200;
@@ -63,220 +53,207 @@ pub struct Settings {
 pub struct Exchange {
     settings: Settings,
     table: Arc<Table>,
+    devices: Arc<Devices>,
+    filters: Filters,
+    follower: Follower,
     upstream: Upstream,
     publisher: Publisher,
-    pusher: Pusher,
     metrics: Arc<Metrics>,
 }
 
+/// Why a row has no answer.
+enum NoAnswer {
+    Refused(Refusal),
+    Unanswered(Unanswered),
+}
+
+impl<E: Into<Refusal>> From<E> for NoAnswer {
+    fn from(refusal: E) -> Self {
+        Self::Refused(refusal.into())
+    }
+}
+
+impl From<Unanswered> for NoAnswer {
+    fn from(unanswered: Unanswered) -> Self {
+        Self::Unanswered(unanswered)
+    }
+}
+
 impl Exchange {
-    /// Wires an exchange.
+    /// Wires an exchange. `devices` is what is known of them: nothing, when the process begins.
     pub fn new(
         settings: Settings,
         table: Arc<Table>,
+        devices: Devices,
         upstream: Upstream,
         publisher: Publisher,
-        pusher: Pusher,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { settings, table, upstream, publisher, pusher, metrics }
+        let devices = Arc::new(devices);
+        let filters = Filters::new(devices.clone(), metrics.clone(), settings.max_bytes.filter);
+        let pusher = Pusher {
+            via: settings.via.clone(),
+            deadline: settings.deadline,
+            devices: devices.clone(),
+            filters: filters.clone(),
+            upstream: upstream.clone(),
+            publisher: publisher.clone(),
+        };
+        let follower = Follower::new(devices.clone(), filters.clone(), pusher, metrics.clone());
+        Self { settings, table, devices, filters, follower, upstream, publisher, metrics }
     }
 
-    /// The label of the route that a subscription belongs to.
+    /// The label of the row that a subscription belongs to.
     pub fn route_name(&self, subscription: Option<usize>) -> &Arc<str> {
-        subscription.map_or(&NO_ROUTE, |index| &self.table.routes[index].name)
+        self.table.name(subscription)
     }
 
     /// What the clock shows now that the deadline of a message of this subscription runs by.
     pub fn clock(&self, subscription: Option<usize>) -> Duration {
-        subscription
-            .map_or(Duration::ZERO, |index| self.upstream.clock(&self.table.routes[index].name))
+        let route = self.table.route(subscription);
+        route.map_or(Duration::ZERO, |route| self.upstream.clock(&route.name))
     }
 
     /// Takes a message from its arrival to its settlement. Does not panic, whatever the message. `admitted` is what
     /// [`Exchange::clock`] showed when it came, or why there is no room for it.
     pub async fn serve(&self, delivery: Delivery, admitted: Result<Duration, Refusal>) {
         let Delivery { message, subscription, captures, sender, receipt } = delivery;
-        let route = subscription.map(|index| &self.table.routes[index]);
-        let remembered = || self.pusher.devices().key(&sender);
-        let taken = self.table.take(&message, route, &captures, &sender, remembered);
+        // 3. A row takes it; or it is refused or ignored.
+        let incoming = self.table.incoming(&message, subscription, &captures, &sender);
+        let taken = self.table.take(&incoming, || self.devices.key(&sender));
+        // 4. to 6. It becomes a call, the call an answer, the answer an outcome.
         let outcome = match (&taken, admitted) {
             // A defect that one message hits must not take its device's other messages with it.
-            (Ok(taken), Ok(clock)) => AssertUnwindSafe(self.call(taken, clock))
+            (Ok(taken), Ok(clock)) => AssertUnwindSafe(self.handle(taken, clock))
                 .catch_unwind()
                 .await
                 .unwrap_or(Ok(Outcome::Panicked)),
             (Ok(_), Err(refusal)) => Ok(Outcome::Refused(refusal)),
             (Err(not_taken), _) => Ok(not_taken.clone().into()),
         };
-        let outcome = match outcome {
-            Ok(outcome) => outcome,
-            // Not settled: the next gateway gets the message again.
-            Err(Stopping) => return,
-        };
-        let key = taken.as_ref().ok().map(|taken| &taken.caller.key);
-        self.conclude(&outcome, &message, route, &captures, key).await;
+        // Not settled: the broker keeps it for the next gateway.
+        let Ok(outcome) = outcome else { return };
+        let key = taken.as_ref().ok().and_then(|taken| taken.speaker.key.as_ref());
+        self.conclude(&outcome, &incoming, key).await;
+        // 7. What the answer gives news of is fetched and pushed.
         if let (Ok(taken), Outcome::Delivered(answer)) = (&taken, &outcome)
             && taken.route.call.is_some()
+            && self.follow(taken, answer).await == Err(Stopping)
         {
-            let follow = AssertUnwindSafe(self.pusher.follow(taken, answer));
-            match follow.catch_unwind().await {
-                Ok(Ok(_)) => {}
-                // What it sets off is not done: as above.
-                Ok(Err(Stopping)) => return,
-                Err(_) => {
-                    let route = &*taken.route.name;
-                    tracing::error!(route, "a push failed on a defect of the gateway");
-                }
-            }
+            return;
         }
-        self.metrics.settled(self.route_name(subscription), outcome.code(), outcome.status());
+        // 8. Behind everything published above, the message is settled; 9. so the broker gets its PUBACK.
+        self.metrics.settled(incoming.name(), outcome.code(), outcome.status());
         receipt.settle().await;
     }
 
-    /// Makes the route's call, or its answer if it calls nothing.
-    async fn call(&self, taken: &Taken<'_>, clock: Duration) -> Result<Outcome, Stopping> {
+    /// Finds the outcome of a message that a row has taken.
+    async fn handle(&self, taken: &Taken<'_>, clock: Duration) -> Result<Outcome, Stopping> {
         let expires = taken.message.expires();
         let is_expired = || expires.is_some_and(|at| at <= Instant::now());
         if is_expired() {
             return Ok(Outcome::Failed(Failure::unmade(FailureKind::Expired)));
         }
-        let limits = Limits { deadline: self.settings.deadline, expires, since: Some(clock) };
-        let result = match self.make(taken, limits).await {
-            Err(refusal) => return Ok(Outcome::Refused(refusal)),
-            Ok(None) => {
-                return match self.derive(taken) {
-                    Outcome::Delivered(answer) => {
-                        let followed = self.pusher.follow(taken, &answer).await?;
-                        Ok(fetched(followed, answer))
-                    }
-                    outcome => Ok(outcome),
-                };
+        let deadline = self.settings.deadline;
+        let result = match &taken.route.call {
+            Some(endpoint) => {
+                let lifetime = Lifetime { deadline, expires, since: Some(clock) };
+                self.forward(taken, endpoint, lifetime).await.map(Outcome::of)
             }
-            Ok(Some(result)) => result,
+            None => self.answer(taken).await,
         };
-        if let Ok(answer) = &result {
-            self.pusher.devices().verdict(&taken.caller, answer.status);
-        }
         match result {
-            Ok(answer) if answer.status.is_success() => Ok(Outcome::Delivered(answer)),
-            Ok(answer) => Ok(Outcome::Rejected(answer)),
-            Err(Unanswered::Failed(failure)) if is_expired() => {
-                Ok(Outcome::Failed(Failure { kind: FailureKind::Expired, ..failure }))
+            Ok(outcome) => Ok(outcome),
+            Err(NoAnswer::Refused(refusal)) => Ok(Outcome::Refused(refusal)),
+            Err(NoAnswer::Unanswered(Unanswered::Stopping)) => Err(Stopping),
+            Err(NoAnswer::Unanswered(Unanswered::Failed(failure))) => {
+                let kind = if is_expired() { FailureKind::Expired } else { failure.kind };
+                Ok(Outcome::Failed(Failure { kind, ..failure }))
             }
-            Err(Unanswered::Failed(failure)) => Ok(Outcome::Failed(failure)),
-            Err(Unanswered::Stopping) => Err(Stopping),
         }
     }
 
-    /// The call, made. `None` if the route calls nothing.
-    async fn make(
+    /// Makes the call of the row, and learns what its answer says of the key.
+    async fn forward(
         &self,
         taken: &Taken<'_>,
-        limits: Limits,
-    ) -> Result<Option<Result<Answer, Unanswered>>, Refusal> {
-        let Taken { message, route, caller } = taken;
-        route.check_size(message, &self.settings.max_bytes)?;
-        let Some(endpoint) = &route.call else { return Ok(None) };
+        endpoint: &Endpoint,
+        lifetime: Lifetime,
+    ) -> Result<Answer, NoAnswer> {
+        let Taken { message, route, speaker, authorization, .. } = taken;
+        let max = &self.settings.max_bytes;
+        route.check_size(message, max)?;
         // A device over its rate is refused before its payload costs a filter.
         let turn = match &route.body {
             None => None,
-            Some(_) => match self.upstream.turn(&route.name, &caller.device, limits).await {
-                Ok(trial) => Some(trial),
-                Err(failure) => return Ok(Some(Err(failure))),
+            Some(_) => Some(self.upstream.turn(&route.name, &speaker.device, lifetime).await?),
+        };
+        // 4. The payload is checked or translated, the path rendered.
+        let memory = || self.devices.memory(speaker);
+        let call = taken.call(endpoint, memory, max, lifetime)?;
+        let (has_turn, trial) = (turn.is_some(), turn.unwrap_or_default());
+        // 5. Limits, attempts, back-off.
+        let answer = self.upstream.call(Call { trial, has_turn, ..call }).await?;
+        self.devices.learn_key(&speaker.device, authorization, answer.status);
+        Ok(answer)
+    }
+
+    /// The outcome of a row that calls nothing: its own answer, if what it fetches does not fail.
+    async fn answer(&self, taken: &Taken<'_>) -> Result<Outcome, NoAnswer> {
+        taken.route.check_size(taken.message, &self.settings.max_bytes)?;
+        let (status, content_type, body) = match &taken.route.answer {
+            None => (StatusCode::NO_CONTENT, None, Bytes::new()),
+            Some(filter) => match self.filters.answer(filter, taken)? {
+                Some(body) => (StatusCode::OK, Some(JSON.to_owned()), body),
+                None => return Ok(Outcome::Unknown),
             },
         };
-        let memory = || self.pusher.devices().memory(caller);
-        let body = route.body(endpoint, message, memory, &self.settings.max_bytes)?;
-        let call = endpoint.call(&route.name, caller, body, route.retry, limits)?;
-        let (has_turn, trial) = (turn.is_some(), turn.unwrap_or_default());
-        let call = Call { batch: route.batch.clone(), has_turn, trial, ..call };
-        Ok(Some(self.upstream.call(call).await))
+        let answer = Answer { status, content_type, body, retry_after: None, attempts: 0 };
+        let followed = self.follower.follow(taken, &answer).await;
+        Ok(fetched(followed.map_err(|Stopping| Unanswered::Stopping)?, answer))
     }
 
-    /// The answer of a row that calls nothing: what its filter makes of what is known.
-    fn derive(&self, taken: &Taken<'_>) -> Outcome {
-        let (status, body) = match &taken.route.answer {
-            None => (StatusCode::NO_CONTENT, Bytes::new()),
-            Some(answer) => {
-                let context = self.pusher.context(taken, answer.reads_payload());
-                let made = self.pusher.run(answer, Val::Null, &context, taken.route);
-                let made = made.and_then(|values| {
-                    values.first().map(|value| filter::to_json(value, MAX_OUTPUT_BYTES)).transpose()
-                });
-                match made {
-                    Ok(Some(body)) => (StatusCode::OK, body),
-                    Ok(None) => return Outcome::Unknown,
-                    Err(error) => {
-                        let text = format!("no answer can be made: {error}");
-                        return Outcome::Refused(Refusal::BadPayload(text));
-                    }
-                }
-            }
+    /// Does what follows the answer of a call. A defect in it does not change the outcome.
+    async fn follow(&self, taken: &Taken<'_>, answer: &Answer) -> Result<(), Stopping> {
+        let follow = AssertUnwindSafe(self.follower.follow(taken, answer)).catch_unwind();
+        let Ok(followed) = follow.await else {
+            let route = &*taken.route.name;
+            tracing::error!(route, "a push failed on a defect of the gateway");
+            return Ok(());
         };
-        let content_type = (!body.is_empty()).then(|| JSON.to_owned());
-        Outcome::Delivered(Answer { status, content_type, body, retry_after: None, attempts: 0 })
+        followed.map(|_| ())
     }
 
-    /// Says how it ended: to the device by a reply, to the operator by a line and a dead letter.
-    async fn conclude(
-        &self,
-        outcome: &Outcome,
-        message: &Message,
-        route: Option<&Route>,
-        captures: &Captures,
-        key: Option<&Secret>,
-    ) {
-        let name = route.map_or(&*NO_ROUTE, |route| &route.name);
-        let (via, identity) = (&self.settings.via, &self.table.identity);
-        if let Some(trouble) = outcome.trouble() {
-            let device = captures.get(&identity.capture).unwrap_or_default();
-            let (reason, attempts) = (outcome.code(), outcome.attempts());
-            let answer = dead_letter::answer(outcome, message, &identity.key_property, key);
-            let answer = answer.map(|answer| printable::short_line(&answer, ANSWER_IN_LOG));
-            tracing::warn!(
-                route = &**name,
-                device,
-                reason,
-                attempts,
-                trouble,
-                answer,
-                "not delivered"
-            );
-        }
-        if let Outcome::Ignored(_) = outcome {
-            let device = captures.get(&identity.capture).unwrap_or_default();
-            tracing::info!(route = &**name, device, reason = outcome.code(), "ignored");
-        }
-        let to = self.destinations(message, name, route, captures);
-        if let Some(reply) = outcome.reply(message, &to, name, via) {
+    /// 6. Reports the outcome: to the device by a reply, to the operator by a line and a dead letter.
+    async fn conclude(&self, outcome: &Outcome, incoming: &Incoming<'_>, key: Option<&Secret>) {
+        let Settings { via, errors, dead_letter, .. } = &self.settings;
+        let (message, name) = (incoming.message, incoming.name());
+        self.log(outcome, incoming, key);
+        let to = Destinations::of(incoming, errors.as_ref(), dead_letter.as_ref());
+        if let Some(reply) = reply::reply(outcome, message, &to, name, via) {
             self.publisher.publish(reply).await;
         }
         if let Some(topic) = to.dead_letter.as_ref().filter(|_| outcome.is_dead_letter()) {
-            let key_property = &identity.key_property;
+            let key_property = &*self.table.identity.key_property;
             let envelope = Envelope { topic, route: name, key_property, key, via };
             self.publisher.publish(dead_letter::dead_letter(outcome, message, &envelope)).await;
         }
     }
 
-    fn destinations(
-        &self,
-        message: &Message,
-        name: &str,
-        route: Option<&Route>,
-        captures: &Captures,
-    ) -> Destinations {
-        let topic = |template: &Template| {
-            let topic = template.topic(|n| if n == "route" { Some(name) } else { captures.get(n) });
-            topic.filter(|topic| topic::is_publishable(topic))
-        };
-        let named = route
-            .filter(|route| route.check_response_topic(message, &self.table.identity).is_ok())
-            .and(message.properties.response_topic.clone());
-        Destinations {
-            reply: named.or_else(|| route?.reply.as_ref().and_then(topic)),
-            errors: self.settings.errors.as_ref().and_then(topic),
-            dead_letter: self.settings.dead_letter.as_ref().and_then(topic),
+    fn log(&self, outcome: &Outcome, incoming: &Incoming<'_>, key: Option<&Secret>) {
+        let identity = &self.table.identity;
+        let route = &**incoming.name();
+        let device = incoming.captures.get(&identity.capture).unwrap_or_default();
+        let reason = outcome.code();
+        if let Some(trouble) = outcome.trouble() {
+            let attempts = outcome.attempts();
+            let key_property = &identity.key_property;
+            let answer = dead_letter::answer(outcome, incoming.message, key_property, key);
+            let answer = answer.map(|answer| printable::short_line(&answer, ANSWER_IN_LOG));
+            tracing::warn!(route, device, reason, attempts, trouble, answer, "not delivered");
+        }
+        if let Outcome::Ignored(_) = outcome {
+            tracing::info!(route, device, reason, "ignored");
         }
     }
 }
@@ -284,7 +261,7 @@ impl Exchange {
 /// How a row ends that calls nothing but what it fetches: well if a fetch did, or there was none; else as the
 /// worst of them.
 fn fetched(followed: Followed, answer: Answer) -> Outcome {
-    let Followed { fetched, troubles, .. } = followed;
+    let Followed { fetched, troubles } = followed;
     let worst = troubles.into_iter().max_by_key(|trouble| match trouble {
         Trouble::Failed(_) => u16::MAX,
         Trouble::Answered(answer) => answer.status.as_u16(),
@@ -297,5 +274,27 @@ fn fetched(followed: Followed, answer: Answer) -> Outcome {
             Outcome::Failed(FailureKind::Broken(why.to_string()).into())
         }
         _ => Outcome::Delivered(answer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{fetched::Unusable, fixtures};
+
+    #[test]
+    fn a_row_that_only_fetches_ends_well_if_a_fetch_did_and_else_as_the_worst() {
+        let end = |fetched: usize, troubles: Vec<Trouble>| {
+            let outcome = super::fetched(Followed { fetched, troubles }, fixtures::answer(204));
+            (outcome.code(), outcome.status())
+        };
+        let failed = || Trouble::Failed(FailureKind::AttemptTimeout.into());
+        let answered = |status| Trouble::Answered(fixtures::answer(status));
+        let unusable = || Trouble::Unusable(Unusable::Topic);
+        assert_eq!(end(0, vec![]), ("delivered", 204), "nothing was to be fetched");
+        assert_eq!(end(1, vec![failed(), answered(500)]), ("delivered", 204));
+        assert_eq!(end(0, vec![unusable()]), ("broken", 502));
+        assert_eq!(end(0, vec![answered(404), unusable(), answered(500)]), ("rejected", 500));
+        assert_eq!(end(0, vec![answered(500), failed()]), ("deadline", 504));
     }
 }

@@ -38,13 +38,13 @@ pub struct Fetch {
 /// One entry of `then`.
 #[derive(Debug)]
 pub struct Then {
-    /// Which fetch, as an index into the table's fetches.
-    pub fetch: usize,
+    /// What is fetched.
+    pub fetch: Arc<Fetch>,
     /// When it runs.
     pub condition: Condition,
     /// The route is where the device answers this fetch's pushes, so running it again means that
     /// what was pushed before has been dealt with.
-    pub answers: bool,
+    pub is_reply_to_push: bool,
 }
 
 /// When an entry of `then` runs.

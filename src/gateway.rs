@@ -16,14 +16,13 @@ use tokio::{
 use crate::{
     admin::{self, Pages},
     config::Config,
+    describe,
     devices::Devices,
     exchange::Exchange,
-    explain,
     health::Health,
     lanes::Lanes,
     metrics::Metrics,
     mqtt::{Connection, ConnectionSetupError, Delivery, Ended, Publisher, Status, Subscriptions},
-    push::{self, Pusher},
     refusal::Refusal,
     shares::{Place, Window},
     telemetry,
@@ -117,24 +116,12 @@ impl Gateway {
             Connection::new(config.broker.clone(), subscriptions, metrics.clone())?;
         // Longer than a message can be held while everything works.
         let patience = config.upstream.deadline * 2 + config.upstream.attempt_timeout;
-        let pusher = Pusher::new(
-            push::Settings {
-                via: config.exchange.via.clone(),
-                deadline: config.exchange.deadline,
-                max_filter_bytes: config.exchange.max_bytes.filter,
-            },
+        let exchange = Exchange::new(
+            config.exchange.clone(),
             config.table.clone(),
             Devices::new(config.remembered_devices),
             upstream.clone(),
             publisher.clone(),
-            metrics.clone(),
-        );
-        let exchange = Exchange::new(
-            config.exchange.clone(),
-            config.table.clone(),
-            upstream.clone(),
-            publisher.clone(),
-            pusher,
             metrics.clone(),
         );
         let health = Arc::new(Health::new(
@@ -217,7 +204,7 @@ impl Gateway {
             let pages = Pages {
                 health: health.clone(),
                 metrics: metrics.clone(),
-                routes: explain::table_json(&config.table),
+                routes: describe::table_json(&config.table),
                 next_scrape: Mutex::new(Instant::now()),
             };
             tokio::spawn(admin::serve(listener, Arc::new(pages)))

@@ -1,4 +1,5 @@
-//! Who speaks: the device of the topic and the user properties that must agree with it.
+//! Who speaks: the device of the topic and the user properties that must agree with it. What its calls carry is
+//! another matter: `call::Authorization`.
 
 use std::sync::Arc;
 
@@ -18,13 +19,27 @@ pub struct Identity {
     pub key_property: Box<str>,
 }
 
+/// Who a message comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Speaker {
+    /// The device that its topic names: lanes, limits and memory go by it.
+    pub device: Arc<str>,
+    /// The key that shows that it is this device: the message's own, or the one last accepted of the device where
+    /// the row trusts the topic. None where nothing but the topic is asked.
+    pub key: Option<Secret>,
+}
+
 impl Identity {
-    /// Who speaks: the message's own key, `None` if it names nobody.
+    /// Checks that the speaker is the device of its topic; the message's own key, `None` if it names nobody.
     ///
     /// # Errors
     /// [`Refusal::Identity`] when the message speaks for another device than its topic or says it
     /// twice, [`Refusal::NoCredentials`] when it is half a statement or the key is no header value.
-    pub fn key(&self, message: &Message, captures: &Captures) -> Result<Option<Secret>, Refusal> {
+    pub fn authenticate(
+        &self,
+        message: &Message,
+        captures: &Captures,
+    ) -> Result<Option<Secret>, Refusal> {
         let once = |name: &str| {
             let mut values = message.user_property(name);
             match (values.next(), values.next()) {

@@ -1,17 +1,13 @@
-//! How a message can end, and what the world is told about it: one reply, one dead letter at most.
-
-use bytes::Bytes;
-use serde_json::json;
+//! How a message can end, and what programs and people are told about it.
 
 use crate::{
-    call::{Answer, JSON},
+    call::Answer,
     failure::Failure,
-    message::{Message, Properties, Publication, Purpose, VIA},
     refusal::Refusal,
     table::{Ignored, NotTaken},
 };
 
-/// The endings. Every message comes to exactly one.
+/// The ends of a message. Each comes to exactly one.
 #[derive(Debug)]
 pub enum Outcome {
     /// The upstream accepted it (2xx), or the row needs no upstream.
@@ -30,17 +26,6 @@ pub enum Outcome {
     Ignored(Ignored),
 }
 
-/// Where the reply and the dead letter of one message go.
-#[derive(Debug)]
-pub struct Destinations {
-    /// The message's own Response Topic if it is allowed, else the row's `reply`.
-    pub reply: Option<String>,
-    /// Where failures go that have no other place.
-    pub errors: Option<String>,
-    /// The dead-letter topic.
-    pub dead_letter: Option<String>,
-}
-
 impl From<NotTaken> for Outcome {
     fn from(not_taken: NotTaken) -> Self {
         match not_taken {
@@ -51,6 +36,11 @@ impl From<NotTaken> for Outcome {
 }
 
 impl Outcome {
+    /// What the upstream's answer makes of a message.
+    pub fn of(answer: Answer) -> Self {
+        if answer.status.is_success() { Self::Delivered(answer) } else { Self::Rejected(answer) }
+    }
+
     /// The word for programs and the HTTP-like status.
     fn row(&self) -> (&'static str, u16) {
         match self {
@@ -119,54 +109,32 @@ impl Outcome {
             Self::Refused(_) | Self::Unknown | Self::Panicked | Self::Ignored(_) => 0,
         }
     }
-
-    /// The reply, if there is a place for it.
-    pub fn reply(
-        &self,
-        message: &Message,
-        to: &Destinations,
-        route: &str,
-        via: &str,
-    ) -> Option<Publication> {
-        let (topic, payload, content_type) = match self {
-            Self::Ignored(_) => return None,
-            Self::Delivered(answer) => {
-                (to.reply.as_ref()?, answer.body.clone(), answer.content_type.clone())
-            }
-            Self::Rejected(answer) => (
-                to.reply.as_ref().or(to.errors.as_ref())?,
-                answer.body.clone(),
-                answer.content_type.clone(),
-            ),
-            Self::Failed(_) | Self::Refused(_) | Self::Unknown | Self::Panicked => (
-                to.reply.as_ref().or(to.errors.as_ref())?,
-                self.error_body(),
-                Some(JSON.to_owned()),
-            ),
-        };
-        Some(Publication {
-            purpose: Purpose::Reply,
-            topic: topic.clone(),
-            payload,
-            properties: Properties {
-                user: properties([
-                    ("status", self.status().to_string()),
-                    ("route", route.to_owned()),
-                    (VIA, via.to_owned()),
-                ]),
-                correlation_data: message.properties.correlation_data.clone(),
-                content_type,
-                ..Properties::default()
-            },
-        })
-    }
-
-    fn error_body(&self) -> Bytes {
-        let error = self.trouble().unwrap_or_default();
-        json!({ "error": error, "code": self.code() }).to_string().into()
-    }
 }
 
-fn properties<const N: usize>(pairs: [(&str, String); N]) -> Vec<(String, String)> {
-    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{failure::FailureKind, fixtures::answer};
+
+    #[test]
+    fn every_outcome_has_its_code_its_status_and_its_end() {
+        let failed = |kind, attempts| Outcome::Failed(Failure { kind, attempts });
+        for (outcome, code, status, attempts, letter, trouble) in [
+            (Outcome::of(answer(201)), "delivered", 201, 1, false, false),
+            (Outcome::of(answer(404)), "rejected", 404, 1, true, true),
+            (Outcome::of(answer(302)), "rejected", 302, 1, true, true),
+            (failed(FailureKind::Expired, 0), "expired", 504, 0, true, true),
+            (failed(FailureKind::Broken("x".to_owned()), 3), "broken", 502, 3, true, true),
+            (Outcome::Refused(Refusal::Crowded { held: 9 }), "throttled", 429, 0, true, true),
+            (Outcome::Unknown, "unknown", 404, 0, false, true),
+            (Outcome::Panicked, "panicked", 500, 0, true, true),
+            (Outcome::Ignored(Ignored::Loop), "loop", 204, 0, false, false),
+            (NotTaken::Ignored(Ignored::NotARequest).into(), "not_a_request", 204, 0, false, false),
+        ] {
+            assert_eq!((outcome.code(), outcome.status()), (code, status));
+            assert_eq!(outcome.attempts(), attempts, "{code}");
+            assert_eq!(outcome.is_dead_letter(), letter, "{code}");
+            assert_eq!(outcome.trouble().is_some(), trouble, "{code}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! A route: what it listens to and what it makes of a message. Pure: a message goes in, a body or a
+//! A route: what it listens on and what it makes of a message. Pure: a message goes in, a body or a
 //! refusal comes out.
 
 use std::{fmt, sync::Arc};
@@ -38,7 +38,7 @@ pub struct Route {
     pub body: Option<Filter>,
     /// Without `call`: makes the answer.
     pub answer: Option<Filter>,
-    /// Whose key the call carries.
+    /// Who may speak, and whose key the call carries.
     pub credentials: Credentials,
     /// When the call may be repeated.
     pub retry: Retry,
@@ -63,7 +63,7 @@ pub struct MaxBytes {
     pub filter: usize,
 }
 
-/// Whose key a call carries.
+/// Who may speak, and whose key its calls carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Credentials {
     /// The message must bring its key.
@@ -76,17 +76,17 @@ pub enum Credentials {
 }
 
 impl Route {
-    /// Refuses a Response Topic outside the device's own subtree: a device must not make the
-    /// gateway speak to another one.
+    /// Where the message wants its answer. A Response Topic outside the device's own subtree is refused: a device
+    /// must not make the gateway speak to another one.
     ///
     /// # Errors
     /// [`Refusal::ResponseTopic`].
-    pub fn check_response_topic(
+    pub fn response_topic<'m>(
         &self,
-        message: &Message,
+        message: &'m Message,
         identity: &Identity,
-    ) -> Result<(), Refusal> {
-        let Some(wanted) = &message.properties.response_topic else { return Ok(()) };
+    ) -> Result<Option<&'m str>, Refusal> {
+        let Some(wanted) = message.properties.response_topic.as_deref() else { return Ok(None) };
         let (topic, capture) = (&message.topic, &identity.capture);
         let below = self.on.below(topic, capture, wanted);
         let is_short = |below: &str| {
@@ -94,7 +94,7 @@ impl Route {
                 && below.split('/').count() <= MAX_RESPONSE_LEVELS
         };
         if below.is_some_and(is_short) && topic::is_publishable(wanted) {
-            return Ok(());
+            return Ok(Some(wanted));
         }
         let own = self.on.own(topic, capture).unwrap_or_default();
         Err(Refusal::ResponseTopic(own.chars().take(100).chain(['/']).collect()))
@@ -163,27 +163,23 @@ impl Route {
 }
 
 impl Credentials {
-    /// The words of the table.
+    /// What can be written in the table.
     pub const WORDS: [(&'static str, Self); 3] = [
         ("message", Self::Message),
         ("message_or_ignore", Self::MessageOrIgnore),
         ("remembered", Self::Remembered),
     ];
 
-    /// The word of the table.
-    pub fn word(self) -> &'static str {
+    /// As it is written in the table.
+    pub fn as_str(self) -> &'static str {
         Self::WORDS.iter().find(|(_, value)| *value == self).map_or("", |(word, _)| word)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::SystemTime};
-
-    use tokio::time::Instant;
-
     use super::*;
-    use crate::{config::Config, message::Properties};
+    use crate::fixtures;
 
     /// What a row with these lines makes of a payload.
     fn body(lines: &str, payload: &[u8]) -> Result<Option<Bytes>, Refusal> {
@@ -191,15 +187,9 @@ mod tests {
             "[upstream]\nurl = \"http://hub\"\nmax_request_bytes = 40\nmax_filter_bytes = 30\n\
              [[route]]\nname = \"r\"\non = \"{{device_id}}\"\n{lines}"
         );
-        let config = Config::parse(&text, &BTreeMap::new()).unwrap();
+        let config = fixtures::config(&text);
         let route = &config.table.routes[0];
-        let message = Message {
-            topic: "d1".to_owned(),
-            payload: Bytes::copy_from_slice(payload),
-            properties: Properties::default(),
-            received_at: SystemTime::now(),
-            arrived: Instant::now(),
-        };
+        let message = fixtures::message("d1", &[], payload);
         let memory = || filter::parse(b"{\"m\":1}").unwrap();
         route.body(route.call.as_ref().unwrap(), &message, memory, &config.exchange.max_bytes)
     }

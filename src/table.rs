@@ -1,18 +1,25 @@
-//! The table in force, and the first thing that is asked of it: is this message for us, and who
-//! sent it?
+//! The table in force: which of its rows takes a message, who speaks, and which calls are made for it. Pure.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use crate::{
-    call::Caller,
+    call::{Authorization, Call, Endpoint, Lifetime, Retry, Trial},
     fetch::Fetch,
-    identity::Identity,
+    filter::Val,
+    identity::{Identity, Speaker},
     message::{Message, VIA},
     refusal::Refusal,
-    route::{Credentials, Route},
+    route::{Credentials, MaxBytes, Route},
     secret::Secret,
+    template::BadSegment,
     topic::Captures,
 };
+
+/// The label of messages that no row takes.
+static NO_ROUTE: LazyLock<Arc<str>> = LazyLock::new(|| "none".into());
 
 /// All rows.
 #[derive(Debug)]
@@ -20,20 +27,108 @@ pub struct Table {
     /// Rows of `[[route]]`; no two match the same topic.
     pub routes: Vec<Route>,
     /// Rows of `[[fetch]]`.
-    pub fetches: Vec<Fetch>,
+    pub fetches: Vec<Arc<Fetch>>,
     /// Where a message says who speaks.
     pub identity: Identity,
 }
 
-/// A message that a route has taken, and who sent it.
-#[derive(Clone)]
+/// A message that has come in.
+pub struct Incoming<'m> {
+    /// The message.
+    pub message: &'m Message,
+    /// The row that its topic matches; none if an earlier table left a subscription in the session.
+    pub route: Option<&'m Route>,
+    /// What its topic captured.
+    pub captures: &'m Captures,
+    /// The device that its topic names.
+    pub device: &'m Arc<str>,
+    /// Where it wants its answer, if it says so and may have it there.
+    response_topic: Result<Option<&'m str>, Refusal>,
+}
+
+impl<'m> Incoming<'m> {
+    /// The label of its row.
+    pub fn name(&self) -> &'m Arc<str> {
+        self.route.map_or(&*NO_ROUTE, |route| &route.name)
+    }
+
+    /// Its Response Topic, if it may have its answer there.
+    pub fn response_topic(&self) -> Option<&'m str> {
+        self.response_topic.as_ref().ok().copied().flatten()
+    }
+}
+
+/// A message that a row has taken: it is known who speaks and what the calls for it carry.
 pub struct Taken<'m> {
     /// The message.
     pub message: &'m Message,
-    /// Its route.
+    /// Its row.
     pub route: &'m Route,
-    /// Who its calls speak for.
-    pub caller: Caller<'m>,
+    /// What its topic captured.
+    pub captures: &'m Captures,
+    /// Who it comes from.
+    pub speaker: Speaker,
+    /// What its calls carry.
+    pub authorization: Authorization,
+}
+
+impl Taken<'_> {
+    /// The call of its row, complete. `memory` is what is remembered of the device.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the payload is not what the row takes, or a captured level cannot stand in the path.
+    pub fn call(
+        &self,
+        endpoint: &Endpoint,
+        memory: impl FnOnce() -> Val,
+        max: &MaxBytes,
+        lifetime: Lifetime,
+    ) -> Result<Call, Refusal> {
+        let Self { message, route, .. } = self;
+        let body = route.body(endpoint, message, memory, max)?;
+        let call = self.request(&route.name, endpoint, lifetime)?;
+        Ok(Call { body, retry: route.retry, batch: route.batch.clone(), ..call })
+    }
+
+    /// The call of a fetch that its answer sets off.
+    ///
+    /// # Errors
+    /// [`BadSegment`] when a captured level cannot stand in the path.
+    pub fn fetch(
+        &self,
+        name: &Arc<str>,
+        endpoint: &Endpoint,
+        deadline: Duration,
+    ) -> Result<Call, BadSegment> {
+        self.request(name, endpoint, Lifetime { deadline, expires: None, since: None })
+    }
+
+    fn request(
+        &self,
+        name: &Arc<str>,
+        endpoint: &Endpoint,
+        lifetime: Lifetime,
+    ) -> Result<Call, BadSegment> {
+        let Lifetime { deadline, expires, since } = lifetime;
+        Ok(Call {
+            name: name.clone(),
+            device: self.speaker.device.clone(),
+            method: endpoint.method.clone(),
+            path: endpoint.path(self.captures)?,
+            body: None,
+            authorization: self.authorization.clone(),
+            retry: Retry::Always,
+            deadline,
+            since,
+            trial: Trial::default(),
+            has_turn: false,
+            attempts: 0,
+            queued: None,
+            hurried: false,
+            expires,
+            batch: None,
+        })
+    }
 }
 
 /// Why a message is not taken.
@@ -61,20 +156,43 @@ impl From<Refusal> for NotTaken {
 }
 
 impl Table {
-    /// Takes a message that came for `route`, if it came for one. `remembered` gives the key last
-    /// accepted for the device.
+    /// The row of a subscription: each row has one, in the same order.
+    pub fn route(&self, subscription: Option<usize>) -> Option<&Route> {
+        self.routes.get(subscription?)
+    }
+
+    /// The label of that row.
+    pub fn name(&self, subscription: Option<usize>) -> &Arc<str> {
+        self.route(subscription).map_or(&*NO_ROUTE, |route| &route.name)
+    }
+
+    /// A message that has come for this subscription.
+    pub fn incoming<'m>(
+        &'m self,
+        message: &'m Message,
+        subscription: Option<usize>,
+        captures: &'m Captures,
+        device: &'m Arc<str>,
+    ) -> Incoming<'m> {
+        let route = self.route(subscription);
+        let response_topic = match route {
+            Some(route) => route.response_topic(message, &self.identity),
+            None => Ok(None),
+        };
+        Incoming { message, route, captures, device, response_topic }
+    }
+
+    /// Takes a message. `remembered` gives the key last accepted for the device.
     ///
     /// # Errors
-    /// [`NotTaken`] when it carries `via` and no credentials, names nobody or somebody else, or wants its answer
-    /// where its device may not speak.
+    /// [`NotTaken`] when it came for no row, carries `via` and no credentials, names nobody or somebody else, or
+    /// wants its answer where its device may not speak.
     pub fn take<'m>(
         &self,
-        message: &'m Message,
-        route: Option<&'m Route>,
-        captures: &'m Captures,
-        device: &Arc<str>,
+        incoming: &Incoming<'m>,
         remembered: impl FnOnce() -> Option<Secret>,
     ) -> Result<Taken<'m>, NotTaken> {
+        let Incoming { message, route, captures, device, response_topic } = incoming;
         let is_ours = message.user_property(VIA).next().is_some();
         let Some(route) = route else {
             let refused = NotTaken::from(Refusal::NoRoute);
@@ -82,7 +200,7 @@ impl Table {
         };
         // No gateway sends credentials: a message with valid ones is a device's, whatever else it carries, an
         // echo of what it was pushed for example.
-        let own = self.identity.key(message, captures);
+        let own = self.identity.authenticate(message, captures);
         if is_ours && !matches!(own, Ok(Some(_))) {
             return Err(NotTaken::Ignored(Ignored::Loop));
         }
@@ -96,19 +214,17 @@ impl Table {
                 remembered().ok_or_else(|| self.identity.missing())?
             }
         };
-        route.check_response_topic(message, &self.identity)?;
-        Ok(Taken { message, route, caller: Caller { device: device.clone(), key, captures } })
+        response_topic.clone()?;
+        let authorization = Authorization::SpeakersKey(key.clone());
+        let speaker = Speaker { device: (*device).clone(), key: Some(key) };
+        Ok(Taken { message, route, captures, speaker, authorization })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::SystemTime};
-
-    use tokio::time::Instant;
-
     use super::*;
-    use crate::{config::Config, message::Properties};
+    use crate::fixtures;
 
     const TABLE: &str = r#"
 [upstream]
@@ -133,23 +249,17 @@ credentials = "remembered"
 
     /// What becomes of a message with these user properties on `d/d1/{row}`: whose key, or why not.
     fn take(row: &str, user: &[(&str, &str)], reply: Option<&str>) -> Result<Secret, NotTaken> {
-        let config = Config::parse(TABLE, &BTreeMap::new()).unwrap();
-        let topic = format!("d/d1/{row}");
-        let user = user.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        let properties = Properties {
-            user: user.collect(),
-            response_topic: reply.map(str::to_owned),
-            ..Properties::default()
-        };
-        let (received_at, arrived) = (SystemTime::now(), Instant::now());
-        let payload = bytes::Bytes::new();
-        let message = Message { topic, payload, properties, received_at, arrived };
-        let found = config.subscriptions().find(&message.topic);
-        let (index, captures) = found.map_or((None, Captures::default()), |(i, c)| (Some(i), c));
-        let route = index.map(|index| &config.table.routes[index]);
-        let remembered = || Some(Secret::new("known"));
-        let taken = config.table.take(&message, route, &captures, &"d1".into(), remembered);
-        taken.map(|taken| taken.caller.key)
+        let config = fixtures::config(TABLE);
+        let mut message = fixtures::message(&format!("d/d1/{row}"), user, b"");
+        message.properties.response_topic = reply.map(str::to_owned);
+        let (subscription, captures) = config.subscriptions().find(&message.topic).unzip();
+        let (captures, device) = (captures.unwrap_or_default(), "d1".into());
+        let incoming = config.table.incoming(&message, subscription, &captures, &device);
+        let taken = config.table.take(&incoming, || Some(Secret::new("known")))?;
+        assert_eq!(taken.speaker.device, device);
+        assert_eq!(taken.authorization.speakers_key(), taken.speaker.key.as_ref());
+        assert_eq!(incoming.response_topic(), reply);
+        Ok(taken.speaker.key.unwrap())
     }
 
     const ID: (&str, &str) = ("device_id", "d1");
@@ -209,5 +319,54 @@ credentials = "remembered"
         }
         assert!(!reply(&format!("d/d1{}", "/a".repeat(17))));
         assert!(!reply(&format!("d/d1/{}", "a".repeat(513))));
+    }
+
+    const ROWS: &str = r#"
+[upstream]
+url = "http://hub"
+max_request_bytes = 40
+[[route]]
+name  = "t"
+on    = "d/{device_id}/{kind}/up"
+call  = "PUT /d/{device_id}/{kind}?x=1"
+body  = "{v: .a, m: $memory.m}"
+batch = { call = "POST /all", key = "k" }
+"#;
+
+    /// The call that a message with this payload becomes.
+    fn call(kind: &str, payload: &str) -> Result<Call, Refusal> {
+        let config = fixtures::config(ROWS);
+        let topic = format!("d/d 1/{kind}/up");
+        let user = [("device_id", "d 1"), KEY];
+        let message = fixtures::message(&topic, &user, payload.as_bytes());
+        let (subscription, captures) = config.subscriptions().find(&topic).unzip();
+        let (captures, device) = (captures.unwrap(), "d 1".into());
+        let incoming = config.table.incoming(&message, subscription, &captures, &device);
+        let taken = config.table.take(&incoming, || None).unwrap();
+        let endpoint = taken.route.call.as_ref().unwrap();
+        let (deadline, expires) = (Duration::from_secs(7), message.expires());
+        let lifetime = Lifetime { deadline, expires, since: Some(Duration::from_secs(3)) };
+        let memory = || crate::filter::parse(b"{\"m\":1}").unwrap();
+        taken.call(endpoint, memory, &config.exchange.max_bytes, lifetime)
+    }
+
+    #[test]
+    fn a_message_becomes_a_call_that_is_complete() {
+        let call = call("x", "{\"a\":2}").unwrap();
+        assert_eq!((&*call.name, &*call.device, call.method.as_str()), ("t", "d 1", "PUT"));
+        assert_eq!(call.path, "/d/d%201/x?x=1");
+        assert_eq!(call.body.as_deref(), Some(&b"{\"v\":2,\"m\":1}"[..]));
+        assert_eq!(call.authorization, Authorization::SpeakersKey(Secret::new("k")));
+        assert_eq!((call.deadline.as_secs(), call.since.unwrap().as_secs()), (7, 3));
+        assert!(call.batch.is_some() && call.expires.is_none());
+        assert_eq!((call.attempts, call.has_turn, call.hurried), (0, false, false));
+    }
+
+    #[test]
+    fn a_message_that_makes_no_call_is_refused() {
+        assert!(matches!(call("..", "{}"), Err(Refusal::BadSegment(_))));
+        assert!(matches!(call("x", "{"), Err(Refusal::BadPayload(_))));
+        let large = format!("{{\"a\":\"{}\"}}", "x".repeat(40));
+        assert_eq!(call("x", &large).err(), Some(Refusal::TooLarge { size: 48, max: 40 }));
     }
 }

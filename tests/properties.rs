@@ -461,7 +461,7 @@ proptest! {
         };
         let all = |name: &str| user.iter().filter(|(n, _)| n == name).map(|(_, v)| v.clone()).collect::<Vec<_>>();
         let (ids, keys) = (all("device_id"), all("access_key"));
-        let found = identity.key(&message, &captures.unwrap());
+        let found = identity.authenticate(&message, &captures.unwrap());
         let usable = |key: &str| !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
         match (&*ids, &*keys) {
             ([], []) => prop_assert_eq!(found, Ok(None)),

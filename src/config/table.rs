@@ -36,7 +36,7 @@ pub(super) fn read<'a>(reader: &'a Reader<'a>, root: &Section<'a>, identity: Ide
     unique(reader, "route", drafts.iter().map(|draft| (&*draft.route.name, draft.row.span())));
     unique(reader, "fetch", fetches.iter().map(|(fetch, span)| (&*fetch.name, span.clone())));
     overlaps(reader, &drafts);
-    let fetches: Vec<Fetch> = fetches.into_iter().map(|(fetch, _)| fetch).collect();
+    let fetches: Vec<Arc<Fetch>> = fetches.into_iter().map(|(fetch, _)| fetch.into()).collect();
     let mut routes = Vec::new();
     for Draft { mut route, listens, then, row } in drafts {
         route.then = then
@@ -44,12 +44,12 @@ pub(super) fn read<'a>(reader: &'a Reader<'a>, root: &Section<'a>, identity: Ide
             .filter_map(|entry| self::then(&row, &route, entry, &fetches))
             .collect();
         route.reads_payload = route.body.is_some() || {
-            let fetches = route.then.iter().flat_map(|then| fetches[then.fetch].filters());
+            let fetches = route.then.iter().flat_map(|then| then.fetch.filters());
             let filters = route.answer.iter().chain(route.deciding()).chain(fetches);
             filters.into_iter().any(Filter::reads_payload)
         };
         if listens {
-            check(&row, &route, &fetches, &identity);
+            check(&row, &route, &identity);
         }
         row.finish();
         routes.push(route);
@@ -179,7 +179,7 @@ fn then<'a>(
     row: &Section<'a>,
     route: &Route,
     entry: Spanned<DeValue<'a>>,
-    fetches: &[Fetch],
+    fetches: &[Arc<Fetch>],
 ) -> Option<Then> {
     let span = entry.span();
     let (name, condition) = match entry.into_inner() {
@@ -214,22 +214,22 @@ fn then<'a>(
             return None;
         }
     };
-    let Some(fetch) = fetches.iter().position(|fetch| *fetch.name == *name) else {
+    let Some(fetch) = fetches.iter().find(|fetch| *fetch.name == *name).cloned() else {
         let hint = unknown(fetches.iter().map(|fetch| &*fetch.name), &name);
         row.mistake(Some(span), "then", format!("there is no fetch `{name}`{hint}"));
         return None;
     };
     // The route listens where the device answers: the names of captures may differ.
-    let answers = fetches[fetch]
+    let is_reply_to_push = fetch
         .response_topic
         .as_ref()
         .and_then(|topic| Pattern::parse(topic.as_str()).ok())
         .is_some_and(|topic| topic.filter() == route.on.filter());
-    Some(Then { fetch, condition, answers })
+    Some(Then { fetch, condition, is_reply_to_push })
 }
 
 /// Every name a template uses must be captured by every row that renders it.
-fn check(row: &Section<'_>, route: &Route, fetches: &[Fetch], identity: &Identity) {
+fn check(row: &Section<'_>, route: &Route, identity: &Identity) {
     if !route.on.captures(&identity.capture) {
         row.mistake(
             None,
@@ -261,8 +261,7 @@ fn check(row: &Section<'_>, route: &Route, fetches: &[Fetch], identity: &Identit
             row.mistake(None, key, text);
         }
     }
-    for then in &route.then {
-        let fetch = &fetches[then.fetch];
+    for Then { fetch, .. } in &route.then {
         let templates = fetch
             .call
             .iter()

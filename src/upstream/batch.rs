@@ -24,8 +24,9 @@ use tokio::{
 use tower::{Layer, Service, ServiceExt};
 
 use crate::{
-    call::{Answer, Batch, Call, StatusCode},
+    call::{Answer, Authorization, Batch, Call, StatusCode},
     failure::{Failure, FailureKind},
+    secret::Secret,
 };
 
 /// Adds batches to a service.
@@ -63,6 +64,8 @@ struct Queue {
 
 struct Waiting {
     call: Call,
+    /// The key that the call carries, in the body of the batch instead of a header.
+    key: Secret,
     result: oneshot::Sender<Option<Result<Answer, Failure>>>,
 }
 
@@ -80,15 +83,15 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let Some(batch) =
-            call.batch.clone().filter(|_| call.body.as_deref().is_some_and(is_object))
-        else {
+        let batch = call.batch.clone().filter(|_| call.body.as_deref().is_some_and(is_object));
+        // An entry is authorised by its device's key, or not at all.
+        let (Some(batch), Some(key)) = (batch, call.authorization.speakers_key().cloned()) else {
             return Box::pin(self.inner.clone().oneshot(call));
         };
         let batches = self.clone();
         Box::pin(async move {
             let (result, settled) = oneshot::channel();
-            batches.enqueue(Waiting { call: call.clone(), result }, &batch);
+            batches.enqueue(Waiting { call: call.clone(), key, result }, &batch);
             // A sender that is gone, by a defect, has settled nothing.
             match settled.await.ok().flatten() {
                 Some(result) => result,
@@ -130,7 +133,7 @@ where
             let sent = AssertUnwindSafe(inner.call(call)).catch_unwind().await;
             let answer = sent.ok().and_then(Result::ok);
             let mut answers = answer.as_ref().map(Answers::new).unwrap_or_default();
-            for Waiting { call, result } in calls {
+            for Waiting { call, result, .. } in calls {
                 // Who does not wait any more has been given up by a stop.
                 let _ = result.send(answers.take(&call.device, &batch.error).map(Ok));
             }
@@ -176,19 +179,19 @@ fn is_object(json: &[u8]) -> bool {
     json.trim_ascii_start().first() == Some(&b'{')
 }
 
-/// One call for all of them, which carries no key of its own.
+/// One call for all of them.
 fn whole(calls: &[Waiting], batch: &Batch) -> Call {
     let first = &calls.first().expect("a batch has an entry").call;
     let bodies = calls.iter().filter_map(|waiting| waiting.call.body.as_ref());
     let mut body = Vec::with_capacity(bodies.map(|body| body.len() + 128).sum());
     body.push(b'{');
-    for Waiting { call, .. } in calls {
+    for Waiting { call, key, .. } in calls {
         if body.len() > 1 {
             body.push(b',');
         }
         put_text(&mut body, &call.device);
         body.push(b':');
-        put_entry(&mut body, call, batch);
+        put_entry(&mut body, call, key, batch);
     }
     body.push(b'}');
     Call {
@@ -197,7 +200,8 @@ fn whole(calls: &[Waiting], batch: &Batch) -> Call {
         method: batch.endpoint.method.clone(),
         path: batch.endpoint.path.as_str().to_owned(),
         body: Some(body.into()),
-        key: None,
+        // Each entry carries its own.
+        authorization: Authorization::None,
         queued: None,
         expires: None,
         batch: None,
@@ -206,7 +210,7 @@ fn whole(calls: &[Waiting], batch: &Batch) -> Call {
 }
 
 /// The call's own body with its key as the last member: who repeats it before does not change it.
-fn put_entry(out: &mut Vec<u8>, call: &Call, batch: &Batch) {
+fn put_entry(out: &mut Vec<u8>, call: &Call, key: &Secret, batch: &Batch) {
     let own = call.body.as_deref().unwrap_or_default().trim_ascii();
     let members = own.strip_suffix(b"}").unwrap_or_default();
     out.extend_from_slice(members);
@@ -215,7 +219,7 @@ fn put_entry(out: &mut Vec<u8>, call: &Call, batch: &Batch) {
     }
     put_text(out, &batch.key);
     out.push(b':');
-    put_text(out, call.key.as_ref().map_or("", |key| key.expose()));
+    put_text(out, key.expose());
     out.push(b'}');
 }
 
@@ -286,7 +290,6 @@ mod tests {
     use super::*;
     use crate::{
         call::{Endpoint, Method},
-        secret::Secret,
         template::Template,
         upstream::fixtures,
     };
@@ -306,10 +309,10 @@ mod tests {
         let call = Call {
             path: "/one".to_owned(),
             body: Some(Bytes::copy_from_slice(body.as_bytes())),
-            key: Some(Secret::new(format!("key \"of\" {device}"))),
             ..fixtures::call("r", device)
         };
-        Waiting { call, result: oneshot::channel().0 }
+        let key = Secret::new(format!("key \"of\" {device}"));
+        Waiting { call, key, result: oneshot::channel().0 }
     }
 
     #[test]
@@ -320,7 +323,7 @@ mod tests {
             waiting("\"c", "{}"),
         ];
         let whole = whole(&calls, &batch());
-        assert_eq!((whole.path.as_str(), whole.key), ("/all", None));
+        assert_eq!((whole.path.as_str(), whole.authorization), ("/all", Authorization::None));
         let body: Value = serde_json::from_slice(&whole.body.unwrap()).unwrap();
         let expected = json!({
             "a": {"x": 1, "token": "key \"of\" a"},

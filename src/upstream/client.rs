@@ -24,7 +24,7 @@ use super::{
     budget::{Budget, FREE},
 };
 use crate::{
-    call::{Answer, Call, JSON, Retry, StatusCode},
+    call::{Answer, Authorization, Call, JSON, Retry, StatusCode},
     failure::{Failure, FailureKind, Transience},
     metrics::{Attempt, Metrics},
     tls::{self, TlsError},
@@ -116,7 +116,7 @@ impl Client {
     pub(super) fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, ClientError> {
         let shared = Shared {
             http: Mutex::new(Http::new(settings)?),
-            base: settings.url.as_str().trim_end_matches('/').to_owned(),
+            base: settings.base().to_owned(),
             budget: Budget::new(settings.max_held_response_bytes, settings.max_response_bytes),
             settings: settings.clone(),
             metrics,
@@ -192,12 +192,15 @@ impl Client {
             Retry::Never => true,
         };
         let mut request = self.http(call.attempts > 0 || once).request(call.method.clone(), url);
-        if let Some(key) = &call.key {
-            let value = format!("{}{}", settings.key_prefix, key.expose());
-            let mut value = HeaderValue::try_from(value)
-                .map_err(|_| FailureKind::Broken("the key is no header value".to_owned()))?;
-            value.set_sensitive(true);
-            request = request.header(settings.key_header.clone(), value);
+        match &call.authorization {
+            Authorization::SpeakersKey(key) => {
+                let value = format!("{}{}", settings.key_prefix, key.expose());
+                let mut value = HeaderValue::try_from(value)
+                    .map_err(|_| FailureKind::Broken("the key is no header value".to_owned()))?;
+                value.set_sensitive(true);
+                request = request.header(settings.key_header.clone(), value);
+            }
+            Authorization::None => {}
         }
         if let Some(body) = &call.body {
             request = request.header(CONTENT_TYPE, CONTENT_TYPE_JSON).body(body.clone());

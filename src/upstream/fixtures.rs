@@ -1,46 +1,13 @@
-//! What the tests of the layers need: calls, answers, a breaker without anything behind it.
+//! What the tests of the layers need besides calls and answers: a breaker without anything behind it.
 
 use std::{sync::Arc, time::Duration};
 
 use super::{BreakerSettings, Settings, client::Client, hold::Hold, throttle::Rates};
-use crate::{
-    backoff::Backoff,
-    call::{Answer, Call, Method, Retry, StatusCode, Trial},
-    tls,
-};
+use crate::{backoff::Backoff, tls};
+
+pub(super) use crate::fixtures::{answer, call};
 
 pub(super) const NO_WAIT: Backoff = Backoff { initial: Duration::ZERO, max: Duration::ZERO };
-
-pub(super) fn call(name: &str, device: &str) -> Call {
-    Call {
-        name: name.into(),
-        device: device.into(),
-        method: Method::POST,
-        path: "/".to_owned(),
-        body: None,
-        key: None,
-        retry: Retry::Always,
-        deadline: Duration::from_secs(30),
-        since: None,
-        trial: Trial::default(),
-        has_turn: false,
-        attempts: 0,
-        queued: None,
-        hurried: false,
-        expires: None,
-        batch: None,
-    }
-}
-
-pub(super) fn answer(status: u16) -> Answer {
-    Answer {
-        status: StatusCode::from_u16(status).expect("a status of a test"),
-        content_type: None,
-        body: bytes::Bytes::new(),
-        retry_after: None,
-        attempts: 1,
-    }
-}
 
 /// A breaker that sends no probe and lets calls wait as `retry` says.
 pub(super) fn hold(retry: Backoff) -> Arc<Hold> {

@@ -30,7 +30,7 @@ pub use self::{
 };
 use crate::{
     backoff::Backoff,
-    call::{Answer, Call, Limits, Trial},
+    call::{Answer, Call, Lifetime, Trial},
     failure::Unanswered,
     metrics::Metrics,
     secret::Secret,
@@ -70,6 +70,13 @@ pub struct Settings {
     pub breaker: BreakerSettings,
     /// Limits on attempts.
     pub rates: Rates,
+}
+
+impl Settings {
+    /// The URL without a trailing slash: what paths are appended to.
+    pub fn base(&self) -> &str {
+        self.url.as_str().trim_end_matches('/')
+    }
 }
 
 /// The layers, outermost first; [`Upstream::new`] has a reason for each.
@@ -138,10 +145,10 @@ impl Upstream {
         &self,
         row: &Arc<str>,
         device: &Arc<str>,
-        limits: Limits,
+        lifetime: Lifetime,
     ) -> Result<Trial, Unanswered> {
         let trial = Trial::default();
-        self.turns.take(row, device, limits, &trial).await?;
+        self.turns.take(row, device, lifetime, &trial).await?;
         Ok(trial)
     }
 

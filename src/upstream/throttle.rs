@@ -157,10 +157,10 @@ impl Turns {
         &self,
         name: &Arc<str>,
         device: &Arc<str>,
-        limits: call::Limits,
+        lifetime: call::Lifetime,
         trial: &Trial,
     ) -> Result<(), Unanswered> {
-        let (hold, call::Limits { deadline, expires, .. }) = (&self.hold, limits);
+        let (hold, call::Lifetime { deadline, expires, .. }) = (&self.hold, lifetime);
         let wanted = Wanted { name, device, deadline, expires, trial, hold };
         wanted.pause().await?;
         match &self.limits {
@@ -182,8 +182,8 @@ impl Turns {
         }
         if !call.has_turn {
             let Call { deadline, expires, since, .. } = *call;
-            let limits = call::Limits { deadline, expires, since };
-            self.take(&call.name, &call.device, limits, &call.trial).await?;
+            let lifetime = call::Lifetime { deadline, expires, since };
+            self.take(&call.name, &call.device, lifetime, &call.trial).await?;
         }
         call.hurried = call.since.is_some() && self.hold.hurries(call);
         call.queued = Some(Instant::now());
@@ -257,9 +257,10 @@ mod tests {
             rows: vec![("rare".into(), rate("1/h"))],
         };
         let turns = Turns::new(&rates, hold(NO_WAIT));
-        let limits = call::Limits { deadline: Duration::from_secs(1), expires: None, since: None };
+        let lifetime =
+            call::Lifetime { deadline: Duration::from_secs(1), expires: None, since: None };
         let take = async |name: &str, device: &str| {
-            turns.take(&name.into(), &device.into(), limits, &Trial::default()).await
+            turns.take(&name.into(), &device.into(), lifetime, &Trial::default()).await
         };
         assert!(take("rare", "a").await.is_ok());
         assert!(take("rare", "a").await.is_err(), "the row's limit, per device");
@@ -274,16 +275,16 @@ mod tests {
         let rates = Rates { total: Some("20/s".parse().unwrap()), ..Rates::default() };
         let hold = hold(NO_WAIT);
         let turns = Turns::new(&rates, hold.clone());
-        let limits = call::Limits { deadline: Duration::ZERO, expires: None, since: None };
+        let lifetime = call::Lifetime { deadline: Duration::ZERO, expires: None, since: None };
         let trial = Trial::default();
         for _ in 0..22 {
-            turns.take(&"r".into(), &"d".into(), limits, &trial).await.unwrap();
+            turns.take(&"r".into(), &"d".into(), lifetime, &trial).await.unwrap();
         }
         assert!(trial.excused() > Duration::from_millis(20), "{:?}", trial.excused());
         hold.stop();
         let mut taken = Ok(());
         while taken.is_ok() {
-            taken = turns.take(&"r".into(), &"d".into(), limits, &trial).await;
+            taken = turns.take(&"r".into(), &"d".into(), lifetime, &trial).await;
         }
         assert_eq!(
             taken,

@@ -1,0 +1,111 @@
+//! The table in force, in words: for `routes` and for `/routes`. Shows no secret.
+
+use std::fmt::Write;
+
+use serde_json::json;
+
+use crate::{
+    call::Endpoint,
+    fetch::{Condition, Then},
+    secret,
+    table::Table,
+    template::Template,
+};
+
+/// The table in force, a line for each row.
+pub fn table(table: &Table) -> String {
+    let mut rows = vec![["NAME", "ON", "CALL", "REPLY", "THEN"].map(str::to_owned)];
+    for route in &table.routes {
+        let entries: Vec<_> = route.then.iter().map(then).collect();
+        rows.push([
+            route.name.to_string(),
+            route.on.as_str().to_owned(),
+            endpoint(route.call.as_ref()),
+            route.reply.as_ref().map_or("-", Template::as_str).to_owned(),
+            if entries.is_empty() { "-".to_owned() } else { entries.join(", ") },
+        ]);
+    }
+    let mut text = columns(&rows);
+    let mut rows = vec![["FETCH", "PUSH", "CALL", "RESPONSE TOPIC", ""].map(str::to_owned)];
+    for fetch in &table.fetches {
+        rows.push([
+            fetch.name.to_string(),
+            fetch.push.as_str().to_owned(),
+            endpoint(fetch.call.as_ref()),
+            fetch.response_topic.as_ref().map_or("-", Template::as_str).to_owned(),
+            String::new(),
+        ]);
+    }
+    text.push('\n');
+    text + &columns(&rows)
+}
+
+fn endpoint(call: Option<&Endpoint>) -> String {
+    call.map_or("-".to_owned(), |call| format!("{} {}", call.method, shown(call.path.as_str())))
+}
+
+/// A path and query without values that are likely to be secrets.
+pub fn shown(path: &str) -> String {
+    let Some((path, query)) = path.split_once('?') else { return path.to_owned() };
+    let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+        // What a capture fills in is the device's name for something.
+        Some((name, value)) if secret::sounds_secret(name) && !value.starts_with('{') => {
+            format!("{name}=<hidden>")
+        }
+        _ => pair.to_owned(),
+    });
+    format!("{path}?{}", pairs.collect::<Vec<_>>().join("&"))
+}
+
+fn columns(rows: &[[String; 5]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..5).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// The table in force, for programs.
+pub fn table_json(table: &Table) -> String {
+    let call = |call: &Option<Endpoint>| call.as_ref().map(|call| endpoint(Some(call)));
+    let text = |template: &Option<Template>| template.as_ref().map(|t| t.as_str().to_owned());
+    let routes = table.routes.iter().map(|route| {
+        json!({
+            "name": &*route.name,
+            "on": route.on.as_str(),
+            "filter": route.on.filter(),
+            "call": call(&route.call),
+            "reply": text(&route.reply),
+            "credentials": route.credentials.as_str(),
+            "batch": route.batch.as_ref().map(|batch| endpoint(Some(&batch.endpoint))),
+            "then": route.then.iter().map(then).collect::<Vec<_>>(),
+        })
+    });
+    let fetches = table.fetches.iter().map(|fetch| {
+        json!({
+            "name": &*fetch.name,
+            "call": call(&fetch.call),
+            "push": fetch.push.as_str(),
+            "response_topic": text(&fetch.response_topic),
+        })
+    });
+    let (routes, fetches): (Vec<_>, Vec<_>) = (routes.collect(), fetches.collect());
+    json!({ "routes": routes, "fetches": fetches }).to_string()
+}
+
+/// One entry of `then`, in words.
+pub fn then(then: &Then) -> String {
+    let name = &then.fetch.name;
+    match &then.condition {
+        Condition::Always => name.to_string(),
+        Condition::When(when) => format!("{name} when {}", when.as_str()),
+        Condition::OnChange(value) => format!("{name} on change of {}", value.as_str()),
+    }
+}

@@ -1,0 +1,57 @@
+//! What filters have told of one device, and the last answer from which nothing followed.
+//!
+//! Most devices get the same answer most of the time, and nothing follows from it. Such an answer is *quiet*, and
+//! the next one that equals it needs no filter. What has to be true for that: **what follows from an answer is a
+//! function of the answer, of what is remembered of the device, and of the values last seen at each entry of
+//! `then`.** Rows with a filter that reads anything else (`Filter::is_changeable`) do not ask. So the quiet answer
+//! must be forgotten whenever one of the other two changes; they are private to this file, and each method that
+//! changes one does so.
+
+/// See above. Boxed slices: there are many devices, and what is told of each seldom changes.
+#[derive(Default)]
+pub(super) struct Told {
+    /// A JSON object, as text; empty if there is none.
+    memory: Box<[u8]>,
+    /// The value last seen at each entry of `then`.
+    seen: Box<[Seen]>,
+    /// The fingerprint of the quiet answer.
+    quiet: Option<u64>,
+}
+
+/// The value last seen at one entry of `then`, both as fingerprints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) entry: u64,
+    pub(super) value: u64,
+}
+
+impl Told {
+    pub(super) fn memory(&self) -> &[u8] {
+        &self.memory
+    }
+
+    /// Remembers this instead of what was remembered.
+    pub(super) fn remember(&mut self, memory: &[u8]) {
+        self.memory = memory.into();
+        self.quiet = None;
+    }
+
+    pub(super) fn has_seen(&self, seen: Seen) -> bool {
+        self.seen.contains(&seen)
+    }
+
+    /// This is the value last seen at its entry.
+    pub(super) fn see(&mut self, seen: Seen) {
+        let others = self.seen.iter().filter(|other| other.entry != seen.entry);
+        self.seen = others.copied().chain([seen]).collect();
+        self.quiet = None;
+    }
+
+    pub(super) fn is_quiet(&self, answer: u64) -> bool {
+        self.quiet == Some(answer)
+    }
+
+    pub(super) fn mark_quiet(&mut self, answer: u64) {
+        self.quiet = Some(answer);
+    }
+}

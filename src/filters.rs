@@ -1,0 +1,134 @@
+//! The filters of a row, as they run after its call: over an answer, with what is known of the device.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::{
+    devices::Devices,
+    filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Val},
+    metrics::Metrics,
+    refusal::Refusal,
+    table::Taken,
+};
+
+/// Runs filters. Cheap to clone.
+#[derive(Clone)]
+pub struct Filters {
+    devices: Arc<Devices>,
+    metrics: Arc<Metrics>,
+    /// Largest answer that a filter reads, in bytes.
+    max_bytes: usize,
+}
+
+impl Filters {
+    /// Filters that read answers of at most `max_bytes`.
+    pub fn new(devices: Arc<Devices>, metrics: Arc<Metrics>, max_bytes: usize) -> Self {
+        Self { devices, metrics, max_bytes }
+    }
+
+    /// What filters see besides their input. The payload is parsed only for those that read it.
+    pub fn context(&self, taken: &Taken<'_>, reads_payload: bool) -> Context {
+        let payload = if reads_payload {
+            filter::parse(&taken.message.payload).unwrap_or_default()
+        } else {
+            Val::Null
+        };
+        Context { memory: self.devices.memory(&taken.speaker), payload }
+    }
+
+    /// Runs one. A failure is logged and counted here: the message has its outcome all the same.
+    ///
+    /// # Errors
+    /// [`FilterError`] when it fails or puts out too much.
+    pub fn run(
+        &self,
+        filter: &Filter,
+        input: Val,
+        context: &Context,
+        route: &Arc<str>,
+    ) -> Result<Vec<Val>, FilterError> {
+        filter.run(input, context).inspect_err(|error| {
+            self.metrics.filter_failed(route);
+            tracing::warn!(%route, ?filter, %error, "filter failed");
+        })
+    }
+
+    /// What the `answer` of a row that calls nothing makes of what is known; none if it puts out nothing.
+    ///
+    /// # Errors
+    /// [`Refusal::BadPayload`] when the filter fails: that is not the same as nothing known yet.
+    pub fn answer(&self, answer: &Filter, taken: &Taken<'_>) -> Result<Option<Bytes>, Refusal> {
+        let context = self.context(taken, answer.reads_payload());
+        let values = self.run(answer, Val::Null, &context, &taken.route.name);
+        let body = values.and_then(|values| {
+            values.first().map(|value| filter::to_json(value, MAX_OUTPUT_BYTES)).transpose()
+        });
+        body.map_err(|error| Refusal::BadPayload(format!("no answer can be made: {error}")))
+    }
+
+    /// An answer as filters have it; an empty one is null.
+    ///
+    /// # Errors
+    /// [`FilterError`] when it is too large or no JSON.
+    pub fn read(&self, answer: &Bytes) -> Result<Val, FilterError> {
+        self.check_size(answer)?;
+        if answer.is_empty() {
+            return Ok(Val::Null);
+        }
+        filter::parse(answer)
+            .map_err(|error| FilterError(format!("the answer is no JSON: {error}")))
+    }
+
+    /// Refuses an answer that is too large for a filter.
+    ///
+    /// # Errors
+    /// [`FilterError`].
+    pub fn check_size(&self, answer: &Bytes) -> Result<(), FilterError> {
+        let (size, max) = (answer.len(), self.max_bytes);
+        if size > max {
+            return Err(FilterError(format!(
+                "the answer has {size} bytes; a filter reads at most {max}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{call::Authorization, fixtures, identity::Speaker, topic::Captures};
+
+    /// What a row with this `answer` answers to a device of which `{"a":1}` is remembered.
+    fn answer(filter: &str, payload: &[u8]) -> Result<Option<Bytes>, Refusal> {
+        let row = format!(
+            "[upstream]\nurl = \"http://hub\"\n[[route]]\nname = \"r\"\non = \"{{device_id}}\"\n\
+             answer = '{filter}'"
+        );
+        let config = fixtures::config(&row);
+        let (route, captures) = (&config.table.routes[0], Captures::default());
+        let message = fixtures::message("d1", &[], payload);
+        let (speaker, authorization) =
+            (Speaker { device: "d1".into(), key: None }, Authorization::None);
+        let devices = Arc::new(Devices::new(1));
+        devices.met(&speaker.device, &authorization);
+        devices.remember(&speaker, &filter::parse(b"{\"a\":1}").unwrap());
+        let taken = Taken { message: &message, route, captures: &captures, speaker, authorization };
+        let filters = Filters::new(devices, Arc::default(), 100);
+        filters.answer(route.answer.as_ref().unwrap(), &taken)
+    }
+
+    #[test]
+    fn an_answer_is_made_of_memory_and_payload_and_one_that_fails_is_not_an_unknown_one() {
+        let made = |text: &str| Ok(Some(Bytes::copy_from_slice(text.as_bytes())));
+        assert_eq!(answer("$memory.a", b""), made("1"));
+        assert_eq!(
+            answer("{m: $memory.a, p: $payload.b}", b"{\"b\":2}"),
+            made("{\"m\":1,\"p\":2}")
+        );
+        assert_eq!(answer("$memory.b // empty", b""), Ok(None));
+        let failed = answer("$memory.a.b", b"");
+        assert!(matches!(failed, Err(Refusal::BadPayload(_))), "{failed:?}");
+    }
+}

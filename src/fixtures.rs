@@ -1,0 +1,62 @@
+//! What unit tests begin with: a message, a call, an answer, a configuration.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration, time::SystemTime};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::{
+    call::{Answer, Authorization, Call, Method, Retry, StatusCode, Trial},
+    config::Config,
+    message::{Message, Properties},
+};
+
+/// A message on this topic, with these user properties.
+pub(crate) fn message(topic: &str, user: &[(&str, &str)], payload: &[u8]) -> Message {
+    let user = user.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Message {
+        topic: topic.to_owned(),
+        payload: Bytes::copy_from_slice(payload),
+        properties: Properties { user: user.collect(), ..Properties::default() },
+        received_at: SystemTime::UNIX_EPOCH,
+        arrived: Instant::now(),
+    }
+}
+
+/// A call of this row for this device, not sent yet, that carries nothing.
+pub(crate) fn call(name: &str, device: &str) -> Call {
+    Call {
+        name: Arc::from(name),
+        device: Arc::from(device),
+        method: Method::POST,
+        path: "/".to_owned(),
+        body: None,
+        authorization: Authorization::None,
+        retry: Retry::Always,
+        deadline: Duration::from_secs(30),
+        since: None,
+        trial: Trial::default(),
+        has_turn: false,
+        attempts: 0,
+        queued: None,
+        hurried: false,
+        expires: None,
+        batch: None,
+    }
+}
+
+/// An empty answer, got by one attempt.
+pub(crate) fn answer(status: u16) -> Answer {
+    Answer {
+        status: StatusCode::from_u16(status).expect("a status of a test"),
+        content_type: None,
+        body: Bytes::new(),
+        retry_after: None,
+        attempts: 1,
+    }
+}
+
+/// A configuration without a mistake.
+pub(crate) fn config(text: &str) -> Config {
+    Config::parse(text, &BTreeMap::new()).expect("a configuration of a test")
+}
