@@ -36,7 +36,7 @@ const FORBIDDEN: [(&str, &[&str]); 6] = [
     ("outcome.rs", &["mqtt", "upstream", "config", "exchange", "push", "devices"]),
 ];
 
-fn sources(folder: &str) -> Vec<(String, String)> {
+fn sources(folder: &str) -> Vec<File> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let (mut folders, mut files) = (vec![root.clone()], Vec::new());
     while let Some(folder) = folders.pop() {
@@ -168,4 +168,116 @@ fn nothing_of_the_api_is_in_the_code() {
             assert!(!code.to_lowercase().contains(word), "{name} knows `{word}`");
         }
     }
+}
+
+/// A path in the repository, and what stands there.
+type File = (String, String);
+
+/// Every text file of the repository.
+fn repository() -> Vec<File> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut folders, mut files) = (vec![root.to_owned()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(root).unwrap().display().to_string();
+            if path.is_dir() {
+                // What is built, and what git keeps.
+                if name != "target" && name != ".git" {
+                    folders.push(path);
+                }
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                files.push((name, text));
+            }
+        }
+    }
+    files
+}
+
+fn is_page((name, _): &File) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "md")
+}
+
+/// Words in backticks, outside of blocks of code.
+fn code_words(page: &str) -> Vec<String> {
+    let prose: String = page.split("```").step_by(2).collect();
+    let words = prose.split('`').skip(1).step_by(2);
+    words.filter(|word| !word.contains(char::is_whitespace)).map(str::to_owned).collect()
+}
+
+/// Whether these tests are there: `module::test`, `module::some_tests_*`, `module::*`, `module`.
+fn is_test(name: &str, files: &[File]) -> bool {
+    let module = |parts: &[&str]| {
+        let path = parts.join("/");
+        let ends = [format!("/{path}.rs"), format!("/{path}/mod.rs")];
+        let file = files.iter().find(|(name, _)| ends.iter().any(|end| name.ends_with(end)));
+        file.map(|(_, text)| text.as_str())
+    };
+    let parts: Vec<&str> = name.split("::").collect();
+    let (last, path) = parts.split_last().unwrap();
+    if module(&parts).is_some() {
+        return true;
+    }
+    // Unit tests stand in a file of their own or in that of what they test.
+    let text = module(path).or_else(|| module(path.strip_suffix(&["tests"])?));
+    match (text, last.strip_suffix('*')) {
+        (None, _) => false,
+        (Some(text), Some(prefix)) => text.contains(&format!("fn {prefix}")),
+        (Some(text), None) => ["fn", "mod"].iter().any(|kind| {
+            text.contains(&format!("{kind} {last}(")) || text.contains(&format!("{kind} {last} {{"))
+        }),
+    }
+}
+
+#[test]
+fn every_file_and_test_that_a_page_names_exists() {
+    let files = repository();
+    let (mut paths, mut tests) = (0, 0);
+    for (page, text) in files.iter().filter(|file| is_page(file)) {
+        for word in code_words(text) {
+            let is_path = [".rs", ".toml", ".md", ".yml"].iter().any(|end| word.ends_with(end));
+            if is_path && !word.contains(['*', '{', '<']) {
+                let there = |(name, _): &File| *name == word || name.ends_with(&format!("/{word}"));
+                assert!(files.iter().any(there), "{page} names {word}, which is not there");
+                paths += 1;
+            } else if word.contains("::") && word.starts_with(char::is_lowercase) {
+                assert!(is_test(&word, &files), "{page} names {word}, which is not there");
+                tests += 1;
+            }
+        }
+    }
+    assert!(paths > 50 && tests > 30, "{paths} files and {tests} tests are named");
+    let map = &files.iter().find(|(page, _)| page == "docs/ARCHITECTURE.md").unwrap().1;
+    let parts = ["exchange.rs", "lanes.rs", "table.rs", "outcome.rs", "push.rs"];
+    for file in parts.iter().chain(&["mqtt/window.rs", "mqtt/outbox.rs"]) {
+        assert!(map.contains(file), "{file} is not on the map");
+    }
+}
+
+#[test]
+fn every_link_of_a_page_leads_somewhere() {
+    let files = repository();
+    let mut count = 0;
+    for (page, text) in files.iter().filter(|file| is_page(file)) {
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.starts_with("http") {
+                continue;
+            }
+            let (path, heading) = link.split_once('#').unwrap_or((link, ""));
+            let here = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+            let there = if path.is_empty() { here } else { here.parent().unwrap().join(path) };
+            assert!(there.exists(), "{page} links to {link}");
+            let slug = |line: &str| -> String {
+                let title = line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+                title.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
+            };
+            if !heading.is_empty() {
+                let target = fs::read_to_string(&there).unwrap();
+                let mut headings = target.lines().filter(|line| line.starts_with('#')).map(slug);
+                assert!(headings.any(|title| title == heading), "{page} links to {link}");
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 10, "{count} links");
 }
