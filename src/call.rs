@@ -53,20 +53,20 @@ pub struct Call {
     pub authorization: Authorization,
     /// When it may be sent again.
     pub retry: Retry,
-    /// How long its message may take, all attempts; counted while the API is known to serve others.
+    /// How long its message may take, all attempts. Only time in which the API is known to serve others counts.
     pub deadline: Duration,
-    /// What the clock that its deadline runs by showed when its message came; none for a call that is made
-    /// because of another one's answer.
+    /// The reading of the row's clock at the message's arrival: the deadline runs from there. None for a call of a
+    /// fetch: its deadline runs from its first failure.
     pub since: Option<Duration>,
     /// What its attempts know of each other.
     pub trial: Trial,
-    /// It has its turn of the limits already: nothing that the API counts has been sent.
+    /// It has its turn of the rate limits already, and has used it for no attempt that the API counts.
     pub has_turn: bool,
     /// Attempts made.
     pub attempts: u32,
-    /// Since when it waits for a place among the calls under way.
+    /// Since when it waits for one of the `max_in_flight` places.
     pub queued: Option<Instant>,
-    /// Its time is up and its device hangs: one short attempt.
+    /// Its deadline has passed and its device did not answer last time: it gets one short attempt.
     pub hurried: bool,
     /// The message's own expiry, outage or not.
     pub expires: Option<Instant>,
@@ -80,31 +80,32 @@ pub struct Trial(Arc<Marks>);
 
 #[derive(Debug, Default)]
 struct Marks {
-    /// In nanoseconds.
+    /// Nanoseconds that do not count against the deadline.
     excused: AtomicU64,
-    /// One more than the number; 0 is none.
+    /// One more than the number of outages; 0 is none.
     proven: AtomicU64,
     ended: OnceLock<FailureKind>,
 }
 
 impl Trial {
-    /// This much more does not count against the deadline: our own limits, and what the API has asked for.
+    /// This much more does not count against the deadline: waits for limits of our own, and a `Retry-After`.
     pub fn excuse(&self, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 4);
         self.0.excused.fetch_add(nanos, Ordering::Relaxed);
     }
 
-    /// What does not count so far.
+    /// How much does not count against the deadline so far.
     pub fn excused(&self) -> Duration {
         Duration::from_nanos(self.0.excused.load(Ordering::Relaxed))
     }
 
-    /// The next attempt begins, with others served since the first one failed and after so many outages; or not.
+    /// The next attempt begins. `outages` says how many outages of the row there have been, if others have been
+    /// served since this call's first failure.
     pub fn prove(&self, outages: Option<u64>) {
         self.0.proven.store(outages.map_or(0, |outages| outages + 1), Ordering::Relaxed);
     }
 
-    /// Whether others had been served when the last attempt began, and after how many outages.
+    /// What [`Trial::prove`] was told when the last attempt began.
     pub fn proven(&self) -> Option<u64> {
         self.0.proven.load(Ordering::Relaxed).checked_sub(1)
     }

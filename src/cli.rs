@@ -1,4 +1,4 @@
-//! The command line: `run`, `check`, `routes`, `explain`, `drain`.
+//! The command line: `run`, `check`, `replay`, `routes`, `explain`, `drain`.
 
 use std::{
     collections::BTreeMap,
@@ -40,32 +40,33 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the gateway (what happens without a command).
+    /// Run the gateway. The same as no command.
     Run,
     /// Report every mistake in the configuration; exit code 78 if there is one.
     Check {
-        /// Also try the broker and the upstream.
+        /// Also try to reach the broker and the API.
         #[arg(long)]
         connect: bool,
     },
-    /// Send kept dead letters through the running gateway again, one by one, in order. The first time there
-    /// is nothing to send: from then on the broker keeps them.
+    /// Publish dead letters again as the messages that they were, one by one, in order, for the running gateway. The
+    /// first run only subscribes to them: from then on the broker keeps them for the next one.
     Replay(replay::Arguments),
     /// Print the table in force.
     Routes {
-        /// For programs.
+        /// Print it as JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Print the request that a message would cause, or why it would be refused. Sends nothing.
+    /// Print the request that a message would cause and where its answers would go, or why it would be refused. Sends
+    /// nothing, shows no key.
     Explain(Explain),
-    /// Deliver what the broker still holds for this client id, take nothing new, and end the session:
-    /// for a replica, or a gateway, that is gone for good.
+    /// Deliver what the broker still holds for this client id, accept nothing new, and end the session: for a
+    /// gateway, or one of its replicas, that is gone for good.
     Drain {
-        /// It is drained when nothing has come for so long.
+        /// End the session after this time without a message.
         #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
         quiet: Duration,
-        /// Give up after so long; the session is then still there.
+        /// Give up after this time. The session then still exists.
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         timeout: Option<Duration>,
     },
@@ -73,27 +74,27 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Explain {
-    /// Topic of the message.
+    /// Topic Name of the message.
     topic: String,
-    /// File with the payload; `-` is standard input.
+    /// File with the payload, `-` for standard input; without it the payload is empty.
     #[arg(long, value_name = "FILE")]
     payload: Option<PathBuf>,
-    /// User property; may stand more than once.
+    /// User property of the message; may be given more than once.
     #[arg(long, value_name = "K=V", value_parser = property)]
     property: Vec<(String, String)>,
-    /// Response Topic.
+    /// Response Topic of the message.
     #[arg(long, value_name = "TOPIC")]
     response_topic: Option<String>,
 }
 
-/// A file's name. None at all is an empty one, as an environment may have it.
+/// A file's name, which may be empty: `GATEWAY_CONFIG=` in an environment means no file.
 #[expect(clippy::unnecessary_wraps, reason = "the form that the library asks for")]
 fn file(text: &str) -> Result<PathBuf, String> {
     Ok(text.into())
 }
 
 fn property(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').ok_or("write NAME=VALUE")?;
+    let pair = text.split_once('=').ok_or("missing `=`: write NAME=VALUE")?;
     Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
@@ -114,7 +115,7 @@ pub fn main(cli: Cli) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            complain(&format!("no runtime: {error}"));
+            report(&format!("the runtime cannot start: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -131,17 +132,15 @@ pub fn main(cli: Cli) -> ExitCode {
         } else {
             describe::table(&config.table)
         }),
-        Command::Explain(arguments) => {
-            arguments
-                .message()
-                .and_then(|message| // What stands in it may come from a stranger's message.
-                print(&printable::lines(&explain::message(&config, &message))))
-        }
+        // Its text may come from a stranger's message.
+        Command::Explain(arguments) => arguments
+            .message()
+            .and_then(|message| print(&printable::lines(&explain::message(&config, &message)))),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(trouble) => {
-            complain(&trouble);
+            report(&trouble);
             ExitCode::FAILURE
         }
     }
@@ -150,7 +149,7 @@ pub fn main(cli: Cli) -> ExitCode {
 async fn run(config: Config) -> Result<(), String> {
     start(&config);
     let gateway = Gateway::bind(config).await.map_err(|error| error.to_string())?;
-    live(gateway, std::future::pending()).await.map(|_told| ())
+    run_until_signal(gateway, std::future::pending()).await.map(|_end| ())
 }
 
 async fn drain(config: Config, quiet: Duration, limit: Option<Duration>) -> Result<(), String> {
@@ -158,21 +157,22 @@ async fn drain(config: Config, quiet: Duration, limit: Option<Duration>) -> Resu
     let broker = config.broker.clone();
     let gateway = Gateway::bind_draining(config).await.map_err(|error| error.to_string())?;
     let (drained, metrics) = (gateway.drained(quiet), gateway.metrics());
-    let mut late = false;
+    let mut timed_out = false;
     let done = async {
         match limit {
             None => drained.await,
-            Some(limit) => late = tokio::time::timeout(limit, drained).await.is_err(),
+            Some(limit) => timed_out = tokio::time::timeout(limit, drained).await.is_err(),
         }
     };
-    match Box::pin(live(gateway, done)).await? {
-        End::Done if late => Err("not drained in time; the session is still there".to_owned()),
+    match Box::pin(run_until_signal(gateway, done)).await? {
+        End::Done if timed_out => Err("not drained in time: the session still exists".to_owned()),
         End::Done if metrics.progress().0 > 0 => {
-            Err("messages came at the last moment; the session is still there, drain again"
+            Err("messages arrived at the last moment: the session still exists; run `drain` again"
                 .to_owned())
         }
-        End::Told => {
-            Err("told to stop before it was drained; the session is still there".to_owned())
+        End::Signal => {
+            Err("stopped before the session was drained: it still exists; run `drain` again"
+                .to_owned())
         }
         End::Done => {
             mqtt::end_session(&broker).await?;
@@ -193,16 +193,16 @@ fn start(config: &Config) {
     }
 }
 
-/// Why a gateway ended well.
+/// Why a gateway ended without an error.
 enum End {
     /// A signal.
-    Told,
-    /// There was nothing left to do.
+    Signal,
+    /// It was done.
     Done,
 }
 
 /// Runs the gateway until a signal, or until it is done.
-async fn live(gateway: Gateway, done: impl Future<Output = ()>) -> Result<End, String> {
+async fn run_until_signal(gateway: Gateway, done: impl Future<Output = ()>) -> Result<End, String> {
     if let Some(address) = gateway.admin_address() {
         tracing::info!(%address, "admin endpoint");
     }
@@ -210,8 +210,8 @@ async fn live(gateway: Gateway, done: impl Future<Output = ()>) -> Result<End, S
     let mut terminate = signal(SignalKind::terminate()).map_err(unusable)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(unusable)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(unusable)?;
-    // It asks many a daemon to read its files again; unheard it would end the process at once.
-    let deaf = async move {
+    // SIGHUP asks many a daemon to read its files again; not caught, it would end the process at once.
+    let ignore_hangups = async move {
         while hangup.recv().await.is_some() {
             tracing::warn!(
                 "SIGHUP is ignored: the configuration is read at start; restart instead"
@@ -219,8 +219,8 @@ async fn live(gateway: Gateway, done: impl Future<Output = ()>) -> Result<End, S
         }
         std::future::pending::<()>().await;
     };
-    let (told, stop) = tokio::sync::oneshot::channel::<()>();
-    let again = async move {
+    let (stop, stopped_by_signal) = tokio::sync::oneshot::channel::<()>();
+    let second_signal = async move {
         let mut wait = async || {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -229,31 +229,36 @@ async fn live(gateway: Gateway, done: impl Future<Output = ()>) -> Result<End, S
         };
         wait().await;
         // The receiver is gone only when the gateway has ended.
-        let _ = told.send(());
+        let _ = stop.send(());
         wait().await;
     };
     let mut end = End::Done;
     let shutdown = async {
         tokio::select! {
-            _ = stop => end = End::Told,
+            _ = stopped_by_signal => end = End::Signal,
             () = done => {}
         }
     };
     let stopped = tokio::select! {
         stopped = gateway.run(shutdown) => stopped,
-        () = deaf => Stopped::Failed,
-        () = again => {
-            return Err("told to stop a second time; what was unfinished comes back".to_owned());
+        () = ignore_hangups => Stopped::Failed,
+        () = second_signal => {
+            return Err("stopped at once by a second signal; unfinished messages stay with the broker".to_owned());
         }
     };
     match stopped {
         Stopped::Clean => Ok(end),
-        Stopped::GraceRanOut => Err("the grace ran out; what was unfinished comes back".to_owned()),
-        Stopped::Contested => Err(
-            "another client uses this client id: it is not gone; stop it first. Nothing is ended"
-                .to_owned(),
-        ),
-        Stopped::Failed => Err("a defect ended it; what was unfinished comes back".to_owned()),
+        Stopped::GraceRanOut => {
+            Err("the grace ran out; unfinished messages stay with the broker".to_owned())
+        }
+        Stopped::Contested => {
+            Err("another client uses this client id; stop it first. The session was left to it"
+                .to_owned())
+        }
+        Stopped::Failed => {
+            Err("ended by a defect of the gateway; unfinished messages stay with the broker"
+                .to_owned())
+        }
     }
 }
 
@@ -318,8 +323,8 @@ fn print(text: &str) -> Result<(), String> {
         .map_err(|error| format!("standard output: {error}"))
 }
 
-/// Prints to standard error.
-fn complain(trouble: &dyn std::fmt::Display) {
-    // Where nothing can be said, nothing can be said about it either.
+/// Prints an error to standard error.
+fn report(trouble: &dyn std::fmt::Display) {
+    // An error that cannot be written cannot be reported either.
     let _ = writeln!(io::stderr(), "mqtt-rest-gateway: {trouble}");
 }

@@ -1,5 +1,5 @@
-//! What the gateway knows of each device, for as long as the process lives: the key last accepted,
-//! what it has seen and pushed, and what the table told it to remember.
+//! What the gateway knows of each device, for as long as the process lives: the key last accepted, the values last
+//! seen, the items pushed, and what the table's `remember` has made.
 //!
 //! Only devices that the upstream has accepted get a place, so that strangers cannot push anybody
 //! out; the least recently used one makes room.
@@ -59,7 +59,7 @@ pub enum Kept {
     Known,
     /// It is remembered.
     New,
-    /// It is no object, or too much: what was known before still is.
+    /// It is no object, or more than 4 KiB: what was remembered before still is.
     Not,
 }
 
@@ -87,8 +87,9 @@ impl News {
 }
 
 impl Devices {
-    /// A memory for at most `capacity` devices.
+    /// A memory for at most `capacity` devices, `remembered_devices` in the configuration.
     pub fn new(capacity: usize) -> Self {
+        // A bounded one would allocate room for all at once; `accept` keeps it within `capacity`.
         let known = Mutex::new(LruCache::unbounded());
         Self { known, capacity: capacity.max(1), items: AtomicUsize::new(0) }
     }
@@ -237,7 +238,7 @@ impl Devices {
         }
     }
 
-    /// A device kept so many items, and keeps so many now. Called under the lock.
+    /// A device kept `before` items, and keeps `now`. Called under the lock.
     fn count(&self, before: usize, now: usize) {
         let items = self.items.load(Ordering::Relaxed);
         self.items.store(items.saturating_sub(before) + now, Ordering::Relaxed);

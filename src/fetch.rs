@@ -1,4 +1,4 @@
-//! What an answer can set off: something is fetched and pushed to the device.
+//! Rows of `[[fetch]]`: something is fetched from the API and pushed to the device, after an answer.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,9 +29,9 @@ pub struct Fetch {
     pub payload: Option<Filter>,
     /// Over each push: its Correlation Data, and what makes two pushes the same item.
     pub correlation: Option<Filter>,
-    /// Statuses that mean "nothing there".
+    /// Statuses of the API that mean that there is nothing to push.
     pub empty_on: Vec<StatusCode>,
-    /// The same item is not pushed again sooner.
+    /// The same item is not pushed again before this time has passed; without it, always.
     pub redeliver_after: Option<Duration>,
 }
 
@@ -42,8 +42,8 @@ pub struct Then {
     pub fetch: Arc<Fetch>,
     /// When it runs.
     pub condition: Condition,
-    /// The route is where the device answers this fetch's pushes, so running it again means that
-    /// what was pushed before has been dealt with.
+    /// The route listens where the device answers this fetch's pushes: a message there means that the device has dealt
+    /// with what was pushed before.
     pub is_reply_to_push: bool,
 }
 
@@ -54,12 +54,11 @@ pub enum Condition {
     Always,
     /// When the filter is true of the answer.
     When(Filter),
-    /// When the filter's value differs from the one last seen for this device; no value or null is
-    /// no news.
+    /// When the filter's value differs from the one last seen for this device. Nothing runs for no value or null.
     OnChange(Filter),
 }
 
-/// One push to be.
+/// One push, not published yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Push {
     /// What is published.
@@ -69,7 +68,7 @@ pub struct Push {
 }
 
 impl Fetch {
-    /// Its filters.
+    /// `payload` and `correlation`, where it has them.
     pub fn filters(&self) -> impl Iterator<Item = &Filter> {
         self.payload.iter().chain(&self.correlation)
     }

@@ -1,10 +1,14 @@
 //! A short stand-in for a value; equal values have equal ones, within this process.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    hash::{BuildHasher, Hash, RandomState},
+    sync::LazyLock,
+};
+
+/// Chosen anew by each process, so that nobody outside can make two values that have one fingerprint.
+static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// The fingerprint of a value.
 pub fn fingerprint(value: impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
+    KEY.hash_one(value)
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use crate::{message::Message, refusal::Refusal, secret::Secret, topic::Captures};
 
-/// Longest key that is taken from a message, in bytes; servers refuse longer headers.
+/// Longest key that is accepted from a message, in bytes; servers refuse longer headers.
 const MAX_KEY_BYTES: usize = 4096;
 
-/// Where a message says who speaks.
+/// The names by which a message says who speaks.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// The capture that names the device in every pattern.
@@ -44,7 +44,7 @@ impl Identity {
             let mut values = message.user_property(name);
             match (values.next(), values.next()) {
                 (value, None) => Ok(value),
-                _ => Err(Refusal::Identity(format!("the user property `{name}` stands twice"))),
+                _ => Err(Refusal::Identity(format!("the user property `{name}` is there twice"))),
             }
         };
         let (id, key) = (once(&self.id_property)?, once(&self.key_property)?);

@@ -1,9 +1,9 @@
-//! One at a time per key, in order; keys side by side, but no more than so many.
+//! One item at a time per key, in order; keys side by side, up to a limit.
 //!
-//! A lane exists only while its key has something to do: nothing is kept for a key that is idle. How
-//! much can wait in all lanes together is bounded by whoever pushes: the broker's Receive Maximum. The
-//! bound on lanes at work is for brokers that overrun it: a lane at work is a task with all that a call
-//! needs, one that waits its turn is not.
+//! A key has a lane while it has items. Tasks serve the lanes in turn, one item each; nothing is kept for a key
+//! without items. How much can wait in all lanes together is bounded by whoever pushes: the broker's Receive
+//! Maximum. The limit on tasks is for brokers that overrun it: a task has all that a call needs, an item that
+//! waits has not.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,17 +17,17 @@ use tokio::sync::Notify;
 pub struct Lanes<K, T, S> {
     state: Arc<Mutex<State<K, T>>>,
     limit: usize,
-    /// A lane has ended, for [`Lanes::idle`].
+    /// Notified when a task has ended, for [`Lanes::idle`].
     ended: Arc<Notify>,
     serve: S,
 }
 
 struct State<K, T> {
-    /// By key, what waits behind the item at work; or for the key's turn.
+    /// By key, the items that wait behind the one that is being served, or for the key's turn.
     waiting: HashMap<K, VecDeque<T>>,
-    /// Keys that have something to do and no lane at work, in order of their turns.
+    /// Keys that have items and none that is being served, in order of their turns.
     ready: VecDeque<K>,
-    /// How many lanes are at work.
+    /// How many tasks there are.
     working: usize,
     closed: bool,
 }
@@ -46,7 +46,7 @@ where
     S: Fn(T) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    /// Lanes of which at most `limit` are at work; `serve` handles an item, and must not panic.
+    /// Lanes served by at most `limit` tasks; `serve` handles an item, and must not panic.
     pub fn new(limit: usize, serve: S) -> Self {
         let state =
             State { waiting: HashMap::new(), ready: VecDeque::new(), working: 0, closed: false };
@@ -72,7 +72,7 @@ where
         }
     }
 
-    /// Begins no more: every lane ends with the item it is at.
+    /// Begins no further item: every task ends with the one that it serves.
     pub fn close(&self) {
         let mut state = self.state();
         state.closed = true;
@@ -80,7 +80,7 @@ where
         state.ready.clear();
     }
 
-    /// Waits until no lane is at work.
+    /// Waits until no item is being served.
     pub async fn idle(&self) {
         loop {
             let ended = self.ended.notified();
@@ -91,7 +91,7 @@ where
         }
     }
 
-    /// One lane: an item of this key, then one of the next.
+    /// One task: serves an item of one key, then one of the next.
     async fn work(self) {
         let mut done = None;
         while let Some((key, item)) = self.next(done.take()) {
@@ -101,7 +101,7 @@ where
         self.ended.notify_waiters();
     }
 
-    /// The next key's next item. A key that is done with one and has more waits its turn again.
+    /// The next key's next item. A key that has more items waits for its turn again.
     fn next(&self, done: Option<K>) -> Option<(K, T)> {
         let mut state = self.state();
         if let Some(key) = done

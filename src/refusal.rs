@@ -1,42 +1,42 @@
-//! Why a message never left the gateway.
+//! Why the gateway refuses a message: it makes no call for it.
 
 use crate::template::BadSegment;
 
-/// Why a message never left the gateway.
+/// Why the gateway refuses a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No row listens on this topic; the session still has a subscription of an earlier table.
     #[error("no route listens on this topic")]
     NoRoute,
-    /// The message names nobody, or its key cannot be used.
+    /// The message has no credentials, or its key cannot be used.
     #[error("{0}")]
     NoCredentials(String),
     /// The message speaks for another device than its topic.
     #[error("{0}")]
     Identity(String),
-    /// The answer would go where this device may not speak.
+    /// The Response Topic is outside the device's own topics.
     #[error("the Response Topic must be a plain topic below `{0}`")]
     ResponseTopic(String),
-    /// The payload is not what the row takes.
+    /// The payload is not JSON, or the row's filter fails on it.
     #[error("{0}")]
     BadPayload(String),
     /// A captured level cannot stand in a path.
     #[error(transparent)]
     BadSegment(#[from] BadSegment),
-    /// The device holds more than its share of what may be pending, and does not get on.
+    /// The window is nearly full, this device holds more than its share of it, and its messages make no progress.
     #[error(
         "{held} messages of this device are waiting already, and others need the room; send again later"
     )]
     Crowded {
-        /// How many.
+        /// How many of its messages are pending.
         held: usize,
     },
-    /// The payload is larger than `max_request_bytes`.
+    /// The payload is larger than may be sent, or read by a filter.
     #[error("the payload has {size} bytes; at most {max} are taken")]
     TooLarge {
-        /// Its size.
+        /// Bytes of the payload.
         size: usize,
-        /// The limit.
+        /// `max_request_bytes` or `max_filter_bytes`.
         max: usize,
     },
 }

@@ -18,8 +18,8 @@ use crate::{
     topic::{self, Pattern},
 };
 
-/// Most levels and bytes of a Response Topic below the device's own part: nobody needs more, and brokers end the
-/// connection over some.
+/// Most levels and bytes of a Response Topic below the device's own part: nobody needs more, and some brokers end
+/// the connection over a topic with very many levels.
 const MAX_RESPONSE_LEVELS: usize = 16;
 const MAX_RESPONSE_BYTES: usize = 512;
 
@@ -42,11 +42,11 @@ pub struct Route {
     pub credentials: Credentials,
     /// When the call may be repeated.
     pub retry: Retry,
-    /// How often one device may be called for here.
+    /// The limit on attempts of one device on this row.
     pub rate: Option<Rate>,
     /// How calls of different devices travel together.
     pub batch: Option<Arc<Batch>>,
-    /// After success, over the answer: an object to remember of the device.
+    /// After a success, over the answer: makes the object to remember of the device.
     pub remember: Option<Filter>,
     /// What to fetch after success, in this order.
     pub then: Vec<Then>,
@@ -57,9 +57,9 @@ pub struct Route {
 /// How large a payload may be, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxBytes {
-    /// To be sent upstream, as it came or translated.
+    /// Largest body that is sent to the API, as it came or translated.
     pub request: usize,
-    /// To be read by a filter; for answers as well.
+    /// Largest payload or answer that a filter reads.
     pub filter: usize,
 }
 
@@ -69,7 +69,7 @@ pub enum Credentials {
     /// The message must bring its key.
     #[default]
     Message,
-    /// The message must bring its key; one that brings none was not meant for us.
+    /// The message must bring its key; one without credentials is not meant for the gateway and is ignored.
     MessageOrIgnore,
     /// The message's key, else the one last accepted upstream for this device.
     Remembered,

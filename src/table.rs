@@ -28,7 +28,7 @@ pub struct Table {
     pub routes: Vec<Route>,
     /// Rows of `[[fetch]]`.
     pub fetches: Vec<Arc<Fetch>>,
-    /// Where a message says who speaks.
+    /// The names by which a message says who speaks.
     pub identity: Identity,
 }
 
@@ -143,7 +143,7 @@ pub enum NotTaken {
 /// Why a message was not meant for the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ignored {
-    /// A gateway published it: it carries `via`, and no credentials.
+    /// A gateway published it: it carries `via` and no valid credentials.
     Loop,
     /// It carries no credentials on a topic that devices and gateway share.
     NotARequest,

@@ -75,7 +75,7 @@ impl Template {
         &self.text
     }
 
-    /// The names it needs.
+    /// The names that need a value.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Name(name) => Some(&**name),
