@@ -1,5 +1,8 @@
 //! Is the gateway ready, and if not, why not: told from progress, not from being alive.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     sync::{
         Arc,
