@@ -222,3 +222,23 @@ pub struct Answer {
     /// How many attempts it took.
     pub attempts: u32,
 }
+
+/// Answers up to this size, in bytes, take no part of the memory that all answers share.
+pub const SMALL_ANSWER: usize = 16 * 1024;
+
+impl Answer {
+    /// Whether its body takes a part of `max_held_response_bytes`.
+    pub fn is_large(&self) -> bool {
+        self.body.len() > SMALL_ANSWER
+    }
+
+    /// The answer as it may be kept while another call is made, which may have to wait for memory: if many
+    /// messages kept a large answer meanwhile, none would go on.
+    #[must_use]
+    pub fn without_large_body(self) -> Self {
+        if !self.is_large() {
+            return self;
+        }
+        Self { body: Bytes::new(), content_type: None, ..self }
+    }
+}

@@ -136,14 +136,15 @@ impl Exchange {
         let key = taken.as_ref().ok().and_then(|taken| taken.speaker.key.as_ref());
         self.conclude(&outcome, &incoming, key).await;
         // 7. What the answer gives news of is fetched and pushed.
-        if let (Ok(taken), Outcome::Delivered(answer)) = (&taken, &outcome)
+        let (code, status) = (outcome.code(), outcome.status());
+        if let (Ok(taken), Outcome::Delivered(answer)) = (&taken, outcome)
             && taken.route.call.is_some()
             && self.follow(taken, answer).await == Err(Stopping)
         {
             return;
         }
         // 8. Behind everything published above, the message is settled; 9. so the broker gets its PUBACK.
-        self.metrics.settled(incoming.name(), outcome.code(), outcome.status());
+        self.metrics.settled(incoming.name(), code, status);
         receipt.settle().await;
     }
 
@@ -209,12 +210,12 @@ impl Exchange {
             },
         };
         let answer = Answer { status, content_type, body, retry_after: None, attempts: 0 };
-        let followed = self.follower.follow(taken, &answer).await;
+        let followed = self.follower.follow(taken, answer.clone()).await;
         Ok(fetched(followed.map_err(|Stopping| Unanswered::Stopping)?, answer))
     }
 
     /// Does what follows the answer of a call. A defect in it does not change the outcome.
-    async fn follow(&self, taken: &Taken<'_>, answer: &Answer) -> Result<(), Stopping> {
+    async fn follow(&self, taken: &Taken<'_>, answer: Answer) -> Result<(), Stopping> {
         let follow = AssertUnwindSafe(self.follower.follow(taken, answer)).catch_unwind();
         let Ok(followed) = follow.await else {
             let route = &*taken.route.name;

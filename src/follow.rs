@@ -52,11 +52,12 @@ impl Follower {
         Self { devices, filters, pusher, metrics }
     }
 
-    /// Remembers what the row says, and fetches what the answer gives news of, in the row's order.
+    /// Remembers what the row says, and fetches what the answer gives news of, in the row's order; after a
+    /// large answer first what needs no call.
     ///
     /// # Errors
     /// [`Stopping`] when something that should have been fetched is held, and the gateway stops.
-    pub async fn follow(&self, taken: &Taken<'_>, answer: &Answer) -> Result<Followed, Stopping> {
+    pub async fn follow(&self, taken: &Taken<'_>, answer: Answer) -> Result<Followed, Stopping> {
         let Taken { route, speaker, .. } = taken;
         if route.then.is_empty() && route.remember.is_none() {
             return Ok(Followed::default());
@@ -67,7 +68,7 @@ impl Follower {
             return Ok(Followed::default());
         }
         // Everything is decided before anything is waited for: no parsed value lives while a call is under way.
-        let due = self.due(taken, answer);
+        let due = self.due(taken, &answer);
         if !due.news {
             self.devices.mark_quiet(speaker, fingerprint);
             return Ok(Followed::default());
@@ -79,20 +80,26 @@ impl Follower {
     /// Fetches what is due. A fetch that fails stops no other: its news stays news and comes again.
     async fn fetch(
         &self,
-        due: Due<'_>,
+        mut due: Due<'_>,
         taken: &Taken<'_>,
-        answer: &Answer,
+        mut answer: Answer,
     ) -> Result<Followed, Stopping> {
         let device = &taken.speaker.device;
         let mut followed = Followed::default();
+        if answer.is_large() {
+            due.entries.sort_by_key(|(then, _)| then.fetch.call.is_some());
+        }
         for (then, news) in due.entries {
             let fetch = &then.fetch;
+            if fetch.call.is_some() {
+                answer = answer.without_large_body();
+            }
             if then.is_reply_to_push
                 && let Some(topic) = push::topic(fetch, taken.captures)
             {
                 self.devices.forget_pushed_on(device, &topic);
             }
-            match self.pusher.fetch(fetch, taken, answer).await {
+            match self.pusher.fetch(fetch, taken, &answer).await {
                 Ok(fetched) => {
                     self.metrics.fetched(&fetch.name, fetched.label());
                     self.devices.mark_seen(device, news);

@@ -56,7 +56,7 @@ impl Pusher {
                     return Ok(Fetched::Empty);
                 }
                 if !answer.status.is_success() {
-                    return Err(Unfetched::Trouble(Trouble::Answered(answer)));
+                    return Err(Unfetched::Trouble(Trouble::Answered(answer.without_large_body())));
                 }
                 self.devices.met(&taken.speaker.device, &taken.authorization);
                 answer

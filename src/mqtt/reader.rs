@@ -17,9 +17,6 @@ use crate::message::Properties;
 
 /// So many user properties of a message are kept; one with more is refused.
 const MAX_USER_PROPERTIES: usize = 256;
-/// Payloads below this size are copied, in bytes: a slice would keep the whole read buffer alive for as
-/// long as the message is held.
-const COPIED: usize = 16 * 1024;
 /// The most that stands before a message's payload and matters when it is not taken: topic and packet
 /// identifier, in bytes.
 const MAX_HEAD: usize = 2 + 65_535 + 2;
@@ -305,12 +302,9 @@ fn publish(first: u8, body: &Bytes, size: usize) -> Publish {
     if fault.is_some() {
         properties.user.clear();
     }
-    let payload = body.len() - cursor.0.len();
-    publish.payload = if cursor.0.len() < COPIED {
-        Bytes::copy_from_slice(cursor.0)
-    } else {
-        body.slice(payload..)
-    };
+    // Copied: a slice would keep the whole read buffer, which can be twice as large, for as long as the message
+    // is held.
+    publish.payload = Bytes::copy_from_slice(cursor.0);
     publish.size = size;
     publish
 }

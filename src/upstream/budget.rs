@@ -9,8 +9,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Answers up to this size, in bytes, are free.
-pub(super) const FREE: usize = 16 * 1024;
 /// The unit that is counted in, in bytes; semaphores count to `u32`.
 const UNIT: usize = 1024;
 

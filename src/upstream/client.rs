@@ -21,10 +21,10 @@ use url::Url;
 
 use super::{
     Settings,
-    budget::{Budget, FREE},
+    budget::{Budget, Reserved},
 };
 use crate::{
-    call::{Answer, Authorization, Call, JSON, Retry, StatusCode},
+    call::{Answer, Authorization, Call, JSON, Retry, SMALL_ANSWER, StatusCode},
     failure::{Failure, FailureKind, Transience},
     metrics::{Attempt, Metrics},
     tls::{self, TlsError},
@@ -220,30 +220,43 @@ impl Client {
     async fn body(&self, mut response: Response, mut clock: Clock) -> Result<Bytes, FailureKind> {
         let max = self.shared.settings.max_response_bytes;
         let length = response.content_length().and_then(|length| usize::try_from(length).ok());
+        if length.is_some_and(|length| length > max) {
+            return Err(FailureKind::AnswerTooLarge(max));
+        }
+        // Before anything of it is read: the client library reads ahead, up to 0.4 MiB at a time.
+        let mut reserved = match length {
+            Some(length) if length > SMALL_ANSWER => Some(self.reserve(length, &mut clock).await),
+            _ => None,
+        };
         // Copied, since a chunk is a part of the connection's buffer: a reply that waits for the broker
         // would keep all of it, and the connection would need another.
-        let mut body = Vec::with_capacity(length.unwrap_or_default().min(FREE));
-        let mut reserved = None;
+        let mut body = Vec::with_capacity(length.unwrap_or_default());
         while let Some(chunk) =
             clock.bound(response.chunk()).await?.map_err(|error| classify(&error))?
         {
-            let size = body.len() + chunk.len();
-            if size > max {
+            if body.len() + chunk.len() > max {
                 return Err(FailureKind::AnswerTooLarge(max));
             }
-            if size > FREE && reserved.is_none() {
-                let waits = Instant::now();
-                reserved =
-                    Some(self.shared.budget.reserve(length.unwrap_or(max).clamp(size, max)).await);
-                // It is not the API that was slow.
-                clock.end += waits.elapsed();
-            }
             body.extend_from_slice(&chunk);
+            drop(chunk);
+            if body.len() > SMALL_ANSWER && reserved.is_none() {
+                reserved = Some(self.reserve(max, &mut clock).await);
+            }
         }
+        // What it has grown by in vain is not counted.
+        body.shrink_to_fit();
         Ok(match reserved {
             None => body.into(),
             Some(reserved) => reserved.hold(body),
         })
+    }
+
+    /// Waits for room for an answer, which is no fault of the API.
+    async fn reserve(&self, bytes: usize, clock: &mut Clock) -> Reserved {
+        let waits = Instant::now();
+        let reserved = self.shared.budget.reserve(bytes).await;
+        clock.end += waits.elapsed();
+        reserved
     }
 }
 

@@ -24,6 +24,7 @@ mod flow;
 mod hostile;
 mod identity;
 mod logs;
+mod memory;
 mod order;
 mod outage;
 mod poison;
