@@ -18,7 +18,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-/// What the API of the shipped table answers to telemetry, with no news in it.
+/// What the API of the shipped table answers to telemetry, by which nothing has changed.
 const NO_NEWS: &str = r#"{"success":true,"config_version":null,"command":false,"new_licenses":false,"space_data_version":0,"latest_fw_version":null,"latest_fw_file_id":null,"info_version":1}"#;
 
 #[derive(Default)]

@@ -5,7 +5,7 @@ use crate::{api::nanoseconds, devices::payload};
 /// POSTs under way at once.
 const CALLS: u64 = 64;
 
-/// Posts so many messages of so many devices, then waits to be measured and killed.
+/// Posts `messages` messages of `devices` devices, then waits to be measured and killed.
 pub async fn run(api: u16, messages: u64, devices: u64) -> Result<(), String> {
     let http = reqwest::Client::new();
     let mut calls = tokio::task::JoinSet::new();

@@ -101,7 +101,7 @@ impl Api {
         get(self.port, "/stats").await
     }
 
-    /// Waits until so many messages have arrived.
+    /// Waits until this many messages have arrived.
     pub async fn arrived(&self, messages: u64) -> io::Result<Value> {
         let (mut last, mut since) = (0, Instant::now());
         loop {

@@ -29,7 +29,7 @@ struct Bench<'a> {
     rounds: usize,
     only: &'a str,
     record: bool,
-    /// What has been said so far.
+    /// The table so far.
     text: String,
 }
 

@@ -111,7 +111,7 @@ pub async fn memory(kind: Kind, load: Load, patience: Duration) -> io::Result<f6
     Ok(Figures::new(&api.stats().await?, Duration::ZERO, subject.process.peak_memory()).memory)
 }
 
-/// The most memory when so many devices have spoken, in MiB.
+/// Peak memory when this many devices have sent a message, in MiB.
 pub async fn known(kind: Kind, load: Load) -> io::Result<f64> {
     let broker = broker().await;
     let api = Api::start(Pace::default()).await?;

@@ -99,7 +99,7 @@ fn parse(body: &[u8]) -> Option<Value> {
     if body.is_empty() { Some(Value::Null) } else { serde_json::from_slice(body).ok() }
 }
 
-/// `/v1/devices/{device}{operation}`. A path of another form names no device, which nobody is.
+/// `/v1/devices/{device}{operation}`. A path of another form names no device, and gets 401.
 fn split(path: &str) -> (&str, &str) {
     let rest = path.strip_prefix("/v1/devices/").unwrap_or_default();
     rest.split_at(rest.find('/').unwrap_or(rest.len()))

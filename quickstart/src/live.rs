@@ -19,7 +19,7 @@ use crate::{
 
 /// How often one of the devices sends a telemetry.
 const EVERY: Duration = Duration::from_secs(3);
-/// A crossing is told, and the next begun, when nothing was seen for so long. For the reader only.
+/// A crossing is told, and the next begun, after this long without an event. For the reader only.
 const QUIET: Duration = Duration::from_millis(250);
 
 /// The crossings under way, by device.

@@ -237,7 +237,7 @@ It goes on until Ctrl-C:
 }
 
 fn complain(text: &str) {
-    // Where nothing can be said, nothing can be said about it either.
+    // Where standard error is closed there is no other place to report it.
     let _ = writeln!(io::stderr(), "{text}");
 }
 

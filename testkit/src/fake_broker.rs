@@ -72,7 +72,7 @@ impl FakeBroker {
     }
 }
 
-/// One connection, and what its CONNECT said.
+/// One connection, and what stood in its CONNECT.
 pub struct Link {
     wire: Wire,
     pub client_id: String,
@@ -184,7 +184,7 @@ impl Link {
         }
     }
 
-    /// Nothing but pings comes for so long, and the connection stands.
+    /// Nothing but pings comes within `time`, and the connection stands.
     pub async fn expect_nothing(&mut self, time: Duration) {
         let until = Instant::now() + time;
         match timeout_at(until, self.receive()).await {
@@ -194,12 +194,12 @@ impl Link {
         }
     }
 
-    /// The next packet that is no ping, unless nothing comes for so long.
+    /// The next packet that is no ping, if one comes within `time`.
     pub async fn next_within(&mut self, time: Duration) -> Option<Packet> {
         timeout(time, self.receive()).await.ok().flatten()
     }
 
-    /// Everything that comes until nothing has come for so long.
+    /// Every packet, until none has come for `time`.
     pub async fn until_quiet(&mut self, time: Duration) -> Vec<Packet> {
         let mut packets = Vec::new();
         while let Ok(packet) = timeout(time, self.receive()).await {
@@ -211,7 +211,7 @@ impl Link {
         packets
     }
 
-    /// Closes the connection without a word.
+    /// Closes the connection without a DISCONNECT.
     pub fn cut(self) {
         drop(self);
     }

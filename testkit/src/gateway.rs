@@ -69,7 +69,7 @@ impl Options {
         self.spawn_command(&["run"]).await
     }
 
-    /// The same to deliver what is left, ending after so much quiet.
+    /// Starts `drain`, which ends when no message has come for this long.
     pub async fn drain(self, quiet: &str) -> Gateway {
         self.spawn_command(&["drain", "--quiet", quiet]).await
     }

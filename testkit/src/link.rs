@@ -23,7 +23,7 @@ enum Pace {
     Free,
     /// Connections stay open, nothing moves.
     Stalled,
-    /// Each piece waits so long before it goes on.
+    /// Each piece waits this long before it goes on.
     Delayed(Duration),
     /// A few bytes at a time, so that packets arrive in pieces.
     Trickling,
@@ -100,7 +100,7 @@ impl Link {
         self.state.send_modify(|state| state.pace = Pace::Stalled);
     }
 
-    /// Every piece takes so long, until [`Link::resume`].
+    /// Every piece is delayed by this, until [`Link::resume`].
     pub fn delay(&self, by: Duration) {
         self.state.send_modify(|state| state.pace = Pace::Delayed(by));
     }

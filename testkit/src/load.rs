@@ -135,7 +135,7 @@ impl Api {
         self.desk.batches.load(Ordering::Relaxed)
     }
 
-    /// How many different messages it has taken.
+    /// How many different messages it has answered with a success.
     pub fn distinct(&self) -> usize {
         let arrivals = self.desk.arrivals.lock().unwrap();
         let taken = arrivals.iter().filter(|arrival| arrival.taken);

@@ -18,7 +18,7 @@ use crate::while_it_moves;
 /// A request as it came.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// Which connection it came on, and as the how manieth there, both from 0.
+    /// The number of its connection, and its own number on it, both from 0.
     pub connection: usize,
     pub nth: usize,
     pub method: String,
@@ -48,7 +48,7 @@ pub enum Reply {
     },
     /// Nothing, as long as the client likes.
     Hang,
-    /// The connection is closed without a word.
+    /// The connection is closed without an answer.
     Close,
     /// 200 with this body, as soon as the test says which.
     Later(watch::Receiver<Option<String>>),
@@ -159,7 +159,7 @@ impl ScriptedApi {
         self.seen.lock().unwrap().iter().filter(|seen| kind(seen)).count()
     }
 
-    /// Waits until so many of this kind have come.
+    /// Waits until `count` of this kind have come.
     pub async fn comes(&self, what: &str, count: usize, kind: impl Fn(&Seen) -> bool) {
         while_it_moves(&format!("{count} x {what}"), || {
             let came = self.count(&kind);

@@ -13,7 +13,7 @@ use crate::patience::while_it_moves;
 /// The REST API.
 pub struct Upstream {
     server: MockServer,
-    /// wiremock prefers lower numbers: what is said later goes first.
+    /// wiremock prefers lower numbers: the mock that is mounted last goes first.
     priority: AtomicU8,
 }
 
@@ -26,7 +26,7 @@ impl Upstream {
         self.server.uri()
     }
 
-    /// Answers a call so, from now on, before anything that was said earlier.
+    /// Answers a call so, from now on, whatever was set up for it before.
     pub async fn answers(&self, verb: &str, at: &str, status: u16, body: Value) {
         self.responds(verb, at, ResponseTemplate::new(status).set_body_json(body)).await;
     }

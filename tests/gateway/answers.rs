@@ -1,5 +1,5 @@
 //! Answers that lie, or say too much: a success that is no JSON, a fetch that fails, an answer too large to be
-//! read. Nothing is pushed or remembered for them, the device hears what failed, and what is right again comes.
+//! read. Nothing is pushed or remembered for them, the device is told what failed, and the next good answer is pushed.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn at(below: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_page_is_not_pushed_and_what_is_right_again_comes() {
+async fn a_page_of_html_is_not_pushed_and_the_next_json_is() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     upstream.answers("POST", &at("telemetry"), 200, json!({"config_version": 7})).await;
     for lie in [
@@ -52,7 +52,7 @@ async fn a_page_is_not_pushed_and_what_is_right_again_comes() {
 }
 
 #[tokio::test]
-async fn an_answer_that_cannot_be_read_is_told_and_nothing_depends_on_it() {
+async fn an_answer_that_is_no_json_is_logged_and_nothing_follows_from_it() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     let large = format!("{{\"command\":true,\"x\":\"{}\"}}", "x".repeat(300 * 1024));
     let large = ResponseTemplate::new(200).set_body_raw(large, "application/json");
@@ -73,7 +73,7 @@ async fn an_answer_that_cannot_be_read_is_told_and_nothing_depends_on_it() {
 }
 
 #[tokio::test]
-async fn an_empty_answer_is_none_of_these() {
+async fn an_empty_answer_is_no_filter_error() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     upstream.responds("POST", &at("telemetry"), ResponseTemplate::new(204)).await;
     device.ask("telemetry", json!({})).await;
@@ -82,7 +82,7 @@ async fn an_empty_answer_is_none_of_these() {
 }
 
 #[tokio::test]
-async fn a_snapshot_that_gets_nothing_is_told_as_failed() {
+async fn a_snapshot_whose_fetches_all_fail_is_answered_as_failed() {
     let (broker, upstream, gateway, mut device) = stage().await;
     let mut dead = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
     let all = ["space", "config", "command", "licenses"];
@@ -98,7 +98,7 @@ async fn a_snapshot_that_gets_nothing_is_told_as_failed() {
     let answer = device.ask("get", json!({})).await;
     assert_eq!((answer.user("status"), &answer.json()["code"]), ("502", &json!("broken")));
     assert_eq!(dead.next().await.user("reason"), "broken");
-    // Part of it is better than nothing: said in the log, and pushed.
+    // A part is better than nothing: the failure is logged, the rest is pushed.
     upstream.answers("GET", &at("config"), 200, json!({"version": 1})).await;
     assert_eq!(device.ask("get", json!({})).await.user("status"), "204");
     assert_eq!(device.next().await.topic, "v1/device/d1/config");
@@ -129,7 +129,7 @@ async fn a_snapshot_that_is_held_when_the_gateway_stops_comes_to_the_next_one() 
 }
 
 #[tokio::test]
-async fn one_fetch_that_is_refused_forgets_nothing() {
+async fn a_fetch_answered_401_forgets_nothing_of_the_device() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     let flags = json!({"config_version": 3, "space_data_version": 2, "latest_fw_version": "9"});
     upstream.answers("POST", &at("telemetry"), 200, flags).await;
@@ -151,7 +151,7 @@ async fn one_fetch_that_is_refused_forgets_nothing() {
 }
 
 #[tokio::test]
-async fn many_items_are_pushed_once_as_well() {
+async fn a_thousand_licenses_are_pushed_once() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     // As many as a filter may put out, in about as many bytes as it may read.
     let license = |id: usize| {

@@ -54,7 +54,7 @@ async fn together(broker: &Broker, upstream: &Upstream, devices: &mut [Device]) 
 }
 
 #[tokio::test]
-async fn what_waits_travels_together_and_each_gets_its_own_answer() {
+async fn calls_that_wait_travel_as_one_and_each_device_gets_its_own_answer() {
     let (broker, upstream, gateway) = stage().await;
     let mut devices = [broker.device("a").await, broker.device("b").await];
     let answer = json!({"a": {"command": true}, "b": {"config_version": 4}});
@@ -68,7 +68,7 @@ async fn what_waits_travels_together_and_each_gets_its_own_answer() {
     });
     assert_eq!(entries, expected);
     let [a, b] = &mut devices;
-    // Its own answer, and what that gives news of.
+    // Its own answer, and the push that follows from it.
     let answer = a.on("v1/device/a/answers").await;
     assert_eq!((answer.user("status"), answer.json()), ("201", json!({"command": true})));
     assert_eq!(a.on("v1/device/a/commands").await.json(), json!({"id": 1}));
@@ -79,7 +79,7 @@ async fn what_waits_travels_together_and_each_gets_its_own_answer() {
 }
 
 #[tokio::test]
-async fn one_that_waits_for_nobody_is_not_kept_waiting() {
+async fn a_call_that_is_alone_is_not_kept_waiting() {
     let (broker, upstream, _gateway) = stage().await;
     upstream.answers("POST", MASS, 201, json!({"a": {}})).await;
     let mut device = broker.device("a").await;
@@ -116,7 +116,7 @@ async fn a_bad_entry_costs_the_others_nothing() {
 }
 
 #[tokio::test]
-async fn where_the_whole_call_fails_each_is_asked_by_itself() {
+async fn when_a_batch_fails_each_call_is_made_by_itself() {
     let (broker, upstream, gateway) = stage().await;
     for (status, body) in [(500, json!({})), (404, json!({})), (200, json!("ok")), (201, json!([]))]
     {
@@ -136,7 +136,7 @@ async fn where_the_whole_call_fails_each_is_asked_by_itself() {
 }
 
 #[tokio::test]
-async fn explain_shows_both_ways() {
+async fn explain_shows_the_call_and_its_batch() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
     std::fs::write(&file, shipped_with_batch()).unwrap();

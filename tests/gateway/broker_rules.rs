@@ -1,5 +1,5 @@
 //! Rules of brokers, and messages that break them: no message, answer or configuration keeps the gateway
-//! off the air, and what a broker cannot do is said.
+//! off the air, and what a broker cannot do is logged.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ fn raw(packet_id: u16, topic: &[u8], properties: &[u8], payload: &[u8]) -> Vec<u
 }
 
 #[tokio::test]
-async fn no_message_however_malformed_ends_the_connection_or_is_left_behind() {
+async fn no_malformed_message_ends_the_connection_or_stays_unacknowledged() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
     let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     let mut link = broker.serve(false, Props::default()).await;
@@ -51,7 +51,7 @@ async fn no_message_however_malformed_ends_the_connection_or_is_left_behind() {
         (b"v1/device/\xff/telemetry", b""),
         (b"", b"\x23\x00\x05"),
         (topic, b"\x23\x00\x05"),
-        // A property that nobody knows; one that is cut off; a string longer than all properties.
+        // An unknown property; one that is cut off; a string longer than all properties.
         (topic, b"\x7e\x01"),
         (topic, b"\x02\x00"),
         (topic, b"\x26\x00\x01a\xff\xffb"),
@@ -127,7 +127,7 @@ async fn hates(
 }
 
 #[tokio::test]
-async fn a_publication_over_which_the_broker_ends_the_connection_is_found_out_and_dropped() {
+async fn a_publication_that_ends_every_connection_is_found_and_dropped() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&["d1", "d2", "d3"]).await);
     let mut gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     for restarted in [false, true] {
@@ -161,7 +161,7 @@ async fn a_publication_over_which_the_broker_ends_the_connection_is_found_out_an
 /// Mosquitto announces no `message_size_limit`, and answers what is larger with a reason that does not
 /// belong into a PUBACK.
 #[tokio::test]
-async fn an_answer_above_the_size_that_the_broker_keeps_to_itself_stops_nobody() {
+async fn an_answer_above_an_unannounced_size_limit_stops_nobody() {
     let broker = Broker::configured("message_size_limit 20000").await;
     let upstream = quick(&["d1"]).await;
     let large = ResponseTemplate::new(200).set_body_bytes(vec![b'1'; 30_000]);
@@ -203,7 +203,7 @@ async fn strings_that_no_broker_takes_are_cut_or_left_out_before_they_are_sent()
 }
 
 #[tokio::test]
-async fn what_the_broker_grants_less_of_is_said_at_the_first_connection() {
+async fn what_the_broker_limits_is_logged_at_the_first_connection() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&["d1"]).await);
     let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     let less = Props {
@@ -285,7 +285,7 @@ async fn check(broker: &str, upstream: &Upstream) -> (i32, String, String) {
 }
 
 #[tokio::test]
-async fn check_says_what_the_broker_refuses_and_grants_less_of() {
+async fn check_connect_reports_what_the_broker_refuses_and_limits() {
     let dir = tempfile::tempdir().unwrap();
     let acl = dir.path().join("acl");
     std::fs::write(&acl, "topic readwrite v1/#\n").unwrap();
@@ -318,7 +318,7 @@ async fn check_says_what_the_broker_refuses_and_grants_less_of() {
 }
 
 #[tokio::test]
-async fn an_established_connection_that_ends_is_not_asked_for_its_protocol() {
+async fn the_end_of_an_established_connection_hints_at_no_wrong_protocol() {
     let (broker, upstream) = (FakeBroker::start().await, quick(&[]).await);
     let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     broker.serve(false, Props::default()).await.cut();
@@ -331,7 +331,7 @@ async fn an_established_connection_that_ends_is_not_asked_for_its_protocol() {
 /// Messages at `QoS` 0 are dropped where they are too many, and neither stop the others nor are they
 /// counted as what the broker refused.
 #[tokio::test]
-async fn qos_0_above_the_bound_is_dropped_and_said() {
+async fn qos_0_above_the_bound_is_dropped_and_logged() {
     let (broker, upstream) = (FakeBroker::start().await, Upstream::start().await);
     let slow = ResponseTemplate::new(200).set_body_string("{}").set_delay(Duration::from_secs(1));
     upstream.responds("POST", &path("d1"), slow).await;
@@ -400,7 +400,7 @@ async fn a_broker_without_subscription_identifiers_is_subscribed_to_without() {
 
 /// A broker that reads and says nothing any more, not even to a ping.
 #[tokio::test]
-async fn a_broker_that_falls_silent_is_left() {
+async fn a_broker_that_answers_no_ping_is_left() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("mqtt://{}", listener.local_addr().unwrap());
     let options = Options::default().set("BROKER_URL", &url).set("BROKER_KEEP_ALIVE", "5s");
@@ -420,7 +420,7 @@ async fn a_broker_that_falls_silent_is_left() {
 
 /// Mosquitto 2.0.11 answers PUBACK Not authorized and closes the connection.
 #[tokio::test]
-async fn a_refusal_that_was_read_before_the_end_counts() {
+async fn a_puback_that_refuses_counts_although_the_connection_then_ends() {
     let dir = tempfile::tempdir().unwrap();
     let acl = dir.path().join("acl");
     std::fs::write(&acl, "topic readwrite v1/#\n").unwrap();

@@ -271,7 +271,7 @@ async fn a_publication_that_the_access_list_denies_is_counted() {
     device.publish(message).await;
     gateway.metric_reaches("gateway_publishes_refused_total", &["refused"], 1).await;
     gateway.logs("NotAuthorized").await;
-    // The message itself is done: what the broker refuses is not said again.
+    // The message itself is done: a publication that the broker refuses is not sent again.
     gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
 }
 

@@ -7,7 +7,7 @@ use crate::harness::{Broker, Gateway, Upstream};
 const LETTERS: &str = "gateway_dead_letters_total";
 
 #[tokio::test]
-async fn letters_that_nobody_takes_are_counted_and_said() {
+async fn dead_letters_without_a_subscriber_are_counted_and_logged() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     let gateway = Gateway::start(&broker, &upstream).await;
     let mut device = broker.device("d1").await;
@@ -25,7 +25,7 @@ async fn letters_that_nobody_takes_are_counted_and_said() {
 }
 
 #[tokio::test]
-async fn letters_that_the_broker_refuses_are_counted_so() {
+async fn dead_letters_that_the_broker_refuses_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let acl = dir.path().join("acl");
     std::fs::write(&acl, "topic readwrite v1/#\n").unwrap();
@@ -39,7 +39,7 @@ async fn letters_that_the_broker_refuses_are_counted_so() {
 }
 
 #[tokio::test]
-async fn the_letter_and_the_log_say_what_the_api_said() {
+async fn dead_letter_and_log_have_the_first_words_of_the_answer() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     let gateway = Gateway::start(&broker, &upstream).await;
     let mut reader = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
@@ -62,7 +62,7 @@ async fn the_letter_and_the_log_say_what_the_api_said() {
 }
 
 #[tokio::test]
-async fn a_letter_that_the_broker_would_not_take_comes_without_its_payload() {
+async fn a_dead_letter_above_the_packet_size_goes_without_its_payload() {
     let broker = Broker::configured("max_packet_size 1500").await;
     let upstream = Upstream::start().await;
     let gateway = Gateway::start(&broker, &upstream).await;

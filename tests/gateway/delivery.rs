@@ -291,7 +291,7 @@ async fn memory_does_not_grow_with_the_backlog() {
     assert!(large < small * 5 / 4, "{} and {} KiB", small >> 10, large >> 10);
 }
 
-/// The most memory that a gateway needs which finds so many messages of 1 KiB, of which it may hold 2 MiB.
+/// The peak memory of a gateway that finds `count` messages of 1 KiB and may hold 2 MiB.
 async fn peak_of_a_backlog(count: u64) -> u64 {
     let broker = Broker::configured("max_queued_messages 0").await;
     let api = Api::start().await;
@@ -336,7 +336,7 @@ async fn a_message_of_qos_0_is_handled_like_any_other() {
 }
 
 #[tokio::test]
-async fn a_subscription_left_by_an_earlier_table_is_put_aside() {
+async fn a_message_by_a_subscription_of_an_earlier_table_is_a_dead_letter() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     let mut earlier = Gateway::start(&broker, &upstream).await;
     earlier.stop().await;

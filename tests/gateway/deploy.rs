@@ -42,7 +42,7 @@ async fn device(broker: &Broker, id: &str) -> Device {
 }
 
 #[tokio::test]
-async fn everybody_can_do_what_is_his_and_no_more() {
+async fn the_access_list_lets_each_user_do_its_own_and_no_more() {
     let dir = tempfile::tempdir().unwrap();
     let (broker, upstream) = (broker(dir.path()).await, Upstream::start().await);
     let gateway = gateway(&broker, &upstream).await;
@@ -95,7 +95,7 @@ async fn a_check_does_not_cost_the_gateway_its_session() {
 }
 
 #[tokio::test]
-async fn letters_are_sent_again_by_the_user_who_keeps_them() {
+async fn dead_letters_are_sent_again_by_the_user_who_keeps_them() {
     let dir = tempfile::tempdir().unwrap();
     let (broker, upstream) = (broker(dir.path()).await, Upstream::start().await);
     let _gateway = gateway(&broker, &upstream).await;

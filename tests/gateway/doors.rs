@@ -50,7 +50,7 @@ async fn two_thousand_idle_connections_cost_no_message() {
 }
 
 #[tokio::test]
-async fn who_does_not_end_its_head_or_sends_too_much_of_it_is_hung_up_on() {
+async fn unfinished_and_oversized_request_heads_are_closed() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     let gateway = Gateway::start(&broker, &upstream).await;
     let before = gateway.peak_memory();
@@ -76,7 +76,7 @@ async fn pipelined_scrapes_do_not_take_the_thread() {
 }
 
 #[tokio::test]
-async fn every_address_is_an_address_and_the_front_page_says_what_there_is() {
+async fn the_admin_endpoint_listens_on_ipv6_too_and_its_front_page_lists_the_paths() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     let options = Options::default().set("ADMIN_LISTEN", "[::]:0");
     let gateway = options.start(&broker, &upstream).await;
@@ -89,7 +89,7 @@ async fn every_address_is_an_address_and_the_front_page_says_what_there_is() {
 }
 
 #[tokio::test]
-async fn the_soft_limit_is_raised_and_too_small_a_one_is_said() {
+async fn the_limit_of_open_files_is_raised_and_a_low_one_is_logged() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     let gateway = Options::default().soft_descriptors(256).start(&broker, &upstream).await;
     assert!(gateway.descriptors() > 256, "{}", gateway.descriptors());

@@ -1,7 +1,7 @@
 //! Faults at random moments under load: what is promised holds through them.
 //!
 //! Chance has a seed, which a failing test tells; `FAULT_SEED` repeats it. Devices speak to the
-//! broker directly: what they were told was taken must arrive.
+//! broker directly: what the broker has acknowledged must arrive.
 
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ async fn a_broker_that_restarts_under_load_loses_nothing_and_costs_no_second_pos
 /// mosquitto keeps nothing over its own `kill -9`: what it had and the gateway had not yet is lost with
 /// it. What the gateway had is posted, once, and everything that comes afterwards.
 #[tokio::test]
-async fn a_broker_that_is_killed_is_said_loudly_and_served_again() {
+async fn a_broker_that_is_killed_is_logged_and_served_again() {
     let seed = Seed::new().await;
     let mut rng = seed.rng();
     let (mut rig, mut gateway, mut sending) = Rig::new().await.start(&mut rng).await;
@@ -167,12 +167,12 @@ async fn an_api_that_fails_everybody_or_some_loses_nothing_and_keeps_the_order()
         sleep(between(&mut rng, 100, 800)).await;
         rig.api.fails([]);
     }
-    // What got a failure was not taken: it comes again, and once.
+    // What was answered with a failure comes again, and once.
     rig.ends(gateway, sending).await.exactly_once();
 }
 
 #[tokio::test]
-async fn told_to_stop_under_load_it_ends_well_and_loses_nothing() {
+async fn a_stop_under_load_is_clean_and_loses_nothing() {
     const STOPS: u64 = 5;
     let seed = Seed::new().await;
     let mut rng = seed.rng();

@@ -189,7 +189,7 @@ async fn the_log_has_the_beginning_and_the_end_of_an_outage_of_several_rows() {
 
 /// One device: an outage gives nothing up, and a message that alone fails ends.
 #[tokio::test]
-async fn a_fleet_of_one_has_the_same_promise() {
+async fn a_fleet_of_one_loses_nothing_in_an_outage() {
     let broker = Broker::start().await;
     let api = ScriptedApi::start(|_| Reply::status(503)).await;
     let gateway = start(&broker, &api).await;
@@ -262,7 +262,7 @@ async fn a_retry_after_beyond_the_deadline_holds_the_device_and_gives_nothing_up
 
 /// The API's word can be longer than anything waits: then the message ends, and the next one is not even tried.
 #[tokio::test]
-async fn an_hour_is_too_long_to_wait_and_nothing_is_asked_meanwhile() {
+async fn a_retry_after_of_an_hour_ends_the_message_and_refuses_the_next_ones() {
     let broker = Broker::start().await;
     let api = ScriptedApi::start(|seen| {
         if seen.device() == "busy" {
@@ -301,7 +301,7 @@ async fn an_hour_is_too_long_to_wait_and_nothing_is_asked_meanwhile() {
 
 /// The limit for all only delays: what waits for it is not given up.
 #[tokio::test]
-async fn the_limit_for_all_gives_nothing_up() {
+async fn the_rate_limit_of_all_devices_gives_no_message_up() {
     let broker = Broker::start().await;
     let api = ScriptedApi::start(|_| Reply::status(200)).await;
     let gateway = options(&broker, &api).set("UPSTREAM_RATE_TOTAL", "10/s").spawn().await;
@@ -322,7 +322,7 @@ async fn the_limit_for_all_gives_nothing_up() {
 /// A name that moves, an old server that still answers 503 on connections that are kept: a repetition goes where the
 /// name points to now.
 #[tokio::test]
-async fn who_tries_again_tries_on_a_new_connection() {
+async fn repetitions_go_on_a_new_connection() {
     let broker = Broker::start().await;
     // What is behind the address is another server after the first connections.
     let api = ScriptedApi::start(|_| Reply::status(200)).await;
@@ -416,7 +416,7 @@ async fn one_device_does_not_keep_the_others_out_of_the_window() {
     assert!(held <= 20, "{held}");
 }
 
-/// An answer that is coded although nobody asked is decoded; one in a coding nobody knows is no answer.
+/// gzip and deflate are decoded although the request did not ask for them; an unknown coding is no answer.
 #[tokio::test]
 async fn content_codings_are_decoded_or_refused() {
     // {"version":7} by gzip.

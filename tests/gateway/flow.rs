@@ -1,4 +1,4 @@
-//! The flow: what an answer gives news of is fetched and pushed, once; queues drain by themselves;
+//! The flow: what has changed by an answer is fetched and pushed, once; queues drain by themselves;
 //! a snapshot pushes everything in order.
 
 use serde_json::{Value, json};
@@ -58,10 +58,10 @@ async fn a_new_config_is_pushed_once_for_each_version() {
 }
 
 #[tokio::test]
-async fn a_version_that_goes_back_is_news_again() {
+async fn an_earlier_version_is_pushed_again() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     serves(&upstream, "config", json!({"version": 1})).await;
-    // Twice the same is quiet; what was quiet before is news when something else came in between.
+    // The same answer twice pushes nothing; an earlier one pushes again when another came in between.
     for (version, news) in [(7, true), (7, false), (8, true), (7, true), (7, false), (7, false)] {
         flags(&upstream, json!({"config_version": version})).await;
         telemetry(&mut device, &gateway).await;
@@ -104,7 +104,7 @@ payload = "[.a, .b, $payload.n]"
 }
 
 #[tokio::test]
-async fn a_config_that_the_device_itself_has_set_is_no_news_to_it() {
+async fn a_config_that_the_device_itself_has_set_is_not_pushed() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     serves(&upstream, "config", json!({"version": 8})).await;
     let set = json!({"success": true, "version": 7});
@@ -119,7 +119,7 @@ async fn a_config_that_the_device_itself_has_set_is_no_news_to_it() {
 }
 
 #[tokio::test]
-async fn a_fetch_that_failed_is_tried_again_with_the_next_news() {
+async fn a_fetch_that_failed_is_made_again_with_the_next_answer() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     flags(&upstream, json!({"config_version": 7})).await;
     upstream.answers("GET", &format!("{DEVICE}/config"), 403, json!({"error": "not now"})).await;
@@ -146,7 +146,7 @@ async fn commands_are_pushed_once_and_the_queue_drains_by_itself() {
     assert_eq!(push.props.response_topic.as_deref(), Some("v1/device/d1/commands/update"));
     assert_eq!(push.props.correlation.as_deref(), Some(&b"c1"[..]));
 
-    // The flag stays up while the device works: the same command is not news.
+    // The flag stays up while the device works: the same command is not pushed again.
     telemetry(&mut device, &gateway).await;
     device.send("commands/update", json!({"id": "c1", "status": "in_progress"})).await;
     telemetry(&mut device, &gateway).await;
@@ -211,7 +211,7 @@ async fn licenses_come_one_after_another_in_the_form_of_the_page() {
 }
 
 #[tokio::test]
-async fn space_and_firmware_are_pushed_when_they_are_news() {
+async fn space_and_firmware_are_pushed_when_they_change() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     serves(&upstream, "space", json!({"name": "room"})).await;
     upstream.answers("PUT", DEVICE, 200, json!({"id": "d1"})).await;

@@ -195,7 +195,7 @@ async fn answers_of_the_wrong_kind_are_passed_on_or_refused() {
     let at = "/v1/devices/d1/telemetry";
     let html = "<html><h1>Bad Gateway</h1>";
 
-    // HTML in a 200: delivered, passed on, no news in it.
+    // HTML in a 200: delivered and passed on, and nothing follows from it.
     upstream.responds("POST", at, ResponseTemplate::new(200).set_body_raw(html, "text/html")).await;
     let reply = device.ask("telemetry", json!({})).await;
     assert_eq!((reply.user("status"), reply.payload.as_slice()), ("200", html.as_bytes()));

@@ -154,7 +154,7 @@ async fn a_device_cannot_make_the_gateway_speak_to_another() {
 }
 
 #[tokio::test]
-async fn an_echo_of_the_gateways_mark_swallows_no_request() {
+async fn a_message_with_credentials_and_via_is_a_request() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     upstream.answers("POST", "/v1/devices/d1/command", 200, json!({"ok": true})).await;
     let gateway = Gateway::start(&broker, &upstream).await;
@@ -166,7 +166,7 @@ async fn an_echo_of_the_gateways_mark_swallows_no_request() {
         device.publish(message).await;
         assert_eq!(device.next().await.json(), json!({"ok": true}), "{via}");
     }
-    // Without credentials of its own, or with half of them, it is what a gateway says: nobody's request.
+    // Without credentials of its own, or with half of them, it is a gateway's publication and no request.
     for user in [vec![], vec![("device_id".to_owned(), "d1".to_owned())]] {
         let mut message = device.message("update", "{}");
         message.props.user = user;

@@ -45,7 +45,7 @@ async fn evil_messages(options: Options) -> Gateway {
             link.deliver(&publish).await;
         }
     }
-    // Whatever the gateway publishes is taken; what matters is what it has said.
+    // Whatever the gateway publishes is acknowledged; the log is what matters.
     while gateway.metric("gateway_messages_settled_total", &[]).await < sent.into() {
         for packet in link.until_quiet(std::time::Duration::from_millis(100)).await {
             if let crate::wire::Packet::Publish(publish) = packet {
@@ -97,7 +97,7 @@ async fn a_device_cannot_fill_the_log() {
     let log = gateway.log();
     let lines = log.lines().filter(|line| line.contains("bad_payload")).count();
     assert_eq!(lines, 10, "{log}");
-    // Another reason is news.
+    // Another reason is a line of its own.
     let mut stranger = device.message("telemetry", "{}");
     stranger.props.user.clear();
     device.publish(stranger).await;
@@ -105,7 +105,7 @@ async fn a_device_cannot_fill_the_log() {
 }
 
 #[tokio::test]
-async fn a_hangup_does_not_kill_it() {
+async fn sighup_does_not_end_the_gateway() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     let mut gateway = Gateway::start(&broker, &upstream).await;
     gateway.signal("HUP");

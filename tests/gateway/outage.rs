@@ -167,7 +167,7 @@ async fn what_is_held_when_the_gateway_stops_comes_to_the_next_one() {
 }
 
 #[tokio::test]
-async fn what_expires_during_an_outage_is_put_aside() {
+async fn what_expires_during_an_outage_is_a_dead_letter() {
     let (broker, (_socket, address)) = (Broker::start().await, nobody());
     let options = options().set("BROKER_URL", &broker.url());
     let gateway = options.set("UPSTREAM_URL", &format!("http://{address}")).spawn().await;

@@ -61,7 +61,7 @@ fn too_much() -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn a_message_that_costs_too_much_or_fails_is_put_aside_and_the_next_one_passes() {
+async fn a_filter_that_fails_or_costs_too_much_makes_a_dead_letter_and_the_next_message_passes() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     upstream.answers("POST", "/d1/body", 200, json!({"ok": true})).await;
     let mut gateway = Options::default().config(CONFIG).start(&broker, &upstream).await;

@@ -211,7 +211,7 @@ async fn what_was_read_but_not_handled_before_a_reconnect_is_left_to_the_broker(
     }
 }
 
-/// The queues inside are bounded, and nobody waits for one that only he himself could empty.
+/// The queues inside are bounded, and no task waits for room that only itself could make.
 #[tokio::test]
 async fn more_messages_at_once_than_every_queue_holds_pass() {
     const COUNT: u16 = 500;
@@ -505,33 +505,33 @@ const TWICE: &str = "is another client connected with the same client id?";
 
 /// A DISCONNECT that is a reason code only, as mosquitto sends it [MQTT 5.0, 3.14.2.2].
 #[tokio::test]
-async fn flaps_on_a_disconnect_with_a_reason_code_only() {
+async fn survives_a_disconnect_with_a_reason_code_only() {
     flaps(Flap { connack: true, last_words: b"\xe0\x01\x8e", hint: TWICE }).await;
 }
 
 /// A DISCONNECT that is empty.
 #[tokio::test]
-async fn flaps_on_an_empty_disconnect() {
+async fn survives_an_empty_disconnect() {
     flaps(Flap { connack: true, last_words: b"\xe0\x00", hint: TWICE }).await;
 }
 
 /// A DISCONNECT with a Reason String: the operator reads what the broker says.
 #[tokio::test]
-async fn flaps_on_a_disconnect_with_a_reason() {
+async fn survives_a_disconnect_with_a_reason_string() {
     let last_words = b"\xe0\x09\x89\x07\x1f\x00\x04full";
     flaps(Flap { connack: true, last_words, hint: "ServerBusy full" }).await;
 }
 
 /// The CONNACK of a broker without MQTT 5 is no packet of MQTT 5.
 #[tokio::test]
-async fn flaps_on_a_connack_of_mqtt_3() {
+async fn survives_a_connack_of_mqtt_3() {
     let last_words = b"\x20\x02\x00\x01";
     flaps(Flap { connack: false, last_words, hint: "does it speak MQTT 5?" }).await;
 }
 
 /// A refusal is told by its name.
 #[tokio::test]
-async fn flaps_on_a_refusal() {
+async fn survives_a_refused_connect() {
     let last_words = b"\x20\x03\x00\x87\x00";
     flaps(Flap { connack: false, last_words, hint: "NotAuthorized" }).await;
 }
@@ -566,7 +566,7 @@ async fn a_broker_that_stops_reading_is_left() {
 
 /// The gateway asks for its Receive Maximum, Maximum Packet Size and session, and for no topic aliases.
 #[tokio::test]
-async fn connect_and_subscribe_ask_for_what_works() {
+async fn connect_and_subscribe_carry_what_is_configured() {
     // QoS 1, no local, no retained messages.
     let own = 0b10_0101;
     // No local is a protocol error on a shared subscription [MQTT-3.8.3-4].
@@ -774,7 +774,7 @@ async fn pubacks_go_out_in_the_order_of_arrival() {
 
 /// One that hangs holds back the others for `ack_hold` only, and with them the Receive Maximum.
 #[tokio::test]
-async fn pubacks_pass_one_that_is_held_too_long() {
+async fn pubacks_pass_a_message_that_is_held_longer_than_ack_hold() {
     let hold = Duration::from_millis(500);
     let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
     let options = Options::default().set("BROKER_ACK_HOLD", "500ms");

@@ -87,7 +87,7 @@ async fn replicas_that_share_lose_nothing_but_the_order() {
 }
 
 #[tokio::test]
-async fn a_replica_that_is_killed_and_comes_back_costs_nothing() {
+async fn a_replica_that_is_killed_and_comes_back_loses_nothing() {
     let seed = Seed::new().await;
     let mut rng = seed.rng();
     for count in [2, 3] {
@@ -145,7 +145,7 @@ async fn a_gateway_that_is_drained_leaves_nothing_behind() {
         (status == 503 && reason.contains("draining")).then_some(())
     })
     .await;
-    // Nothing new is taken, whenever it comes.
+    // No message is accepted that comes after the drain began.
     device.send("telemetry", json!({"n": 50})).await;
     assert_eq!(drain.ended().await.code(), Some(0));
     let requests = upstream.requests().await;

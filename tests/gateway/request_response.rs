@@ -44,7 +44,7 @@ async fn without_a_response_topic_telemetry_is_not_answered() {
 }
 
 #[tokio::test]
-async fn what_the_api_refuses_is_passed_on_and_put_aside() {
+async fn a_refusal_of_the_api_is_a_reply_and_a_dead_letter() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     upstream
         .answers("POST", TELEMETRY, 422, json!({"error": "Missing 'telemetries' object"}))
@@ -74,7 +74,7 @@ async fn what_the_api_refuses_is_passed_on_and_put_aside() {
 }
 
 #[tokio::test]
-async fn what_the_gateway_fails_has_a_code_and_a_status() {
+async fn failures_of_the_gateway_have_a_code_and_a_status() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     upstream.responds("POST", TELEMETRY, ResponseTemplate::new(503)).await;
     let gateway = Options::default()

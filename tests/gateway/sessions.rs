@@ -1,5 +1,5 @@
 //! Sessions that outlive their configuration or their gateway: subscriptions of an earlier table or group,
-//! and a drain beside somebody who lives.
+//! and a drain beside a gateway that runs.
 
 use serde_json::{Value, json};
 
@@ -53,9 +53,9 @@ async fn another_share_group_on_the_same_session_brings_nothing_twice() {
     }
 }
 
-/// Where the former group is not named the operator hears of it.
+/// Where `former_share_group` is not set the operator finds it in the log.
 #[tokio::test]
-async fn messages_by_another_groups_subscription_are_said() {
+async fn messages_by_another_groups_subscription_are_logged() {
     let (broker, upstream) = (Broker::start().await, upstream().await);
     let options = |group| Options::default().set("BROKER_SHARE_GROUP", group);
     let mut gateway = options("g").start(&broker, &upstream).await;

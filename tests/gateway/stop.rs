@@ -132,7 +132,7 @@ async fn at_the_end_of_the_grace_what_is_settled_is_acknowledged() {
     assert_eq!(upstream.count("POST /v1/devices/d2/telemetry").await, 6);
 }
 
-/// There is nobody to say it to: the grace would pass in vain.
+/// DISCONNECT cannot be sent: to wait for it would use up the grace.
 #[tokio::test]
 async fn a_stop_does_not_wait_for_a_broker_that_is_gone() {
     let (mut broker, upstream) = (Broker::start().await, Upstream::start().await);

@@ -63,7 +63,7 @@ async fn an_equal_message_under_an_identifier_that_came_round_is_another_message
 
 /// EMQX before 5.8 does so, against [MQTT-4.4.0-1].
 #[tokio::test]
-async fn a_message_that_is_sent_again_on_the_same_connection_is_no_new_one() {
+async fn a_message_that_is_sent_again_on_the_same_connection_is_posted_once() {
     let broker = FakeBroker::start().await;
     let (upstream, gateway) = slow(&broker, Options::default()).await;
     let mut link = broker.serve(false, Props::default()).await;
@@ -115,7 +115,7 @@ async fn a_broker_that_ignores_pubacks_out_of_order_does_not_stand_still() {
     link.deliver(&telemetry(3, "d3")).await;
     assert_eq!(link.expect_puback().await, 3);
     assert_eq!(link.expect_puback().await, 1);
-    // It heeds the last only: two of its three places are taken for ever.
+    // It ignores all but the last: two of its three places stay occupied for ever.
     link.goodbye().await;
     let mut link = broker.serve(true, Props::default()).await;
     for (packet_id, device) in [(2, "d2"), (3, "d3")] {
@@ -133,7 +133,7 @@ async fn a_broker_that_ignores_pubacks_out_of_order_does_not_stand_still() {
     assert_eq!((link.expect_puback().await, link.expect_puback().await), (4, 5));
 }
 
-/// A broker that heeds them is asked once.
+/// A broker that accepts PUBACKs out of order is put to the test once.
 #[tokio::test]
 async fn a_broker_that_takes_pubacks_in_any_order_is_asked_once() {
     let broker = FakeBroker::start().await;
