@@ -28,7 +28,7 @@ use fastrand::Rng;
 use testkit::{
     Gateway, credentials,
     link::Cut,
-    load::{Load, POISON, Verdict, between},
+    load::{Account, Load, POISON, between},
     rig::Rig,
     wire::{Packet, Props, Publish, Wire},
 };
@@ -85,20 +85,20 @@ async fn main() -> ExitCode {
         sleep(Duration::from_millis(200)).await;
     }
     unclean += u32::from(gateway.stop().await.code() != Some(0));
-    let verdict = sending.verdict(&rig.api);
+    let account = sending.account(&rig.api);
     println!("faults        {faults:?}");
     println!("poison sent   {:7}", poisoned.load(Ordering::Relaxed));
     println!("unclean stops {unclean:7}\ndead letters  {:7}", letters.load(Ordering::Relaxed));
-    table(&verdict);
-    let good = verdict.lost.is_empty() && verdict.disordered.is_empty();
+    table(&account);
+    let good = account.lost.is_empty() && account.disordered.is_empty();
     if !good {
-        eprintln!("{verdict:?}\n---- log of the last gateway\n{}", gateway.log());
+        eprintln!("{account:?}\n---- log of the last gateway\n{}", gateway.log());
     }
     ExitCode::from(u8::from(!good))
 }
 
-fn table(verdict: &Verdict) {
-    let Verdict { sent, arrived, lost, disordered, again, twice, stall } = verdict;
+fn table(account: &Account) {
+    let Account { sent, arrived, lost, disordered, again, twice, stall } = account;
     println!("sent          {sent:7}\narrived       {arrived:7}\nlost          {:7}", lost.len());
     println!("duplicates    {:7}", again + twice.len() as u64);
     println!("  of these from another gateway {again}, from the same {}", twice.len());

@@ -95,11 +95,20 @@ impl Link {
     /// Answers the SUBSCRIBEs to the shipped table, which must come next, with success; their filters and
     /// option bytes.
     pub async fn subscribed(&mut self) -> Vec<(String, u8)> {
+        let granted = |filters: &[(String, u8)]| filters.iter().map(|(_, qos)| qos & 3).collect();
+        self.subscribed_with(granted).await
+    }
+
+    /// The same with these reason codes for the filters of each SUBSCRIBE.
+    pub async fn subscribed_with(
+        &mut self,
+        reasons: impl Fn(&[(String, u8)]) -> Vec<u8>,
+    ) -> Vec<(String, u8)> {
         let mut all = Vec::new();
         loop {
             match self.next("SUBSCRIBE").await {
                 Packet::Subscribe { packet_id, filters } => {
-                    let reasons = filters.iter().map(|(_, options)| options & 3).collect();
+                    let reasons = reasons(&filters);
                     self.send(&Packet::SubAck { packet_id, reasons }).await;
                     let count = filters.len();
                     assert!(count <= FILTERS, "{count} filters in one SUBSCRIBE");

@@ -1,7 +1,7 @@
 //! Load that is accounted for: devices that number their messages and see each through to the
-//! broker, an API that writes down what arrives, and the verdict over the two.
+//! broker, an API that writes down what arrives, and the account over the two.
 
-mod verdict;
+mod account;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-pub use self::verdict::Verdict;
+pub use self::account::Account;
 use crate::{
     scripted_api::{Reply, Seen, answer_each},
     telemetry,
@@ -273,9 +273,9 @@ impl Sending {
     }
 
     /// What became of it all.
-    pub fn verdict(&self, api: &Api) -> Verdict {
+    pub fn account(&self, api: &Api) -> Account {
         let (sent, repeated) = (self.log.sent.lock().unwrap(), self.log.repeated.lock().unwrap());
-        Verdict::of(&sent, &repeated, &api.arrivals())
+        Account::of(&sent, &repeated, &api.arrivals())
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     Broker, Gateway, Options, PATIENCE,
     link::Link,
-    load::{Api, Load, Sending, Verdict},
+    load::{Account, Api, Load, Sending},
 };
 
 pub const LOAD: Load = Load { devices: 20, messages: 75, pause: Duration::from_millis(80) };
@@ -80,15 +80,15 @@ impl Rig {
     }
 
     /// Everything is at the API and acknowledged to the broker, and the last gateway ends well.
-    pub async fn ends(&mut self, mut gateway: Gateway, mut sending: Sending) -> Verdict {
+    pub async fn ends(&mut self, mut gateway: Gateway, mut sending: Sending) -> Account {
         sending.sent().await;
         let sent = usize::try_from(sending.count()).unwrap();
         let began = Instant::now();
         while self.api.distinct() < sent {
             let arrivals = self.api.arrivals();
             let last = arrivals.last().map_or(began, |arrival| arrival.at.max(began));
-            let verdict = || sending.verdict(&self.api);
-            assert!(last.elapsed() < PATIENCE, "something does not come: {:?}", verdict());
+            let account = || sending.account(&self.api);
+            assert!(last.elapsed() < PATIENCE, "something does not come: {:?}", account());
             sleep(Duration::from_millis(10)).await;
         }
         gateway.settles().await;
@@ -99,8 +99,8 @@ impl Rig {
         self.broker.device("last").await.send("telemetry", json!({"n": 0})).await;
         next.metric_reaches("gateway_messages_settled_total", &["delivered"], 1).await;
         next.metric_is("gateway_messages_received_total", &[], 1).await;
-        let verdict = sending.verdict(&self.api);
-        eprintln!("{verdict:?}");
-        verdict
+        let account = sending.account(&self.api);
+        eprintln!("{account:?}");
+        account
     }
 }

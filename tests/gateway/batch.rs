@@ -8,6 +8,7 @@ use tokio::time::sleep;
 use wiremock::ResponseTemplate;
 
 use crate::{
+    fixture::path,
     harness::{Broker, Device, Gateway, Options, Upstream, run},
     link::Cut,
     load::{Seed, between},
@@ -20,10 +21,6 @@ const MASS: &str = "/v1/devices/telemetries";
 pub fn shipped_with_batch() -> String {
     assert!(SHIPPED.contains("# batch = "));
     SHIPPED.replace("# batch = ", "batch = ")
-}
-
-fn path(device: &str) -> String {
-    format!("/v1/devices/{device}/telemetry")
 }
 
 /// One call at a time, so that what comes meanwhile waits.
@@ -184,7 +181,7 @@ async fn killed_with_batches_under_way_nothing_is_lost() {
         gateway.kill().await;
         gateway = rig.gateway().await;
     }
-    let verdict = rig.ends(gateway, sending).await;
-    verdict.nothing_lost_and_all_in_order();
-    assert!(verdict.twice.is_empty(), "{verdict:?}");
+    let account = rig.ends(gateway, sending).await;
+    account.nothing_lost_and_all_in_order();
+    assert!(account.twice.is_empty(), "{account:?}");
 }

@@ -8,13 +8,10 @@ use tokio::time::Instant;
 use wiremock::ResponseTemplate;
 
 use crate::{
+    fixture::path,
     harness::{Broker, Gateway, Options, Upstream, while_it_moves},
     load::Api,
 };
-
-fn path(device: &str) -> String {
-    format!("/v1/devices/{device}/telemetry")
-}
 
 fn ok() -> ResponseTemplate {
     ResponseTemplate::new(200).set_body_json(json!({}))

@@ -26,11 +26,11 @@ async fn kill_9_again_and_again_loses_nothing_and_keeps_the_order() {
         gateway.kill().await;
         gateway = rig.gateway().await;
     }
-    let verdict = rig.ends(gateway, sending).await;
-    verdict.nothing_lost_and_all_in_order();
+    let account = rig.ends(gateway, sending).await;
+    account.nothing_lost_and_all_in_order();
     // Twice only what was in flight at a kill: from two gateways, never from one. Room for more than
     // a window, since mosquitto 2.0.11 sends more at once when a client comes back.
-    assert!(verdict.twice.is_empty() && verdict.again <= 2 * KILLS * WINDOW, "{verdict:?}");
+    assert!(account.twice.is_empty() && account.again <= 2 * KILLS * WINDOW, "{account:?}");
 }
 
 #[tokio::test]
@@ -102,8 +102,8 @@ async fn a_broker_that_is_killed_is_logged_and_served_again() {
     })
     .await;
     assert_eq!(gateway.stop().await.code(), Some(0));
-    let verdict = sending.verdict(&rig.api);
-    assert!(verdict.twice.is_empty() && verdict.disordered.is_empty(), "{verdict:?}");
+    let account = sending.account(&rig.api);
+    assert!(account.twice.is_empty() && account.disordered.is_empty(), "{account:?}");
 }
 
 #[tokio::test]
@@ -143,12 +143,12 @@ async fn connections_to_the_api_that_are_cut_lose_nothing_and_keep_the_order() {
             }
         }
     }
-    let verdict = rig.ends(gateway, sending).await;
-    verdict.nothing_lost_and_all_in_order();
+    let account = rig.ends(gateway, sending).await;
+    account.nothing_lost_and_all_in_order();
     // Whether the API had the request when its connection broke nobody can know: one call of each
     // device, for each cut, may come twice, and no more.
-    let twice = verdict.twice.len() as u64;
-    assert!(twice <= CUTS * LOAD.devices as u64 && verdict.again == 0, "{verdict:?}");
+    let twice = account.twice.len() as u64;
+    assert!(twice <= CUTS * LOAD.devices as u64 && account.again == 0, "{account:?}");
     dead.silent().await;
 }
 

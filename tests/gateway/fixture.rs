@@ -1,5 +1,5 @@
-//! How a test against the scripted broker begins: messages by packet identifier, an API that is quick,
-//! a gateway between the two.
+//! How tests begin, above all those against the scripted broker: messages by packet identifier, an API
+//! that is quick, a gateway between the two.
 
 use serde_json::json;
 

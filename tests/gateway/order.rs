@@ -9,7 +9,7 @@ use fastrand::Rng;
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
-    load::{Load, Seed, Verdict, between},
+    load::{Account, Load, Seed, between},
     rig::Rig,
 };
 
@@ -33,7 +33,7 @@ async fn the_order_of_each_device_holds_through_kills_an_outage_and_a_restart_of
         rng = rng.fork();
         runs.spawn(async move { (everything(Some(&hold), "512", rng).await, hold) });
     }
-    for (Verdict { sent, lost, disordered, again, twice, .. }, hold) in runs.join_all().await {
+    for (Account { sent, lost, disordered, again, twice, .. }, hold) in runs.join_all().await {
         let (lost, disordered, twice) = (lost.len(), disordered.len(), twice.len());
         eprintln!(
             "ack_hold {hold:>8}: {sent} sent, {lost} lost, {disordered} out of order, {again} again from \
@@ -44,7 +44,7 @@ async fn the_order_of_each_device_holds_through_kills_an_outage_and_a_restart_of
 }
 
 /// Eight kills, 4 s of 503 for everybody, a restart of the broker.
-async fn everything(ack_hold: Option<&str>, window: &str, mut rng: Rng) -> Verdict {
+async fn everything(ack_hold: Option<&str>, window: &str, mut rng: Rng) -> Account {
     // What the rig has made shorter is as it ships.
     let mut rig = Rig::new()
         .await

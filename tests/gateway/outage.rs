@@ -8,6 +8,7 @@ use tokio::time::sleep;
 use wiremock::ResponseTemplate;
 
 use crate::{
+    fixture::path,
     harness::{Broker, Gateway, Options, Upstream, eventually, nobody},
     link::Link,
     load::Api,
@@ -108,12 +109,11 @@ async fn a_black_hole_is_an_outage_that_ends_by_itself() {
 #[tokio::test]
 async fn a_503_for_everybody_is_an_outage_and_for_one_device_is_not() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
-    let at = |device: &str| format!("/v1/devices/{device}/telemetry");
     let devices = ["d1", "d2", "d3", "d4"];
     for device in devices {
-        upstream.answers("POST", &at(device), 200, json!({})).await;
+        upstream.answers("POST", &path(device), 200, json!({})).await;
     }
-    upstream.responds("POST", &at("d1"), ResponseTemplate::new(503)).await;
+    upstream.responds("POST", &path("d1"), ResponseTemplate::new(503)).await;
     let gateway = options().start(&broker, &upstream).await;
     let mut dead = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
 
@@ -125,7 +125,7 @@ async fn a_503_for_everybody_is_an_outage_and_for_one_device_is_not() {
 
     // Everybody: all are held.
     for device in devices {
-        upstream.responds("POST", &at(device), ResponseTemplate::new(503)).await;
+        upstream.responds("POST", &path(device), ResponseTemplate::new(503)).await;
     }
     let mut speakers = Vec::new();
     for device in devices {
@@ -137,7 +137,7 @@ async fn a_503_for_everybody_is_an_outage_and_for_one_device_is_not() {
     a_while().await;
     dead.silent().await;
     for device in devices {
-        upstream.answers("POST", &at(device), 200, json!({})).await;
+        upstream.answers("POST", &path(device), 200, json!({})).await;
     }
     gateway.metric_is("gateway_messages_settled_total", &["delivered"], 4).await;
     dead.silent().await;

@@ -80,10 +80,10 @@ async fn replicas_that_share_lose_nothing_but_the_order() {
     let (rig, _gateways) = replicas(3).await;
     let mut sending = LOAD.start(rig.broker.port, &mut seed.rng());
     everything_arrives(&rig, &mut sending).await;
-    let verdict = sending.verdict(&rig.api);
-    eprintln!("{verdict:?}");
-    assert!(verdict.lost.is_empty() && verdict.twice.is_empty() && verdict.again == 0);
-    assert!(!verdict.disordered.is_empty());
+    let account = sending.account(&rig.api);
+    eprintln!("{account:?}");
+    assert!(account.lost.is_empty() && account.twice.is_empty() && account.again == 0);
+    assert!(!account.disordered.is_empty());
 }
 
 #[tokio::test]
@@ -101,10 +101,10 @@ async fn a_replica_that_is_killed_and_comes_back_loses_nothing() {
             (rig, gateways[number]) = replica(rig, number).await;
         }
         everything_arrives(&rig, &mut sending).await;
-        let verdict = sending.verdict(&rig.api);
-        eprintln!("{count} replicas: {verdict:?}");
-        assert!(verdict.lost.is_empty() && verdict.twice.is_empty(), "{verdict:?}");
-        assert!(verdict.again <= 3 * 2 * WINDOW, "{verdict:?}");
+        let account = sending.account(&rig.api);
+        eprintln!("{count} replicas: {account:?}");
+        assert!(account.lost.is_empty() && account.twice.is_empty(), "{account:?}");
+        assert!(account.again <= 3 * 2 * WINDOW, "{account:?}");
     }
 }
 
@@ -121,8 +121,8 @@ async fn a_replica_that_leaves_for_good_is_drained() {
     let mut drain = rig.draining("1s").await;
     assert_eq!(drain.ended().await.code(), Some(0));
     everything_arrives(&rig, &mut sending).await;
-    let verdict = sending.verdict(&rig.api);
-    assert!(verdict.lost.is_empty() && verdict.twice.is_empty(), "{verdict:?}");
+    let account = sending.account(&rig.api);
+    assert!(account.lost.is_empty() && account.twice.is_empty(), "{account:?}");
     drain.logs("session_present=true").await;
     let (_rig, again) = replica(rig, 2).await;
     again.logs("session_present=false").await;

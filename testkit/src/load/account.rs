@@ -10,7 +10,7 @@ use super::Arrival;
 
 /// What became of the messages.
 #[derive(Default)]
-pub struct Verdict {
+pub struct Account {
     pub sent: u64,
     pub arrived: u64,
     /// Sent and never arrived.
@@ -25,13 +25,13 @@ pub struct Verdict {
     pub stall: Duration,
 }
 
-impl Verdict {
+impl Account {
     pub(super) fn of(
         sent: &BTreeMap<String, u64>,
         repeated: &BTreeSet<(String, u64)>,
         arrivals: &[Arrival],
     ) -> Self {
-        let mut verdict = Self { sent: sent.values().sum(), ..Self::default() };
+        let mut account = Self { sent: sent.values().sum(), ..Self::default() };
         // By device and message, which gateways brought it to a success.
         let mut taken: BTreeMap<(&str, u64), BTreeSet<u32>> = BTreeMap::new();
         let mut highest: BTreeMap<&str, u64> = BTreeMap::new();
@@ -43,7 +43,7 @@ impl Verdict {
             let previous = last.insert((device, incarnation), n);
             let first = !taken.contains_key(&(device, n));
             if previous.is_some_and(|previous| previous > n) || first && *top > n {
-                verdict.disordered.push(name());
+                account.disordered.push(name());
             }
             *top = n.max(*top);
             if !arrival.taken {
@@ -52,19 +52,19 @@ impl Verdict {
             let gateways = taken.entry((device, n)).or_default();
             if !gateways.insert(incarnation) {
                 if !repeated.contains(&name()) {
-                    verdict.twice.push(name());
+                    account.twice.push(name());
                 }
             } else if gateways.len() > 1 {
-                verdict.again += 1;
+                account.again += 1;
             }
         }
         let all = sent.iter().flat_map(|(device, count)| (0..*count).map(move |n| (&**device, n)));
         let missing = all.filter(|message| !taken.contains_key(message));
-        verdict.lost = missing.map(|(device, n)| (device.to_owned(), n)).collect();
-        verdict.arrived = verdict.sent - verdict.lost.len() as u64;
+        account.lost = missing.map(|(device, n)| (device.to_owned(), n)).collect();
+        account.arrived = account.sent - account.lost.len() as u64;
         let gaps = arrivals.windows(2).map(|pair| pair[1].at - pair[0].at);
-        verdict.stall = gaps.max().unwrap_or_default();
-        verdict
+        account.stall = gaps.max().unwrap_or_default();
+        account
     }
 
     /// What is promised in any case.
@@ -79,7 +79,7 @@ impl Verdict {
     }
 }
 
-impl fmt::Debug for Verdict {
+impl fmt::Debug for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { sent, arrived, lost, disordered, again, twice, stall } = self;
         let some = |list: &[(String, u64)]| format!("{:?}", &list[..list.len().min(8)]);
