@@ -161,7 +161,8 @@ pub fn remedy(error: &(dyn Error + 'static)) -> &'static str {
 
 fn certificate_remedy(reason: &CertificateError) -> &'static str {
     match reason {
-        CertificateError::UnknownIssuer => {
+        // A bad signature: signed by another authority of the same name, as when it has been renewed.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "; whoever signed it is not trusted here: set `ca_file` to that authority's certificate"
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {

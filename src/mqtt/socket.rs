@@ -22,6 +22,7 @@ use tokio_tungstenite::{
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 
 use super::{Settings, Transport};
+use crate::tls;
 
 /// What comes from the broker.
 pub(super) type Input = Box<dyn AsyncRead + Send + Unpin>;
@@ -52,7 +53,8 @@ pub(super) async fn connect(settings: &Settings) -> Result<(Input, Output), Stri
             let name = ServerName::try_from(host.to_owned())
                 .map_err(|_| format!("{host}: this is no name that a certificate could have"))?;
             let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
-            let tls = tls.map_err(|error| format!("{address}: TLS: {error}"))?;
+            let tls =
+                tls.map_err(|error| format!("{address}: TLS: {error}{}", tls::remedy(&error)))?;
             if address.transport == Transport::Wss {
                 return web_socket(settings, tls).await;
             }

@@ -309,6 +309,7 @@ fn classify(error: &reqwest::Error) -> FailureKind {
         text.push_str(&error.to_string());
         cause = error.source();
     }
+    text.push_str(tls::remedy(error));
     if let Some(io) = io_error(error) {
         if io.raw_os_error().is_some_and(|code| LOCAL_FAULTS.contains(&code)) {
             return FailureKind::Local(text);
