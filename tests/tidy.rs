@@ -129,6 +129,24 @@ fn the_libraries_stay_behind_their_doors() {
     }
 }
 
+/// What decides does so without a socket, a clock and anything to wait for: it is told packets and the time.
+#[test]
+fn what_decides_neither_waits_nor_reads_a_clock() {
+    let pure = ["mqtt/session", "mqtt/window", "mqtt/outbox", "mqtt/reader", "upstream/breaker"];
+    let mut found = BTreeSet::new();
+    for (name, text) in sources("src") {
+        let part = pure.iter().find(|part| name.starts_with(*part));
+        let is_test = ["tests.rs", "properties.rs", "simulation"].iter().any(|t| name.contains(t));
+        let Some(part) = part.filter(|_| !is_test) else { continue };
+        found.insert(part);
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for word in [".await", "async fn", "Instant::now", "tokio::net", "tokio::spawn", "sleep("] {
+            assert!(!code.contains(word), "{name} has `{word}`");
+        }
+    }
+    assert_eq!(found.len(), pure.len(), "only {found:?} are there");
+}
+
 #[test]
 fn arrows_make_no_circle() {
     let mut arrows: BTreeMap<String, Vec<String>> = BTreeMap::new();
