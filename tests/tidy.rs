@@ -147,6 +147,13 @@ fn what_decides_neither_waits_nor_reads_a_clock() {
     assert_eq!(found.len(), pure.len(), "only {found:?} are there");
 }
 
+/// Else a change of the gateway would build the harness again, and a test could see more than an operator.
+#[test]
+fn the_testkit_knows_the_gateway_as_a_program_only() {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("testkit/Cargo.toml");
+    assert!(!fs::read_to_string(manifest).unwrap().contains("mqtt-rest-gateway"));
+}
+
 #[test]
 fn arrows_make_no_circle() {
     let mut arrows: BTreeMap<String, Vec<String>> = BTreeMap::new();

