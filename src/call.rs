@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-pub use http::{Method, StatusCode};
+pub(crate) use http::{Method, StatusCode};
 use tokio::time::Instant;
 
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The content type of everything that goes upstream: a body is checked to be JSON first.
-pub const JSON: &str = "application/json";
+pub(crate) const JSON: &str = "application/json";
 
 /// When a call may be sent again after an attempt that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -224,7 +224,7 @@ pub struct Answer {
 }
 
 /// Answers up to this size, in bytes, take no part of the memory that all answers share.
-pub const SMALL_ANSWER: usize = 16 * 1024;
+pub(crate) const SMALL_ANSWER: usize = 16 * 1024;
 
 impl Answer {
     /// Whether its body takes a part of `max_held_response_bytes`.

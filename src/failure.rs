@@ -17,7 +17,7 @@ pub enum Unanswered {
 
 /// The gateway stops before the next attempt: the message is left to the broker, as if it had not come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stopping;
+pub(crate) struct Stopping;
 
 /// A call that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

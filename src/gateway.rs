@@ -16,15 +16,12 @@ use tokio::{
 use crate::{
     admin::{self, Pages},
     config::Config,
-    describe,
-    devices::Devices,
-    exchange::Exchange,
+    exchange::{Exchange, Lanes},
     health::Health,
-    lanes::Lanes,
     metrics::Metrics,
     mqtt::{Connection, ConnectionSetupError, Delivery, Ended, Publisher, Status, Subscriptions},
-    refusal::Refusal,
     shares::{Place, Window},
+    table::{describe, refusal::Refusal},
     telemetry,
     upstream::{ClientError, Upstream},
 };
@@ -119,7 +116,7 @@ impl Gateway {
         let exchange = Exchange::new(
             config.exchange.clone(),
             config.table.clone(),
-            Devices::new(config.remembered_devices),
+            config.remembered_devices,
             upstream.clone(),
             publisher.clone(),
             metrics.clone(),

@@ -22,13 +22,13 @@ use tokio::{
 
 use crate::{
     config::Config,
-    dead_letter,
+    exchange::device_property,
     message::{Message, Properties, Publication, Purpose},
     metrics::Metrics,
     mqtt::{Connection, Delivery, Publisher, Settings, Status, Subscriptions},
     printable,
-    route::Credentials,
     secret::Secret,
+    table::route::Credentials,
     topic::Pattern,
 };
 
@@ -234,7 +234,7 @@ impl Replay {
             return Err("letters hold no keys: name the device's in the file for --keys".to_owned());
         }
         let own = letter.properties.user.iter().filter_map(|(name, value)| {
-            let name = dead_letter::device_property(name)?;
+            let name = device_property(name)?;
             let spoken_for = [&*identity.id_property, &*identity.key_property, REPLAYED];
             (!spoken_for.contains(&name)).then(|| (name.to_owned(), value.clone()))
         });

@@ -29,7 +29,8 @@ fn the_readme_shows_every_row_of_the_shipped_table() {
 #[test]
 fn the_readme_shows_every_code_of_a_failure() {
     let readme = text("README.md");
-    let sources = text("src/outcome.rs") + &text("src/refusal.rs") + &text("src/failure.rs");
+    let sources =
+        text("src/exchange/outcome.rs") + &text("src/table/refusal.rs") + &text("src/failure.rs");
     // Arms of their tables: `=> ("word", 404)` and `=> row("word", ..)`.
     let words = sources.lines().filter_map(|line| {
         let arm = line.split_once("=> ")?.1;

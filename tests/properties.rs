@@ -7,11 +7,9 @@ use std::{collections::BTreeMap, time::SystemTime};
 use bytes::Bytes;
 use mqtt_rest_gateway::{
     config::{Config, SHIPPED},
-    filter,
-    identity::Identity,
-    json,
+    filter, json,
     message::{Message, Properties},
-    refusal::Refusal,
+    table::{identity::Identity, refusal::Refusal},
     template::Template,
     topic::Pattern,
 };

@@ -31,10 +31,12 @@ use self::{
 use crate::{
     backoff::Backoff,
     exchange,
-    identity::Identity,
     mqtt::{self, Subscriptions, Transport},
-    route::{MaxBytes, Route},
-    table::Table,
+    table::{
+        Table,
+        identity::Identity,
+        route::{MaxBytes, Route},
+    },
     telemetry,
     template::Template,
     topic::Pattern,

@@ -10,11 +10,13 @@ use super::{
 };
 use crate::{
     call::{Batch, Endpoint, Method, Retry, StatusCode},
-    fetch::{Condition, Fetch, Then},
     filter::Filter,
-    identity::Identity,
-    route::{Credentials, Route},
-    table::Table,
+    table::{
+        Table,
+        fetch::{Condition, Fetch, Then},
+        identity::Identity,
+        route::{Credentials, Route},
+    },
     template::Template,
     topic::Pattern,
 };

@@ -1,7 +1,7 @@
 //! What is valid and still hardly meant: said by `check` and at start, and no reason to refuse.
 
 use super::Config;
-use crate::{descriptors, mqtt::Transport, route::Credentials};
+use crate::{descriptors, mqtt::Transport, table::route::Credentials};
 
 impl Config {
     /// A sentence each, with the key it is about.

@@ -4,17 +4,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::devices::Devices;
 use crate::{
-    devices::Devices,
     filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Val},
     metrics::Metrics,
-    refusal::Refusal,
-    table::Taken,
+    table::{Taken, refusal::Refusal},
 };
 
 /// Runs filters. Cheap to clone.
 #[derive(Clone)]
-pub struct Filters {
+pub(super) struct Filters {
     devices: Arc<Devices>,
     metrics: Arc<Metrics>,
     /// Largest answer that a filter reads, in bytes.
@@ -23,12 +22,12 @@ pub struct Filters {
 
 impl Filters {
     /// Filters that read answers of at most `max_bytes`.
-    pub fn new(devices: Arc<Devices>, metrics: Arc<Metrics>, max_bytes: usize) -> Self {
+    pub(super) fn new(devices: Arc<Devices>, metrics: Arc<Metrics>, max_bytes: usize) -> Self {
         Self { devices, metrics, max_bytes }
     }
 
     /// What filters see besides their input. The payload is parsed only for those that read it.
-    pub fn context(&self, taken: &Taken<'_>, reads_payload: bool) -> Context {
+    pub(super) fn context(&self, taken: &Taken<'_>, reads_payload: bool) -> Context {
         let payload = if reads_payload {
             filter::parse(&taken.message.payload).unwrap_or_default()
         } else {
@@ -41,7 +40,7 @@ impl Filters {
     ///
     /// # Errors
     /// [`FilterError`] when it fails or puts out too much.
-    pub fn run(
+    pub(super) fn run(
         &self,
         filter: &Filter,
         input: Val,
@@ -58,7 +57,11 @@ impl Filters {
     ///
     /// # Errors
     /// [`Refusal::BadPayload`] when the filter fails: that is not the same as nothing known yet.
-    pub fn answer(&self, answer: &Filter, taken: &Taken<'_>) -> Result<Option<Bytes>, Refusal> {
+    pub(super) fn answer(
+        &self,
+        answer: &Filter,
+        taken: &Taken<'_>,
+    ) -> Result<Option<Bytes>, Refusal> {
         let context = self.context(taken, answer.reads_payload());
         let values = self.run(answer, Val::Null, &context, &taken.route.name);
         let body = values.and_then(|values| {
@@ -71,7 +74,7 @@ impl Filters {
     ///
     /// # Errors
     /// [`FilterError`] when it is too large or no JSON.
-    pub fn read(&self, answer: &Bytes) -> Result<Val, FilterError> {
+    pub(super) fn read(&self, answer: &Bytes) -> Result<Val, FilterError> {
         self.check_size(answer)?;
         if answer.is_empty() {
             return Ok(Val::Null);
@@ -84,7 +87,7 @@ impl Filters {
     ///
     /// # Errors
     /// [`FilterError`].
-    pub fn check_size(&self, answer: &Bytes) -> Result<(), FilterError> {
+    pub(super) fn check_size(&self, answer: &Bytes) -> Result<(), FilterError> {
         let (size, max) = (answer.len(), self.max_bytes);
         if size > max {
             return Err(FilterError(format!(
@@ -98,7 +101,7 @@ impl Filters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{call::Authorization, fixtures, identity::Speaker, topic::Captures};
+    use crate::{call::Authorization, fixtures, table::identity::Speaker, topic::Captures};
 
     /// What a row with this `answer` answers to a device of which `{"a":1}` is remembered.
     fn answer(filter: &str, payload: &[u8]) -> Result<Option<Bytes>, Refusal> {

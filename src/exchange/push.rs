@@ -4,35 +4,39 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use crate::{
-    call::{Answer, JSON},
+use super::{
     devices::Devices,
-    fetch::{Fetch, Push},
     fetched::{Fetched, Trouble, Unfetched, Unusable},
-    filter::{Filter, FilterError},
     filters::Filters,
     items::Item,
+};
+use crate::{
+    call::{Answer, JSON},
+    filter::{Filter, FilterError},
     message::{Properties, Publication, Purpose, VIA},
     mqtt::Publisher,
-    table::Taken,
+    table::{
+        Taken,
+        fetch::{Fetch, Push},
+    },
     topic::{self, Captures},
     upstream::Upstream,
 };
 
 /// Fetches and pushes.
-pub struct Pusher {
+pub(super) struct Pusher {
     /// The gateway's client identifier, the value of `via`.
-    pub via: Arc<str>,
+    pub(super) via: Arc<str>,
     /// How long one fetch may take, all attempts.
-    pub deadline: Duration,
+    pub(super) deadline: Duration,
     /// What is known of the devices: what was pushed to each.
-    pub devices: Arc<Devices>,
+    pub(super) devices: Arc<Devices>,
     /// Runs `payload` and `correlation`.
-    pub filters: Filters,
+    pub(super) filters: Filters,
     /// Where things are got.
-    pub upstream: Upstream,
+    pub(super) upstream: Upstream,
     /// Where they are pushed.
-    pub publisher: Publisher,
+    pub(super) publisher: Publisher,
 }
 
 impl Pusher {
@@ -40,7 +44,7 @@ impl Pusher {
     ///
     /// # Errors
     /// [`Unfetched`] when nothing can be got or pushed, or the gateway stops.
-    pub async fn fetch(
+    pub(super) async fn fetch(
         &self,
         fetch: &Fetch,
         taken: &Taken<'_>,
@@ -136,6 +140,6 @@ impl Pusher {
 }
 
 /// The topic that a fetch pushes on; none if it is no topic to publish on.
-pub fn topic(fetch: &Fetch, captures: &Captures) -> Option<String> {
+pub(crate) fn topic(fetch: &Fetch, captures: &Captures) -> Option<String> {
     fetch.push.topic(|name| captures.get(name)).filter(|topic| topic::is_publishable(topic))
 }

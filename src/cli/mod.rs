@@ -1,5 +1,7 @@
 //! The command line: `run`, `check`, `replay`, `routes`, `explain`, `drain`.
 
+mod explain;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -18,10 +20,11 @@ use tokio::{
 
 use crate::{
     config::Config,
-    describe, explain,
     gateway::{Gateway, Stopped},
     message::{Message, Properties},
-    mqtt, printable, replay, telemetry, upstream,
+    mqtt, printable, replay,
+    table::describe,
+    telemetry, upstream,
 };
 
 /// Exit code for a configuration that cannot be used, `EX_CONFIG` of sysexits.

@@ -1,18 +1,26 @@
 //! The table in force: which of its rows takes a message, who speaks, and which calls are made for it. Pure.
 
+pub mod describe;
+pub mod fetch;
+pub mod identity;
+pub mod refusal;
+pub mod route;
+
 use std::{
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
-use crate::{
-    call::{Authorization, Call, Endpoint, Lifetime, Retry, Trial},
+use self::{
     fetch::Fetch,
-    filter::Val,
     identity::{Identity, Speaker},
-    message::{Message, VIA},
     refusal::Refusal,
     route::{Credentials, MaxBytes, Route},
+};
+use crate::{
+    call::{Authorization, Call, Endpoint, Lifetime, Retry, Trial},
+    filter::Val,
+    message::{Message, VIA},
     secret::Secret,
     template::BadSegment,
     topic::Captures,

@@ -3,30 +3,43 @@
 //! The numbers are those of "The life of a message" in `docs/ARCHITECTURE.md`. Steps 1 and 2 are past when a
 //! message comes here: `mqtt` has delivered it, and `lanes` has put it behind the earlier ones of its device.
 
+mod dead_letter;
+mod devices;
+mod fetched;
+mod filters;
+mod follow;
+mod items;
+mod lanes;
+mod outcome;
+mod push;
+mod reply;
+
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::time::Instant;
 
-use crate::{
-    call::{Answer, Call, Endpoint, JSON, Lifetime, StatusCode},
-    dead_letter::{self, Envelope},
+use self::{
+    dead_letter::Envelope,
     devices::Devices,
-    failure::{Failure, FailureKind, Stopping, Unanswered},
     fetched::Trouble,
     filters::Filters,
     follow::{Followed, Follower},
+    push::Pusher,
+};
+pub(crate) use self::{
+    dead_letter::device_property, lanes::Lanes, outcome::Outcome, push::topic as push_topic,
+    reply::Destinations,
+};
+use crate::{
+    call::{Answer, Call, Endpoint, JSON, Lifetime, StatusCode},
+    failure::{Failure, FailureKind, Stopping, Unanswered},
     metrics::Metrics,
     mqtt::{Delivery, Publisher},
-    outcome::Outcome,
     printable,
-    push::Pusher,
-    refusal::Refusal,
-    reply::{self, Destinations},
-    route::MaxBytes,
     secret::Secret,
-    table::{Incoming, Table, Taken},
+    table::{Incoming, Table, Taken, refusal::Refusal, route::MaxBytes},
     template::Template,
     upstream::Upstream,
 };
@@ -50,7 +63,7 @@ pub struct Settings {
 }
 
 /// Handles messages. One for all devices.
-pub struct Exchange {
+pub(crate) struct Exchange {
     settings: Settings,
     table: Arc<Table>,
     devices: Arc<Devices>,
@@ -80,16 +93,16 @@ impl From<Unanswered> for NoAnswer {
 }
 
 impl Exchange {
-    /// Wires an exchange. `devices` is what is known of them: nothing, when the process begins.
-    pub fn new(
+    /// Wires an exchange that knows no device yet, and will know at most `remembered_devices`.
+    pub(crate) fn new(
         settings: Settings,
         table: Arc<Table>,
-        devices: Devices,
+        remembered_devices: usize,
         upstream: Upstream,
         publisher: Publisher,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let devices = Arc::new(devices);
+        let devices = Arc::new(Devices::new(remembered_devices));
         let filters = Filters::new(devices.clone(), metrics.clone(), settings.max_bytes.filter);
         let pusher = Pusher {
             via: settings.via.clone(),
@@ -104,19 +117,19 @@ impl Exchange {
     }
 
     /// The label of the row that a subscription belongs to.
-    pub fn route_name(&self, subscription: Option<usize>) -> &Arc<str> {
+    pub(crate) fn route_name(&self, subscription: Option<usize>) -> &Arc<str> {
         self.table.name(subscription)
     }
 
     /// What the clock shows now that the deadline of a message of this subscription runs by.
-    pub fn clock(&self, subscription: Option<usize>) -> Duration {
+    pub(crate) fn clock(&self, subscription: Option<usize>) -> Duration {
         let route = self.table.route(subscription);
         route.map_or(Duration::ZERO, |route| self.upstream.clock(&route.name))
     }
 
     /// Takes a message from its arrival to its settlement. Does not panic, whatever the message. `admitted` is what
     /// [`Exchange::clock`] showed when it came, or why there is no room for it.
-    pub async fn serve(&self, delivery: Delivery, admitted: Result<Duration, Refusal>) {
+    pub(crate) async fn serve(&self, delivery: Delivery, admitted: Result<Duration, Refusal>) {
         let Delivery { message, subscription, captures, sender, receipt } = delivery;
         // 3. A row takes it; or it is refused or ignored.
         let incoming = self.table.incoming(&message, subscription, &captures, &sender);
@@ -281,7 +294,7 @@ fn fetched(followed: Followed, answer: Answer) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fetched::Unusable, fixtures};
+    use crate::{exchange::fetched::Unusable, fixtures};
 
     #[test]
     fn a_row_that_only_fetches_ends_well_if_a_fetch_did_and_else_as_the_worst() {

@@ -3,13 +3,12 @@
 use crate::{
     call::Answer,
     failure::Failure,
-    refusal::Refusal,
-    table::{Ignored, NotTaken},
+    table::{Ignored, NotTaken, refusal::Refusal},
 };
 
 /// The ends of a message. Each comes to exactly one.
 #[derive(Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The upstream accepted it (2xx), or the row needs no upstream.
     Delivered(Answer),
     /// The upstream refused it for good.
@@ -37,7 +36,7 @@ impl From<NotTaken> for Outcome {
 
 impl Outcome {
     /// What the upstream's answer makes of a message.
-    pub fn of(answer: Answer) -> Self {
+    pub(crate) fn of(answer: Answer) -> Self {
         if answer.status.is_success() { Self::Delivered(answer) } else { Self::Rejected(answer) }
     }
 
@@ -56,17 +55,17 @@ impl Outcome {
     }
 
     /// The word for programs: the `outcome` label, the `reason` of a dead letter, the `code` of an error reply.
-    pub fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> &'static str {
         self.row().0
     }
 
     /// The HTTP status, or an HTTP-like one where there was no answer.
-    pub fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         self.row().1
     }
 
     /// What went wrong, in a sentence; `None` when nothing did.
-    pub fn trouble(&self) -> Option<String> {
+    pub(super) fn trouble(&self) -> Option<String> {
         match self {
             Self::Delivered(_) | Self::Ignored(_) => None,
             Self::Rejected(answer) => Some(format!("the upstream answered {}", answer.status)),
@@ -82,7 +81,7 @@ impl Outcome {
     }
 
     /// Whether the message is put aside for the operator.
-    pub fn is_dead_letter(&self) -> bool {
+    pub(crate) fn is_dead_letter(&self) -> bool {
         match self {
             Self::Delivered(_) | Self::Ignored(_) | Self::Unknown => false,
             Self::Rejected(_) | Self::Failed(_) | Self::Refused(_) | Self::Panicked => true,
@@ -90,7 +89,7 @@ impl Outcome {
     }
 
     /// The upstream's answer, if the outcome is one.
-    pub fn answer(&self) -> Option<&Answer> {
+    pub(super) fn answer(&self) -> Option<&Answer> {
         match self {
             Self::Delivered(answer) | Self::Rejected(answer) => Some(answer),
             Self::Failed(_)
@@ -102,7 +101,7 @@ impl Outcome {
     }
 
     /// Attempts made upstream.
-    pub fn attempts(&self) -> u32 {
+    pub(super) fn attempts(&self) -> u32 {
         match self {
             Self::Delivered(answer) | Self::Rejected(answer) => answer.attempts,
             Self::Failed(failure) => failure.attempts,

@@ -5,15 +5,17 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
+use super::{
+    fetch::{Condition, Then},
+    identity::Identity,
+    refusal::Refusal,
+};
 use crate::{
     call::{Batch, Endpoint, Retry},
-    fetch::{Condition, Then},
     filter::{self, Context, Filter, FilterError, Val},
-    identity::Identity,
     json,
     message::Message,
     rate::Rate,
-    refusal::Refusal,
     template::Template,
     topic::{self, Pattern},
 };

@@ -6,21 +6,21 @@ use std::fmt::Write;
 use crate::{
     call::{Batch, Call, Endpoint, JSON, Lifetime},
     config::Config,
-    describe::{shown, then},
-    exchange,
+    exchange::{self, Destinations, Outcome, push_topic},
     filter::Val,
     message::{Message, VIA},
-    outcome::Outcome,
-    printable, push,
-    refusal::Refusal,
-    reply::Destinations,
-    route::Credentials,
+    printable,
     secret::Secret,
-    table::{Ignored, Incoming, NotTaken, Taken},
+    table::{
+        Ignored, Incoming, NotTaken, Taken,
+        describe::{shown, then},
+        refusal::Refusal,
+        route::Credentials,
+    },
 };
 
 /// The request that a message would cause, or why it would be refused; and where the answers go.
-pub fn message(config: &Config, message: &Message) -> String {
+pub(super) fn message(config: &Config, message: &Message) -> String {
     let table = &config.table;
     let (subscription, captures) = config.subscriptions().find(&message.topic).unzip();
     let captures = captures.unwrap_or_default();
@@ -53,7 +53,7 @@ pub fn message(config: &Config, message: &Message) -> String {
 fn follows(incoming: &Incoming<'_>) -> String {
     let then_of = incoming.route.iter().flat_map(|route| &route.then);
     let lines = then_of.map(|entry| {
-        let push = push::topic(&entry.fetch, incoming.captures).unwrap_or_default();
+        let push = push_topic(&entry.fetch, incoming.captures).unwrap_or_default();
         format!("then     {} -> {}\n", then(entry), printable::line(&push))
     });
     lines.collect()

@@ -9,7 +9,7 @@ use crate::{
 
 /// Why a fetch pushed nothing although there should have been something.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
+pub(super) enum Trouble {
     /// Its call had no answer that counts.
     #[error("{0}")]
     Failed(Failure),
@@ -23,7 +23,7 @@ pub enum Trouble {
 
 /// Why nothing can be fetched or pushed, whatever the upstream answers.
 #[derive(Debug, thiserror::Error)]
-pub enum Unusable {
+pub(super) enum Unusable {
     /// The topic of the push is none that may be published on.
     #[error("no topic to push on")]
     Topic,
@@ -37,7 +37,7 @@ pub enum Unusable {
 
 /// What came of a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fetched {
+pub(super) enum Fetched {
     /// Something was pushed.
     Pushed,
     /// Everything there is was pushed less than `redeliver_after` ago.
@@ -48,7 +48,7 @@ pub enum Fetched {
 
 impl Fetched {
     /// The label in metrics.
-    pub fn label(self) -> &'static str {
+    pub(super) fn label(self) -> &'static str {
         match self {
             Self::Pushed => "pushed",
             Self::Repeated => "repeated",
@@ -58,7 +58,7 @@ impl Fetched {
 }
 
 /// Why a fetch has no result.
-pub enum Unfetched {
+pub(super) enum Unfetched {
     /// The gateway stops while its call is held.
     Stopping,
     /// Something went wrong.

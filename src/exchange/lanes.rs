@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::Notify;
 
 /// The lanes.
-pub struct Lanes<K, T, S> {
+pub(crate) struct Lanes<K, T, S> {
     state: Arc<Mutex<State<K, T>>>,
     limit: usize,
     /// Notified when a task has ended, for [`Lanes::idle`].
@@ -47,14 +47,14 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     /// Lanes served by at most `limit` tasks; `serve` handles an item, and must not panic.
-    pub fn new(limit: usize, serve: S) -> Self {
+    pub(crate) fn new(limit: usize, serve: S) -> Self {
         let state =
             State { waiting: HashMap::new(), ready: VecDeque::new(), working: 0, closed: false };
         Self { state: Arc::new(Mutex::new(state)), limit, ended: Arc::default(), serve }
     }
 
     /// Puts an item behind the others of its key. After [`Lanes::close`] it is dropped.
-    pub fn push(&self, key: K, item: T) {
+    pub(crate) fn push(&self, key: K, item: T) {
         let mut state = self.state();
         if state.closed {
             return;
@@ -73,7 +73,7 @@ where
     }
 
     /// Begins no further item: every task ends with the one that it serves.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut state = self.state();
         state.closed = true;
         state.waiting.clear();
@@ -81,7 +81,7 @@ where
     }
 
     /// Waits until no item is being served.
-    pub async fn idle(&self) {
+    pub(crate) async fn idle(&self) {
         loop {
             let ended = self.ended.notified();
             if self.state().working == 0 {

@@ -19,13 +19,13 @@ use jaq_json::Map;
 use lru::LruCache;
 
 use self::told::{Seen, Told};
+use super::items::{Item, Items};
 use crate::{
     call::{Authorization, StatusCode},
     filter::{self, MAX_OUTPUTS, Val},
     fingerprint::fingerprint,
-    identity::Speaker,
-    items::{Item, Items},
     secret::Secret,
+    table::identity::Speaker,
 };
 
 /// Most pushed items kept per device; the oldest is forgotten first. As many as two runs of a filter put out.
@@ -37,7 +37,7 @@ const FAIR_ITEMS: usize = 64;
 const MAX_MEMORY_BYTES: usize = 4096;
 
 /// All known devices.
-pub struct Devices {
+pub(super) struct Devices {
     known: Mutex<LruCache<Arc<str>, Device>>,
     capacity: usize,
     /// Pushed items kept, of all devices.
@@ -54,7 +54,7 @@ struct Device {
 
 /// What became of an object that was to be remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
+pub(super) enum Kept {
     /// It was known already.
     Known,
     /// It is remembered.
@@ -65,19 +65,19 @@ pub enum Kept {
 
 /// Something that an answer says, at one entry of `then`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct News {
+pub(super) struct News {
     entry: u64,
     value: Option<u64>,
 }
 
 impl News {
     /// A value.
-    pub fn of(entry: u64, value: &[u8]) -> Self {
+    pub(super) fn of(entry: u64, value: &[u8]) -> Self {
         Self { entry, value: Some(fingerprint(value)) }
     }
 
     /// Nothing to compare with next time.
-    pub fn none(entry: u64) -> Self {
+    pub(super) fn none(entry: u64) -> Self {
         Self { entry, value: None }
     }
 
@@ -88,21 +88,21 @@ impl News {
 
 impl Devices {
     /// A memory for at most `capacity` devices, `remembered_devices` in the configuration.
-    pub fn new(capacity: usize) -> Self {
+    pub(super) fn new(capacity: usize) -> Self {
         // A bounded one would allocate room for all at once; `accept` keeps it within `capacity`.
         let known = Mutex::new(LruCache::unbounded());
         Self { known, capacity: capacity.max(1), items: AtomicUsize::new(0) }
     }
 
     /// The key last accepted upstream for this device.
-    pub fn key(&self, device: &str) -> Option<Secret> {
+    pub(super) fn key(&self, device: &str) -> Option<Secret> {
         self.known().get(device).and_then(|known| known.key.clone())
     }
 
     /// Learns from the answer to a row's own call. If the call carried the device's key, a success makes that key
     /// the one to remember, and a 401 forgets the device. What else a call carries says nothing about any key of a
     /// device: then a success only makes the device known.
-    pub fn learn_key(&self, device: &Arc<str>, carried: &Authorization, status: StatusCode) {
+    pub(super) fn learn_key(&self, device: &Arc<str>, carried: &Authorization, status: StatusCode) {
         let key = carried.speakers_key();
         if status.is_success() {
             self.accept(device, key);
@@ -115,7 +115,7 @@ impl Devices {
 
     /// Something was fetched for the device. That makes the key that the call carried the one to remember only if the
     /// device is not known: not every endpoint looks at keys.
-    pub fn met(&self, device: &Arc<str>, carried: &Authorization) {
+    pub(super) fn met(&self, device: &Arc<str>, carried: &Authorization) {
         if !self.known().contains(device) {
             self.accept(device, carried.speakers_key());
         }
@@ -151,7 +151,7 @@ impl Devices {
     }
 
     /// What the table told to remember, to whoever holds the accepted key; else null.
-    pub fn memory(&self, speaker: &Speaker) -> Val {
+    pub(super) fn memory(&self, speaker: &Speaker) -> Val {
         match known_to(speaker, &mut self.known()) {
             Some(known) if !known.told.memory().is_empty() => {
                 filter::parse(known.told.memory()).unwrap_or_default()
@@ -161,7 +161,7 @@ impl Devices {
     }
 
     /// Merges an object into what is remembered.
-    pub fn remember(&self, speaker: &Speaker, news: &Val) -> Kept {
+    pub(super) fn remember(&self, speaker: &Speaker, news: &Val) -> Kept {
         let Val::Obj(news) = news else { return Kept::Not };
         let mut known = self.known();
         let Some(known) = known_to(speaker, &mut known) else { return Kept::Known };
@@ -188,25 +188,25 @@ impl Devices {
     }
 
     /// Whether nothing follows from this answer, as last time: see `devices::told`.
-    pub fn is_quiet(&self, speaker: &Speaker, answer: u64) -> bool {
+    pub(super) fn is_quiet(&self, speaker: &Speaker, answer: u64) -> bool {
         known_to(speaker, &mut self.known()).is_some_and(|known| known.told.is_quiet(answer))
     }
 
     /// Nothing followed from this answer.
-    pub fn mark_quiet(&self, speaker: &Speaker, answer: u64) {
+    pub(super) fn mark_quiet(&self, speaker: &Speaker, answer: u64) {
         if let Some(known) = known_to(speaker, &mut self.known()) {
             known.told.mark_quiet(answer);
         }
     }
 
     /// Whether the value differs from the one last seen at that entry of `then`.
-    pub fn is_news(&self, device: &str, news: News) -> bool {
+    pub(super) fn is_news(&self, device: &str, news: News) -> bool {
         let seen = |known: &Device| news.seen().is_some_and(|seen| known.told.has_seen(seen));
         !self.known().peek(device).is_some_and(seen)
     }
 
     /// The news has been dealt with.
-    pub fn mark_seen(&self, device: &str, news: News) {
+    pub(super) fn mark_seen(&self, device: &str, news: News) {
         if let Some(news) = news.seen()
             && let Some(known) = self.known().peek_mut(device)
         {
@@ -215,12 +215,12 @@ impl Devices {
     }
 
     /// Whether the item was pushed within the last `period`.
-    pub fn pushed_within(&self, device: &str, item: Item, period: Duration) -> bool {
+    pub(super) fn pushed_within(&self, device: &str, item: Item, period: Duration) -> bool {
         self.known().peek(device).is_some_and(|known| known.pushed.has(item, period))
     }
 
     /// The item has been pushed.
-    pub fn mark_pushed(&self, device: &str, item: Item) {
+    pub(super) fn mark_pushed(&self, device: &str, item: Item) {
         if let Some(known) = self.known().peek_mut(device) {
             let before = known.pushed.len();
             let few = self.items.load(Ordering::Relaxed) < self.capacity.saturating_mul(FAIR_ITEMS);
@@ -230,7 +230,7 @@ impl Devices {
     }
 
     /// The device has dealt with what was pushed on this topic.
-    pub fn forget_pushed_on(&self, device: &str, topic: &str) {
+    pub(super) fn forget_pushed_on(&self, device: &str, topic: &str) {
         if let Some(known) = self.known().peek_mut(device) {
             let before = known.pushed.len();
             known.pushed.forget(topic);

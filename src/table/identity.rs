@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use crate::{message::Message, refusal::Refusal, secret::Secret, topic::Captures};
+use super::refusal::Refusal;
+use crate::{message::Message, secret::Secret, topic::Captures};
 
 /// Longest key that is accepted from a message, in bytes; servers refuse longer headers.
 const MAX_KEY_BYTES: usize = 4096;

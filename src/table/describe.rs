@@ -4,13 +4,11 @@ use std::fmt::Write;
 
 use serde_json::json;
 
-use crate::{
-    call::Endpoint,
+use super::{
+    Table,
     fetch::{Condition, Then},
-    secret,
-    table::Table,
-    template::Template,
 };
+use crate::{call::Endpoint, secret, template::Template};
 
 /// The table in force, a line for each row.
 pub fn table(table: &Table) -> String {

@@ -2,22 +2,26 @@
 
 use std::sync::Arc;
 
+use super::{
+    devices::{Devices, Kept, News},
+    fetched::{Trouble, Unfetched},
+    filters::Filters,
+    push::{self, Pusher},
+};
 use crate::{
     call::Answer,
-    devices::{Devices, Kept, News},
     failure::Stopping,
-    fetch::{Condition, Then},
-    fetched::{Trouble, Unfetched},
     filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Val},
-    filters::Filters,
     fingerprint::fingerprint,
     metrics::Metrics,
-    push::{self, Pusher},
-    table::Taken,
+    table::{
+        Taken,
+        fetch::{Condition, Then},
+    },
 };
 
 /// Decides what follows. One for all devices.
-pub struct Follower {
+pub(super) struct Follower {
     devices: Arc<Devices>,
     filters: Filters,
     pusher: Pusher,
@@ -26,11 +30,11 @@ pub struct Follower {
 
 /// What came of what followed.
 #[derive(Debug, Default)]
-pub struct Followed {
+pub(super) struct Followed {
     /// How many calls of fetches had a result.
-    pub fetched: usize,
+    pub(super) fetched: usize,
     /// What went wrong with the others.
-    pub troubles: Vec<Trouble>,
+    pub(super) troubles: Vec<Trouble>,
 }
 
 /// What is to be fetched: entries of `then`, and what to remember once each is done.
@@ -43,7 +47,7 @@ struct Due<'r> {
 
 impl Follower {
     /// Wires a follower.
-    pub fn new(
+    pub(super) fn new(
         devices: Arc<Devices>,
         filters: Filters,
         pusher: Pusher,
@@ -57,7 +61,11 @@ impl Follower {
     ///
     /// # Errors
     /// [`Stopping`] when something that should have been fetched is held, and the gateway stops.
-    pub async fn follow(&self, taken: &Taken<'_>, answer: Answer) -> Result<Followed, Stopping> {
+    pub(super) async fn follow(
+        &self,
+        taken: &Taken<'_>,
+        answer: Answer,
+    ) -> Result<Followed, Stopping> {
         let Taken { route, speaker, .. } = taken;
         if route.then.is_empty() && route.remember.is_none() {
             return Ok(Followed::default());

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use serde_json::json;
 
+use super::outcome::Outcome;
 use crate::{
     call::JSON,
     message::{Message, Properties, Publication, Purpose, VIA},
-    outcome::Outcome,
     table::Incoming,
     template::Template,
     topic,
@@ -14,18 +14,18 @@ use crate::{
 
 /// Where the reply and the dead letter of one message go.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Destinations {
+pub(crate) struct Destinations {
     /// The message's own Response Topic if it is allowed, else the row's `reply`.
-    pub reply: Option<String>,
+    pub(crate) reply: Option<String>,
     /// Where failures go that have no other place.
-    pub errors: Option<String>,
+    pub(crate) errors: Option<String>,
     /// The dead-letter topic.
-    pub dead_letter: Option<String>,
+    pub(crate) dead_letter: Option<String>,
 }
 
 impl Destinations {
     /// Those of this message. `errors` and `dead_letter` are the templates of the configuration.
-    pub fn of(
+    pub(crate) fn of(
         incoming: &Incoming<'_>,
         errors: Option<&Template>,
         dead_letter: Option<&Template>,
@@ -45,12 +45,12 @@ impl Destinations {
     }
 
     /// Where a failure is told: where the answer would go, else on the topic for errors.
-    pub fn failure(&self) -> Option<&String> {
+    pub(crate) fn failure(&self) -> Option<&String> {
         self.reply.as_ref().or(self.errors.as_ref())
     }
 
     /// Where the reply with this outcome goes.
-    pub fn reply_with(&self, outcome: &Outcome) -> Option<&String> {
+    pub(crate) fn reply_with(&self, outcome: &Outcome) -> Option<&String> {
         match outcome {
             Outcome::Ignored(_) => None,
             Outcome::Delivered(_) => self.reply.as_ref(),
@@ -64,7 +64,7 @@ impl Destinations {
 }
 
 /// The reply, if there is a place for it: the API's answer as it came, or the error in JSON.
-pub fn reply(
+pub(super) fn reply(
     outcome: &Outcome,
     message: &Message,
     to: &Destinations,
@@ -104,8 +104,7 @@ mod tests {
     use crate::{
         failure::{Failure, FailureKind},
         fixtures::{self, answer},
-        refusal::Refusal,
-        table::Ignored,
+        table::{Ignored, refusal::Refusal},
     };
 
     const TABLE: &str = r#"

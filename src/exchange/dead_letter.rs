@@ -3,9 +3,9 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use super::outcome::Outcome;
 use crate::{
     message::{DeadLetter, Message, Properties, Publication, Purpose, VIA},
-    outcome::Outcome,
     printable,
     secret::{self, Secret, plain},
 };
@@ -34,21 +34,25 @@ const MAX_PROPERTY_BYTES: usize = 8 * 1024;
 
 /// Where a letter goes, and what must not stand in it.
 #[derive(Debug)]
-pub struct Envelope<'e> {
+pub(super) struct Envelope<'e> {
     /// The dead-letter topic.
-    pub topic: &'e str,
+    pub(super) topic: &'e str,
     /// The row, or `none`.
-    pub route: &'e Arc<str>,
+    pub(super) route: &'e Arc<str>,
     /// The user property that carries the device's key.
-    pub key_property: &'e str,
+    pub(super) key_property: &'e str,
     /// The key of the call, if one was found.
-    pub key: Option<&'e Secret>,
+    pub(super) key: Option<&'e Secret>,
     /// The gateway's client identifier.
-    pub via: &'e str,
+    pub(super) via: &'e str,
 }
 
 /// The letter: the payload as it came, the gateway's properties first, then the device's own.
-pub fn dead_letter(outcome: &Outcome, message: &Message, envelope: &Envelope<'_>) -> Publication {
+pub(super) fn dead_letter(
+    outcome: &Outcome,
+    message: &Message,
+    envelope: &Envelope<'_>,
+) -> Publication {
     let Envelope { topic, route, key_property, key, via } = envelope;
     let keys = Keys::new(message, key_property, *key);
     let received_at = humantime::format_rfc3339_millis(message.received_at);
@@ -83,7 +87,7 @@ pub fn dead_letter(outcome: &Outcome, message: &Message, envelope: &Envelope<'_>
 }
 
 /// What a property of a letter was called in the device's message; `None` if it is the gateway's own.
-pub fn device_property(name: &str) -> Option<&str> {
+pub(crate) fn device_property(name: &str) -> Option<&str> {
     match name.strip_prefix(DEVICE) {
         Some(name) => Some(name),
         None => Some(name).filter(|name| !OWN.contains(name)),
@@ -91,7 +95,7 @@ pub fn device_property(name: &str) -> Option<&str> {
 }
 
 /// The API's first words, on one line, without the key; `None` if it said nothing.
-pub fn answer(
+pub(super) fn answer(
     outcome: &Outcome,
     message: &Message,
     key_property: &str,
@@ -179,7 +183,7 @@ mod tests {
     use super::*;
     use crate::{
         call::{Answer, StatusCode},
-        refusal::Refusal,
+        table::refusal::Refusal,
     };
 
     fn letter(user: &[(&str, &str)], outcome: &Outcome) -> Publication {
