@@ -42,7 +42,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const SPARE: u32 = 10;
 
 /// What is shown.
-pub struct Pages {
+pub(crate) struct Pages {
     /// Behind `/readyz`.
     pub health: Arc<Health>,
     /// Behind `/metrics`.
@@ -54,7 +54,7 @@ pub struct Pages {
 }
 
 /// Serves until it is aborted.
-pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
+pub(crate) async fn serve(listener: TcpListener, pages: Arc<Pages>) {
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     // A descriptor to give up when there is none left: probes are answered then as well.
     let mut spare = File::open("/dev/null").ok();

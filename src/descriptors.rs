@@ -3,10 +3,10 @@
 
 /// What is needed beside the exchanges: the broker, the admin endpoint's connections, the logs, and names
 /// being looked up.
-pub const BESIDE: u64 = 128;
+pub(crate) const BESIDE: u64 = 128;
 
 /// Raises the soft limit to the hard one; how many there are then. `None` where the system does not say.
-pub fn raise() -> Option<u64> {
+pub(crate) fn raise() -> Option<u64> {
     rlimit::increase_nofile_limit(u64::MAX).or_else(|_| limit()).ok()
 }
 
@@ -15,7 +15,7 @@ fn limit() -> std::io::Result<u64> {
 }
 
 /// What to say where they are too few for so many exchanges at once.
-pub fn warning(max_in_flight: usize) -> Option<String> {
+pub(crate) fn warning(max_in_flight: usize) -> Option<String> {
     let (limit, wanted) = (raise()?, max_in_flight as u64 + BESIDE);
     (limit < wanted).then(|| {
         format!(

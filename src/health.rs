@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What readiness is made of.
-pub struct Health {
+pub(crate) struct Health {
     broker: watch::Receiver<Status>,
     upstream: Upstream,
     metrics: Arc<Metrics>,
@@ -37,7 +37,7 @@ pub struct Health {
 
 impl Health {
     /// Watches the broker's connection and the metrics' progress.
-    pub fn new(
+    pub(crate) fn new(
         broker: watch::Receiver<Status>,
         upstream: Upstream,
         metrics: Arc<Metrics>,
@@ -58,7 +58,7 @@ impl Health {
     }
 
     /// The gateway has been told to stop.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
@@ -68,7 +68,7 @@ impl Health {
     }
 
     /// Why the gateway is not ready; empty when it is.
-    pub fn unready(&self) -> Vec<String> {
+    pub(crate) fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.stopping.load(Ordering::Relaxed) {
             reasons.push("stopping".to_owned());

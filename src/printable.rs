@@ -1,17 +1,17 @@
 //! Text of strangers for people's eyes: what would break a line, move a cursor or turn the reading
 //! direction is written as an escape.
 
-use std::fmt::{self, Debug, Display, Write};
+use std::fmt::{self, Debug, Write};
 
 /// Whether a terminal shows the character and does nothing else with it.
-pub fn is_printable(letter: char) -> bool {
+pub(crate) fn is_printable(letter: char) -> bool {
     !letter.is_control()
         // Zero-width and direction marks, line and paragraph separators.
         && !matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 /// On one line.
-pub fn line(text: &str) -> String {
+pub(crate) fn line(text: &str) -> String {
     let mut printed = String::with_capacity(text.len());
     // Writing into a string cannot fail, here and below.
     let _ = Escaping(&mut printed).write_str(text);
@@ -19,7 +19,7 @@ pub fn line(text: &str) -> String {
 }
 
 /// On one line and of bounded length, in bytes; an ellipsis says that something is missing.
-pub fn short_line(text: &str, bytes: usize) -> String {
+pub(crate) fn short_line(text: &str, bytes: usize) -> String {
     let whole = text.len() <= bytes;
     let mut printed = line(text.get(..text.floor_char_boundary(bytes)).unwrap_or_default());
     if !whole || printed.len() > bytes {
@@ -30,19 +30,14 @@ pub fn short_line(text: &str, bytes: usize) -> String {
 }
 
 /// On as many lines as it has.
-pub fn lines(text: &str) -> String {
+pub(crate) fn lines(text: &str) -> String {
     text.split('\n').map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Writes the `Debug` form of a value on one line. `Debug` of a text escapes by itself, that of a
 /// formatted value does not.
-pub fn write_debug(to: &mut dyn Write, value: &dyn Debug) -> fmt::Result {
+pub(crate) fn write_debug(to: &mut dyn Write, value: &dyn Debug) -> fmt::Result {
     write!(Escaping(to), "{value:?}")
-}
-
-/// The same for `Display`.
-pub fn write_display(to: &mut dyn Write, value: &dyn Display) -> fmt::Result {
-    write!(Escaping(to), "{value}")
 }
 
 struct Escaping<W>(W);

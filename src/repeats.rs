@@ -17,7 +17,7 @@ const MAX_KINDS: usize = 500;
 
 /// What makes two lines the same kind, and what is said of it when it is summed up.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct Kind {
+pub(crate) struct Kind {
     /// The place in the code.
     pub place: &'static str,
     /// What the line says.
@@ -30,7 +30,7 @@ pub struct Kind {
 
 /// Lines that were not written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// What they were.
     pub kind: Kind,
     /// How many.
@@ -39,7 +39,7 @@ pub struct Summary {
 
 /// Counts lines.
 #[derive(Debug, Default)]
-pub struct Repeats {
+pub(crate) struct Repeats {
     kinds: HashMap<Kind, Run>,
 }
 
@@ -54,7 +54,7 @@ struct Run {
 
 impl Repeats {
     /// Whether a line of this kind is written now.
-    pub fn admit(&mut self, kind: Kind, now: Instant) -> bool {
+    pub(crate) fn admit(&mut self, kind: Kind, now: Instant) -> bool {
         let full = self.kinds.len() >= MAX_KINDS && !self.kinds.contains_key(&kind);
         let kind =
             if full { Kind { text: "other lines".to_owned(), ..Kind::default() } } else { kind };
@@ -64,7 +64,7 @@ impl Repeats {
     }
 
     /// What was kept back in windows that have ended. A kind of which nothing came is forgotten.
-    pub fn summaries(&mut self, now: Instant) -> Vec<Summary> {
+    pub(crate) fn summaries(&mut self, now: Instant) -> Vec<Summary> {
         let mut summaries = Vec::new();
         self.kinds.retain(|kind, run| {
             if now.duration_since(run.since) < WINDOW {

@@ -45,7 +45,7 @@ const WAITING: usize = 1024;
 
 /// What can be said on the command line.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// Client identifier of the session that keeps the letters; without it the gateway's, with `-replay`.
     #[arg(long, value_name = "ID")]
     client_id: Option<String>,
@@ -93,7 +93,7 @@ struct Replay {
 ///
 /// # Errors
 /// A sentence for the operator: the broker cannot be used, or letters remain.
-pub async fn replay(config: Config, arguments: Arguments) -> Result<(), String> {
+pub(crate) async fn replay(config: Config, arguments: Arguments) -> Result<(), String> {
     let keys = arguments.keys.as_deref().map_or_else(|| Ok(HashMap::new()), keys)?;
     let settings = settings(&config, &arguments)?;
     let (client_id, subscriptions) = (settings.client_id.clone(), subscriptions(&config)?);

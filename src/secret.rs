@@ -34,13 +34,13 @@ const PARTS: [&str; 8] =
 const NAMES: [&str; 6] = ["auth", "key", "pass", "pin", "pwd", "sig"];
 
 /// Whether a value of this name is likely to be a secret.
-pub fn sounds_secret(name: &str) -> bool {
+pub(crate) fn sounds_secret(name: &str) -> bool {
     let name = plain(name);
     PARTS.iter().any(|part| name.contains(part)) || NAMES.contains(&name.as_str())
 }
 
 /// A name without case and punctuation, for comparing.
-pub fn plain(name: &str) -> String {
+pub(crate) fn plain(name: &str) -> String {
     name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 

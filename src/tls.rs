@@ -17,6 +17,7 @@ use rustls::{
 
 /// Certificate files as the configuration names them. Files are read when a connection is set up.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_field_names, reason = "they are called as the keys are")]
 pub struct Settings {
     /// Certificates to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
@@ -136,7 +137,7 @@ fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
 
 /// What to do about a connection that failed on a certificate, as the end of a sentence; empty if it did
 /// not.
-pub fn remedy(error: &(dyn Error + 'static)) -> &'static str {
+pub(crate) fn remedy(error: &(dyn Error + 'static)) -> &'static str {
     let mut cause = Some(error);
     while let Some(error) = cause {
         let rustls = error.downcast_ref::<rustls::Error>();
