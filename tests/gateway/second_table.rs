@@ -3,48 +3,26 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Broker, Options, Upstream};
+use crate::harness::{Broker, Options, Upstream, run};
 
-const CONFIG: &str = r#"
-[upstream]
-url = "http://127.0.0.1:1/api/"
+const CONFIG: &str = include_str!("../../examples/plant.toml");
 
-[device]
-capture      = "sensor"
-id_property  = "sensor-id"
-key_property = "token"
-key_header   = "X-Api-Token"
-key_prefix   = "Bearer "
-
-[replies]
-errors = "plant/{site}/{sensor}/trouble"
-
-[dead_letter]
-topic = "lost/{site}/{route}"
-
-[[route]]
-name  = "reading"
-on    = "plant/{site}/{sensor}/reading"
-call  = "PATCH /sites/{site}/sensors/{sensor}?source=mqtt"
-body  = "{value: .v, unit: \"C\"}"
-then  = [{ fetch = "settings", when = ".stale" }]
-
-[[route]]
-name  = "retire"
-on    = "plant/{site}/{sensor}/retire"
-call  = "DELETE /sites/{site}/sensors/{sensor}"
-reply = "plant/{site}/{sensor}/retired"
-retry = "never"
-
-[[fetch]]
-name           = "settings"
-call           = "GET /sites/{site}/sensors/{sensor}/settings"
-push           = "plant/{site}/{sensor}/settings"
-response_topic = "plant/{site}/{sensor}/settings/taken"
-payload        = ".[]"
-correlation    = ".key"
-empty_on       = [404]
-"#;
+#[tokio::test]
+async fn the_example_of_another_api_can_be_checked_and_explained_as_it_says() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/plant.toml");
+    let (code, out, error) = run(&["--config", file, "check"], "").await;
+    assert_eq!((code, error.as_str()), (0, ""), "{out}");
+    let explain = ["--config", file, "explain", "plant/north/s9/reading", "--payload", "-"];
+    let properties = ["--property", "sensor-id=s9", "--property", "token=t0ken"];
+    let (code, out, _) = run(&[&explain[..], &properties].concat(), r#"{"v": 21.5}"#).await;
+    assert_eq!(code, 0);
+    for line in [
+        "PATCH https://plant.example.com/api/sites/north/sensors/s9",
+        r#"{"value":21.5,"unit":"C"}"#,
+    ] {
+        assert!(out.contains(line), "{line} is not in {out}");
+    }
+}
 
 #[tokio::test]
 async fn another_api_is_another_table() {
