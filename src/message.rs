@@ -69,6 +69,12 @@ pub struct Publication {
 }
 
 impl Publication {
+    /// The ticket of the message that is settled when the broker has taken this, or never will.
+    pub fn settles(&self) -> Option<u64> {
+        let Purpose::DeadLetter(letter) = &self.purpose else { return None };
+        letter.original
+    }
+
     /// The same in short, for a broker that takes no packet as large: of a dead letter what it says is
     /// worth more than nothing. Every other publication is whole or not at all.
     pub fn shorter(&self) -> Option<Self> {
@@ -102,4 +108,6 @@ pub struct DeadLetter {
     pub route: Arc<str>,
     /// Why it could not be delivered, in one word.
     pub reason: &'static str,
+    /// The ticket of that message, once its receipt is spent on the letter.
+    pub original: Option<u64>,
 }

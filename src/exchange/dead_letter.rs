@@ -73,7 +73,7 @@ pub(super) fn dead_letter(
         user.push(("left_out".to_owned(), format!("{left_out} properties")));
     }
     let content_type = message.properties.content_type.as_deref();
-    let letter = DeadLetter { route: (*route).clone(), reason: outcome.code() };
+    let letter = DeadLetter { route: (*route).clone(), reason: outcome.code(), original: None };
     Publication {
         purpose: Purpose::DeadLetter(Box::new(letter)),
         topic: (*topic).to_owned(),

@@ -35,6 +35,7 @@ pub(crate) use self::{
 use crate::{
     call::{Answer, Call, Endpoint, JSON, Lifetime, StatusCode},
     failure::{Failure, FailureKind, Stopping, Unanswered},
+    message::Publication,
     metrics::Metrics,
     mqtt::{Delivery, Publisher},
     printable,
@@ -147,7 +148,7 @@ impl Exchange {
         // Not settled: the broker keeps it for the next gateway.
         let Ok(outcome) = outcome else { return };
         let key = taken.as_ref().ok().and_then(|taken| taken.speaker.key.as_ref());
-        self.conclude(&outcome, &incoming, key).await;
+        let letter = self.conclude(&outcome, &incoming, key).await;
         // 7. What the answer gives news of is fetched and pushed.
         let (code, status) = (outcome.code(), outcome.status());
         if let (Ok(taken), Outcome::Delivered(answer)) = (&taken, outcome)
@@ -156,9 +157,13 @@ impl Exchange {
         {
             return;
         }
-        // 8. Behind everything published above, the message is settled; 9. so the broker gets its PUBACK.
+        // 8. Behind everything published above, the message is settled, by its dead letter if it has one; 9. so the
+        // broker gets its PUBACK.
         self.metrics.settled(incoming.name(), code, status);
-        receipt.settle().await;
+        match letter {
+            None => receipt.settle().await,
+            Some(letter) => receipt.settle_by(letter).await,
+        }
     }
 
     /// Finds the outcome of a message that a row has taken.
@@ -238,8 +243,14 @@ impl Exchange {
         followed.map(|_| ())
     }
 
-    /// 6. Reports the outcome: to the device by a reply, to the operator by a line and a dead letter.
-    async fn conclude(&self, outcome: &Outcome, incoming: &Incoming<'_>, key: Option<&Secret>) {
+    /// 6. Reports the outcome: to the device by a reply, to the operator by a line, and by a dead letter, which
+    ///    is returned.
+    async fn conclude(
+        &self,
+        outcome: &Outcome,
+        incoming: &Incoming<'_>,
+        key: Option<&Secret>,
+    ) -> Option<Publication> {
         let Settings { via, errors, dead_letter, .. } = &self.settings;
         let (message, name) = (incoming.message, incoming.name());
         self.log(outcome, incoming, key);
@@ -247,11 +258,10 @@ impl Exchange {
         if let Some(reply) = reply::reply(outcome, message, &to, name, via) {
             self.publisher.publish(reply).await;
         }
-        if let Some(topic) = to.dead_letter.as_ref().filter(|_| outcome.is_dead_letter()) {
-            let key_property = &*self.table.identity.key_property;
-            let envelope = Envelope { topic, route: name, key_property, key, via };
-            self.publisher.publish(dead_letter::dead_letter(outcome, message, &envelope)).await;
-        }
+        let topic = to.dead_letter.as_ref().filter(|_| outcome.is_dead_letter())?;
+        let key_property = &*self.table.identity.key_property;
+        let envelope = Envelope { topic, route: name, key_property, key, via };
+        Some(dead_letter::dead_letter(outcome, message, &envelope))
     }
 
     fn log(&self, outcome: &Outcome, incoming: &Incoming<'_>, key: Option<&Secret>) {

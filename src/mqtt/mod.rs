@@ -37,7 +37,7 @@ pub use self::{
     visit::{end_session, probe},
 };
 use crate::{
-    message::{Message, Publication},
+    message::{Message, Publication, Purpose},
     secret::Secret,
     tls,
     topic::{Captures, Pattern},
@@ -214,10 +214,24 @@ impl Receipt {
     /// Lets the message be acknowledged, after everything published before this. When the
     /// connection task is gone nothing can be acknowledged and the broker keeps the message.
     pub async fn settle(self) {
-        let Self { ticket, commands, held } = self;
+        let command = Command::Settle(self.ticket);
+        self.send(command).await;
+    }
+
+    /// The same for a message whose last copy is a dead letter: it is acknowledged when the broker has
+    /// acknowledged the letter, or is known never to take it.
+    pub async fn settle_by(self, mut letter: Publication) {
+        if let Purpose::DeadLetter(letter) = &mut letter.purpose {
+            letter.original = Some(self.ticket);
+        }
+        self.send(Command::Publish(letter)).await;
+    }
+
+    async fn send(self, command: Command) {
+        let Self { commands, held, .. } = self;
         // First, so that the connection sees the room when it hears the command.
         drop(held);
-        let _ = commands.send(Command::Settle(ticket)).await;
+        let _ = commands.send(command).await;
     }
 }
 

@@ -36,7 +36,7 @@ use super::{
 };
 use crate::{
     fingerprint::fingerprint,
-    message::Message,
+    message::{Message, Publication},
     metrics::Metrics,
     secret::Secret,
     topic::{Captures, Pattern},
@@ -109,7 +109,7 @@ impl Session {
         self.window.disconnected(&self.intake.disconnected());
         let over_something = ending.is_some_and(Ending::is_over_something);
         if let Some(poison) = self.outbox.disconnected(over_something, now) {
-            fate::poison(&poison, &self.metrics);
+            self.ended(&poison, fate::poison);
         }
         self.link.take().map(|link| link.lasted(now))
     }
@@ -176,7 +176,7 @@ impl Session {
         match command {
             Command::Publish(publication) => match legal(publication) {
                 Ok(publication) => self.outbox.push(Entry::Publish(publication)),
-                Err(publication) => fate::illegal(&publication, &self.metrics),
+                Err(publication) => self.ended(&publication, fate::illegal),
             },
             Command::Settle(ticket) => self.outbox.push(Entry::Settled(ticket)),
             Command::Finish => self.finishing = true,
@@ -202,7 +202,7 @@ impl Session {
             Incoming::Publish(publish) => self.arrived(publish, now, deliver),
             Incoming::PubAck { packet_id, reason } => {
                 if let Some(publication) = self.outbox.take(packet_id) {
-                    fate::acknowledged(&publication, reason, &self.metrics);
+                    self.ended(&publication, |it, metrics| fate::acknowledged(it, reason, metrics));
                 }
             }
             Incoming::PubRel { packet_id } => {
@@ -218,6 +218,14 @@ impl Session {
             Incoming::ConnAck(_) | Incoming::Other(_) => {}
         }
         Ok(())
+    }
+
+    /// What became of a publication is known; if it is a dead letter, its message is settled.
+    fn ended(&mut self, publication: &Publication, tell: impl FnOnce(&Publication, &Metrics)) {
+        tell(publication, &self.metrics);
+        if let Some(ticket) = publication.settles() {
+            self.outbox.push(Entry::Settled(ticket));
+        }
     }
 
     fn connected(&mut self, connack: ConnAck, now: Instant) -> Result<(), Ending> {
@@ -373,9 +381,9 @@ impl Session {
                     }
                     let Some(publication) = self.outbox.take(packet_id) else { continue };
                     match publication.shorter() {
-                        _ if fits => {}
+                        _ if fits => self.ended(&publication, |_, _| {}),
                         Some(shorter) => self.outbox.push_first(shorter),
-                        None => fate::too_large(&publication, &self.metrics),
+                        None => self.ended(&publication, fate::too_large),
                     }
                 }
             }

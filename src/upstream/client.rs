@@ -219,10 +219,9 @@ impl Client {
 
     async fn body(&self, mut response: Response, mut clock: Clock) -> Result<Bytes, FailureKind> {
         let max = self.shared.settings.max_response_bytes;
-        let length = response.content_length().and_then(|length| usize::try_from(length).ok());
-        if length.is_some_and(|length| length > max) {
-            return Err(FailureKind::AnswerTooLarge(max));
-        }
+        // What is larger is found out when it comes: it may not.
+        let length = response.content_length();
+        let length = length.map(|length| usize::try_from(length).unwrap_or(max).min(max));
         // Before anything of it is read: the client library reads ahead, up to 0.4 MiB at a time.
         let mut reserved = match length {
             Some(length) if length > SMALL_ANSWER => Some(self.reserve(length, &mut clock).await),

@@ -23,6 +23,7 @@ mod fleet;
 mod flow;
 mod hostile;
 mod identity;
+mod letters;
 mod logs;
 mod memory;
 mod order;
