@@ -132,6 +132,37 @@ async fn when_a_batch_fails_each_call_is_made_by_itself() {
     assert_eq!(device.ask("telemetry", json!([1])).await.json(), json!({"single": true}));
 }
 
+/// A parser of the API that takes fewer levels than ours refuses the batch for one body: the others go by
+/// themselves, and only that one fails.
+#[tokio::test]
+async fn a_body_too_deep_for_the_api_costs_the_others_nothing() {
+    let (broker, upstream, gateway) = stage().await;
+    let mut devices = [broker.device("a").await, broker.device("deep").await];
+    upstream.answers("POST", MASS, 400, json!({"error": "nested too deeply"})).await;
+    upstream.answers("POST", &path("first"), 200, json!({})).await;
+    upstream.answers("POST", &path("a"), 200, json!({"ok": 1})).await;
+    upstream.answers("POST", &path("deep"), 400, json!({"error": "nested too deeply"})).await;
+    let deep = (0..100).fold(json!(1), |value, _| json!([value]));
+    let first = ResponseTemplate::new(201).set_body_json(json!({"first": {}}));
+    let first = first.set_delay(Duration::from_millis(500));
+    upstream.responds_times("POST", MASS, 1, first).await;
+    broker.device("first").await.send("telemetry", json!({})).await;
+    upstream.arrived(&format!("POST {MASS}"), 1).await;
+    for device in &mut devices {
+        let body = if device.id == "deep" { json!({"x": deep}) } else { json!({}) };
+        let mut message = device.message("telemetry", body.to_string());
+        message.props.response_topic = Some(device.topic("answers"));
+        device.publish(message).await;
+    }
+    let [a, deep] = &mut devices;
+    let answer = a.next().await;
+    assert_eq!((answer.user("status"), answer.json()), ("200", json!({"ok": 1})));
+    assert_eq!(deep.next().await.user("status"), "400");
+    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 2).await;
+    gateway.metric_is("gateway_messages_settled_total", &["rejected"], 1).await;
+    assert_eq!(upstream.count(&format!("POST {MASS}")).await, 2, "both travelled together");
+}
+
 #[tokio::test]
 async fn explain_shows_the_call_and_its_batch() {
     let dir = tempfile::tempdir().unwrap();

@@ -18,6 +18,7 @@ mod dead_letters;
 mod delivery;
 mod deploy;
 mod doors;
+mod endless;
 mod faults;
 mod fleet;
 mod flow;
