@@ -2,13 +2,13 @@
 
 use std::{num::NonZeroU32, str::FromStr, time::Duration};
 
-/// So many attempts in so much time, written `10/s`, `600/m` or `10/h`; all at once if they come
+/// A number of attempts for each second, minute or hour, written `10/s`, `600/m` or `10/h`. They may be made all
 /// at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// How many.
+    /// How many attempts.
     pub count: NonZeroU32,
-    /// In how long.
+    /// The time in which they may be made.
     pub per: Duration,
 }
 
@@ -25,10 +25,10 @@ impl FromStr for Rate {
                 _ => return None,
             };
             let rate = Self { count: count.trim().parse().ok()?, per: Duration::from_secs(per) };
-            // A clock must be able to tell one turn from the next.
+            // The limiter counts in nanoseconds: two turns must not fall into the same one.
             (!(rate.per / rate.count.get()).is_zero()).then_some(rate)
         };
-        parse().ok_or_else(|| format!("`{text}` is not a rate; write `100/s`, `600/m` or `10/h`"))
+        parse().ok_or_else(|| format!("invalid rate `{text}`; write `100/s`, `600/m` or `10/h`"))
     }
 }
 

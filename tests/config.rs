@@ -6,6 +6,7 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use mqtt_rest_gateway::config::{Config, SHIPPED};
+use toml::de::{DeTable, DeValue};
 
 fn fixtures(kind: &str) -> Vec<(String, String)> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/config").join(kind);
@@ -69,6 +70,73 @@ fn the_shipped_file_shows_the_defaults() {
     let shipped = format!("{:?}", Config::parse(SHIPPED, &env([])).unwrap());
     assert_eq!(format!("{:?}", Config::parse(&bare, &env([])).unwrap()), shipped);
     assert!(keys.lines().filter(|line| line.contains(" = ")).count() > 25);
+}
+
+/// Every key outside the table, with its value, by path.
+fn settings(text: &str) -> BTreeMap<String, String> {
+    fn walk(path: &str, table: &DeTable<'_>, found: &mut BTreeMap<String, String>) {
+        for (key, value) in table.iter().filter(|(key, _)| key.get_ref() != "filters") {
+            let path = format!("{path}{}", key.get_ref());
+            match value.get_ref() {
+                DeValue::Table(table) => walk(&format!("{path}."), table, found),
+                DeValue::Array(_) => {}
+                DeValue::String(text) => assert!(found.insert(path, text.to_string()).is_none()),
+                DeValue::Integer(n) => assert!(found.insert(path, n.to_string()).is_none()),
+                other => panic!("{path} is {}", other.type_str()),
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk("", DeTable::parse(text).unwrap().get_ref(), &mut found);
+    found
+}
+
+#[test]
+fn the_fixture_of_everything_has_every_key_and_none_at_its_default() {
+    let (_, text) = fixtures("valid").into_iter().find(|(n, _)| n == "everything.toml").unwrap();
+    let (shipped, everything) = (settings(SHIPPED), settings(&text));
+    assert!(shipped.len() > 30, "{shipped:?}");
+    for (key, default) in &shipped {
+        let value = everything.get(key).unwrap_or_else(|| panic!("everything.toml has no {key}"));
+        assert_ne!(value, default, "{key} is at its default");
+    }
+}
+
+#[test]
+fn a_default_that_does_not_fit_the_table_is_off_and_a_warning_says_so() {
+    let table = "[upstream]\nurl = \"https://hub\"\n[device]\ncapture = \"sensor\"\n[[route]]\n\
+                 name = \"r\"\non = \"plant/{sensor}/r\"\ncall = \"POST /r\"\n";
+    let about = |text: &str, env: &BTreeMap<String, String>| {
+        let config = Config::parse(text, env).unwrap();
+        let told =
+            config.warnings().into_iter().filter(|w| w.starts_with("[replies] errors: not set"));
+        (config.exchange.errors.map(|topic| topic.as_str().to_owned()), told.count())
+    };
+    assert_eq!(about(table, &env([])), (None, 1));
+    let letters = Config::parse(table, &env([])).unwrap().exchange.dead_letter.unwrap();
+    assert!(letters.as_str().ends_with("/{route}"), "a default that fits stands: {letters:?}");
+    assert_eq!(about(&format!("[replies]\nerrors = \"\"\n{table}"), &env([])), (None, 0));
+    let topic = "plant/{sensor}/errors";
+    let set = env([("GATEWAY_REPLIES_ERRORS", topic)]);
+    assert_eq!(about(table, &set), (Some(topic.to_owned()), 0));
+    let (shipped, told) = about(SHIPPED, &env([]));
+    assert!(shipped.is_some() && told == 0);
+    // What is written and does not fit is a mistake.
+    let wrong = env([("GATEWAY_REPLIES_ERRORS", "plant/{site}/errors")]);
+    let expected = "GATEWAY_REPLIES_ERRORS: `{site}` is not captured by route `r`";
+    assert_eq!(mistakes(table, &wrong), [expected]);
+}
+
+#[test]
+fn a_named_filter_is_the_filter_it_names() {
+    let config = Config::parse(SHIPPED, &env([])).unwrap();
+    let payload = |name: &str| {
+        let fetch = config.table.fetches.iter().find(|fetch| *fetch.name == *name).unwrap();
+        fetch.payload.as_ref().unwrap().as_str()
+    };
+    assert!(payload("license").contains("del(.action)"));
+    assert_eq!(payload("license"), payload("licenses"));
+    assert_eq!(SHIPPED.matches("del(.action)").count(), 1);
 }
 
 #[test]

@@ -239,13 +239,8 @@ fn knows(literal: &str, word: &str) -> bool {
 }
 
 /// Where a text may know a word of the API, and why.
-const KNOWN: [(&str, &str); 5] = [
-    // The defaults of `[device]` and `[replies]` stand in the code as well as in `config.toml`.
-    ("config/mod.rs", "device_id"),
-    ("config/mod.rs", "access_key"),
-    ("config/mod.rs", "v1"),
+const KNOWN: [(&str, &str); 1] = [
     // An example, in a message that says what to write.
-    ("config/table.rs", "device_id"),
     ("topic.rs", "device_id"),
 ];
 

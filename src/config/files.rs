@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The certificates of a section; `encrypted` says whether its connection uses them.
-pub(super) fn certificates(section: &Section<'_>, encrypted: Option<bool>) -> Settings {
+pub(super) fn certificates(section: &Section<'_>, encrypted: bool) -> Settings {
     let file = |key| section.parsed(key, |text| Ok(PathBuf::from(text)));
     let settings = Settings {
         ca_file: file("ca_file"),
@@ -29,7 +29,7 @@ pub(super) fn certificates(section: &Section<'_>, encrypted: Option<bool>) -> Se
         section.mistake(
             None,
             "cert_file",
-            "a certificate needs its key: set both `cert_file` and `key_file`",
+            "a certificate needs its key; set both `cert_file` and `key_file`",
         );
     } else if let Err(error) = settings.check() {
         let key = match &error {
@@ -39,7 +39,7 @@ pub(super) fn certificates(section: &Section<'_>, encrypted: Option<bool>) -> Se
             TlsError::Pair(_) | TlsError::Rustls(_) => "key_file",
         };
         section.mistake(None, key, error.to_string());
-    } else if let (Some(key), Some(false)) = (named, encrypted) {
+    } else if let (Some(key), false) = (named, encrypted) {
         let text = "the connection is not encrypted and would not use it; write an `mqtts://`, `wss://` \
                     or `https://` url";
         section.mistake(None, key, text);

@@ -1,12 +1,12 @@
-//! Reads configuration values one by one, from the text or from the environment, and keeps every
-//! mistake with its place instead of stopping at the first.
+//! Reads configuration values one by one: from the environment, else from the text, else from the shipped
+//! text, which is where every default stands. Keeps every mistake with its place instead of stopping at the first.
 
 use std::{
     borrow::Cow,
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    fmt,
     ops::Range,
+    sync::LazyLock,
 };
 
 use toml::{
@@ -14,33 +14,22 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-/// What a variable of the environment begins with to be ours.
-pub(super) const PREFIX: &str = "GATEWAY_";
+use super::{
+    SHIPPED,
+    mistake::{Mistake, PREFIX},
+    names::{is_service_link, nearest},
+};
+
 /// Names that begin like ours and are read elsewhere.
 const OTHER_NAMES: [&str; 1] = ["GATEWAY_CONFIG"];
 
 /// The place of mistakes in the syntax.
 const NOT_TOML: &str = "TOML";
 
-/// One mistake in the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mistake {
-    /// Line in the file, from 1; none if it came from the environment.
-    pub line: Option<usize>,
-    /// The row or key.
-    pub place: String,
-    /// What is wrong and what to write instead.
-    pub text: String,
-}
-
-impl fmt::Display for Mistake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "line {line}: {}: {}", self.place, self.text),
-            None => write!(f, "{}: {}", self.place, self.text),
-        }
-    }
-}
+/// The shipped text, which has the defaults.
+static DEFAULTS: LazyLock<DeTable<'static>> = LazyLock::new(|| {
+    DeTable::parse(SHIPPED).expect("the shipped text is TOML: a test reads it").into_inner()
+});
 
 /// The sources of values, and what was wrong with them.
 pub(super) struct Reader<'a> {
@@ -64,7 +53,11 @@ impl<'a> Reader<'a> {
             self.mistakes.borrow_mut().push(Mistake { line, place: NOT_TOML.to_owned(), text });
         }
         let span = table.span();
-        Section::new(self, String::new(), None, span, Some(table.into_inner()))
+        let defaults = Some(&*DEFAULTS);
+        Section {
+            defaults,
+            ..Section::new(self, String::new(), None, span, Some(table.into_inner()))
+        }
     }
 
     pub(super) fn mistake(&self, span: Option<Range<usize>>, place: &str, text: impl Into<String>) {
@@ -89,7 +82,7 @@ impl<'a> Reader<'a> {
         for (name, value) in self.env.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
             let read_elsewhere = OTHER_NAMES.contains(&name.as_str());
             if !known.contains(name) && !read_elsewhere && !is_service_link(name, value) {
-                let text = unknown(known.iter().map(String::as_str), name);
+                let text = nearest(known.iter().map(String::as_str), name);
                 self.mistake(None, name, format!("unknown variable{text}"));
             }
         }
@@ -117,6 +110,8 @@ pub(super) struct Section<'a> {
     row: Option<String>,
     span: Range<usize>,
     table: RefCell<Option<DeTable<'a>>>,
+    /// The same table of the shipped text; rows have none.
+    defaults: Option<&'static DeTable<'static>>,
     /// Every key that was asked for, and where it stands if it does.
     known: RefCell<BTreeMap<&'static str, Option<Range<usize>>>>,
 }
@@ -137,7 +132,7 @@ impl<'a> Section<'a> {
         table: Option<DeTable<'a>>,
     ) -> Self {
         let (table, known) = (RefCell::new(table), RefCell::default());
-        Self { reader, path, row, span, table, known }
+        Self { reader, path, row, span, table, defaults: None, known }
     }
 
     /// A table below this one; an empty one if it is not there.
@@ -150,7 +145,7 @@ impl<'a> Section<'a> {
                 match value.into_inner() {
                     DeValue::Table(table) => (span, Some(table)),
                     other => {
-                        let text = format!("a table is wanted here, not {}", other.type_str());
+                        let text = format!("expected a table, found {}", other.type_str());
                         self.reader.mistake(Some(span.clone()), &path, text);
                         (span, None)
                     }
@@ -158,7 +153,9 @@ impl<'a> Section<'a> {
             }
             None => (self.span.clone(), None),
         };
-        Self::new(self.reader, path, None, span, table)
+        let defaults =
+            self.defaults.and_then(|table| table.get(key)).and_then(|v| v.get_ref().as_table());
+        Self { defaults, ..Self::new(self.reader, path, None, span, table) }
     }
 
     /// The rows of `[[key]]`, each named for mistakes by its `name`.
@@ -182,8 +179,8 @@ impl<'a> Section<'a> {
         rows.collect()
     }
 
-    /// A scalar: from the environment if it is set there, else from the text.
-    pub(super) fn scalar(&self, key: &'static str) -> Option<Scalar<'a>> {
+    /// A scalar as it was written: in the environment, else in the text.
+    pub(super) fn written(&self, key: &'static str) -> Option<Scalar<'a>> {
         let value = self.take(key);
         if self.row.is_none() {
             let path =
@@ -194,72 +191,100 @@ impl<'a> Section<'a> {
                 return Some(Scalar { text: text.into(), span: None, place: name });
             }
         }
-        let value = value?;
-        let (span, place) = (value.span(), self.place(key));
-        let text = match value.into_inner() {
-            DeValue::String(text) => text,
-            DeValue::Integer(number) => number.to_string().into(),
-            DeValue::Float(number) => number.to_string().into(),
-            DeValue::Boolean(value) => value.to_string().into(),
-            other => {
-                let text = format!("a text or number is wanted here, not {}", other.type_str());
-                self.reader.mistake(Some(span), &place, text);
-                return None;
-            }
-        };
-        Some(Scalar { text, span: Some(span), place })
+        self.scalar(key, value?)
     }
 
-    /// A parsed scalar; `None` if it is not there, empty, or wrong, which is noted.
-    pub(super) fn parsed<T>(
-        &self,
-        key: &'static str,
-        parse: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
-        let scalar = self.scalar(key).filter(|scalar| !scalar.text.is_empty())?;
-        match parse(&scalar.text) {
-            Ok(value) => Some(value),
-            Err(text) => {
-                self.reader.mistake(scalar.span, &scalar.place, text);
+    /// What stands under a key as a scalar, if it is one.
+    pub(super) fn scalar(&self, key: &str, value: Spanned<DeValue<'a>>) -> Option<Scalar<'a>> {
+        let (span, place) = (value.span(), self.place(key));
+        match text(value.into_inner()) {
+            Ok(text) => Some(Scalar { text, span: Some(span), place }),
+            Err(kind) => {
+                let text = format!("expected a text or number, found {kind}");
+                self.reader.mistake(Some(span), &place, text);
                 None
             }
         }
     }
 
-    /// A parsed scalar that must be there; `missing` says why.
+    /// A scalar of the shipped text.
+    pub(super) fn shipped(&self, key: &str) -> Option<Scalar<'a>> {
+        let text = text(self.defaults?.get(key)?.get_ref().clone()).ok()?;
+        Some(Scalar { text, span: None, place: self.place(key) })
+    }
+
+    /// A parsed scalar without a default in the shipped text, or with the default of being empty; `None` if it is
+    /// not there, empty, or wrong, which is noted.
+    pub(super) fn parsed<T>(
+        &self,
+        key: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let scalar = self.written(key).or_else(|| self.shipped(key))?;
+        if scalar.text.is_empty() { None } else { self.parse(scalar, parse) }
+    }
+
+    /// A parsed scalar that must be written; `missing` says why.
     pub(super) fn required<T>(
         &self,
         key: &'static str,
         parse: impl FnOnce(&str) -> Result<T, String>,
         missing: &str,
     ) -> Option<T> {
-        let Some(scalar) = self.scalar(key) else {
+        let scalar = self.written(key);
+        if scalar.is_none() {
             self.mistake(None, key, missing);
-            return None;
-        };
-        parse(&scalar.text)
-            .map_err(|text| self.reader.mistake(scalar.span, &scalar.place, text))
-            .ok()
+        }
+        self.parse(scalar?, parse)
     }
 
-    /// A parsed scalar with a default, which is written like a value.
-    ///
-    /// # Panics
-    /// If the default itself is wrong, which a test rules out.
-    pub(super) fn or<T>(
+    /// A parsed scalar without a default; `None` if it is not there or wrong, which is noted. Empty is a value.
+    pub(super) fn optional<T>(
         &self,
         key: &'static str,
-        default: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.written(key).and_then(|scalar| self.parse(scalar, parse))
+    }
+
+    /// Parses a scalar; `None` if it is wrong, which is noted.
+    pub(super) fn parse<T>(
+        &self,
+        scalar: Scalar<'_>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        parse(&scalar.text).map_err(|text| self.mistake_in(scalar, text)).ok()
+    }
+
+    /// A parsed scalar that has its default in the shipped text.
+    ///
+    /// # Panics
+    /// If the shipped text has no such key, or a wrong value, which a test rules out.
+    pub(super) fn value<T>(
+        &self,
+        key: &'static str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> T {
-        let fallback = || parse(default).expect("defaults are valid: a test reads them all");
-        match self.scalar(key) {
-            None => fallback(),
-            Some(scalar) => parse(&scalar.text).unwrap_or_else(|text| {
-                self.reader.mistake(scalar.span, &scalar.place, text);
-                fallback()
-            }),
-        }
+        // What is wrong is noted, and the rest is checked as if the default stood there.
+        self.optional(key, &parse).unwrap_or_else(|| self.default(key, parse))
+    }
+
+    /// A parsed scalar that must be written: what the shipped text has is an example. `missing` says why.
+    ///
+    /// # Panics
+    /// As [`Section::value`].
+    pub(super) fn required_value<T>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+        missing: &str,
+    ) -> T {
+        self.required(key, &parse, missing).unwrap_or_else(|| self.default(key, parse))
+    }
+
+    fn default<T>(&self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> T {
+        let parsed = self.shipped(key).and_then(|scalar| parse(&scalar.text).ok());
+        parsed.expect("the shipped text has this key, with a valid value: a test reads all of it")
     }
 
     /// An array of anything.
@@ -269,7 +294,7 @@ impl<'a> Section<'a> {
         match value.into_inner() {
             DeValue::Array(values) => values.into_iter().collect(),
             other => {
-                let text = format!("an array is wanted here, not {}", other.type_str());
+                let text = format!("expected an array, found {}", other.type_str());
                 self.reader.mistake(Some(span), &self.place(key), text);
                 Vec::new()
             }
@@ -283,7 +308,7 @@ impl<'a> Section<'a> {
         match value.into_inner() {
             DeValue::Table(table) => Some(self.inline(span, table)),
             other => {
-                let text = format!("a table is wanted here, not {}", other.type_str());
+                let text = format!("expected a table, found {}", other.type_str());
                 self.reader.mistake(Some(span), &self.place(key), text);
                 None
             }
@@ -302,14 +327,9 @@ impl<'a> Section<'a> {
         self.reader.mistake(Some(span), &self.place(key), text);
     }
 
-    /// Notes a mistake at a place of its own.
-    pub(super) fn mistake_at(&self, span: Option<Range<usize>>, place: &str, text: String) {
-        self.reader.mistake(span, place, text);
-    }
-
-    /// Where the section stands.
-    pub(super) fn span(&self) -> Range<usize> {
-        self.span.clone()
+    /// Notes a mistake in a scalar.
+    pub(super) fn mistake_in(&self, scalar: Scalar<'_>, text: String) {
+        self.reader.mistake(scalar.span, &scalar.place, text);
     }
 
     /// The name of the row, or the path of the section.
@@ -321,7 +341,14 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn take(&self, key: &'static str) -> Option<Spanned<DeValue<'a>>> {
+    /// Every key of a table whose keys are names of the operator's own choice.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (String, Spanned<DeValue<'a>>)> {
+        let entries = self.table.borrow_mut().take().into_iter().flatten();
+        entries.map(|(key, value)| (key.get_ref().to_string(), value))
+    }
+
+    /// What stands under a key, whatever it is.
+    pub(super) fn take(&self, key: &'static str) -> Option<Spanned<DeValue<'a>>> {
         let value = self.table.borrow_mut().as_mut().and_then(|table| table.remove(key));
         self.known.borrow_mut().insert(key, value.as_ref().map(Spanned::span));
         value
@@ -331,7 +358,7 @@ impl<'a> Section<'a> {
     pub(super) fn finish(self) {
         let known = self.known.borrow();
         for (key, _) in self.table.borrow_mut().take().into_iter().flatten() {
-            let text = unknown(known.keys().copied(), key.get_ref());
+            let text = nearest(known.keys().copied(), key.get_ref());
             self.reader.mistake(
                 Some(key.span()),
                 &self.place(key.get_ref()),
@@ -341,28 +368,13 @@ impl<'a> Section<'a> {
     }
 }
 
-/// `X_SERVICE_HOST`, `X_SERVICE_PORT[_NAME]`, `X_PORT=tcp://...`, `X_PORT_80_TCP[_ADDR|_PORT|_PROTO]`.
-fn is_service_link(name: &str, value: &str) -> bool {
-    let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|s| value.starts_with(s));
-    let port_of = |rest: &str| {
-        let (number, rest) = rest.split_once('_').unwrap_or((rest, ""));
-        let protocol = rest.split('_').next().unwrap_or_default();
-        number.parse::<u16>().is_ok() && ["TCP", "UDP", "SCTP"].contains(&protocol)
-    };
-    name.ends_with("_SERVICE_HOST")
-        || name.ends_with("_SERVICE_PORT")
-        || name.contains("_SERVICE_PORT_")
-        || name.ends_with("_PORT") && is_address
-        || name.split("_PORT_").skip(1).any(port_of)
-}
-
-/// The nearest known name, as the end of a sentence.
-pub(super) fn unknown<'k>(known: impl Iterator<Item = &'k str>, name: &str) -> String {
-    let nearest = known
-        .map(|known| (strsim::normalized_damerau_levenshtein(known, name), known))
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    match nearest {
-        Some((likeness, known)) if likeness > 0.4 => format!("; do you mean `{known}`?"),
-        _ => String::new(),
-    }
+/// The text that stands for a scalar; else what it is instead.
+fn text(value: DeValue<'_>) -> Result<Cow<'_, str>, &'static str> {
+    Ok(match value {
+        DeValue::String(text) => text,
+        DeValue::Integer(number) => number.to_string().into(),
+        DeValue::Float(number) => number.to_string().into(),
+        DeValue::Boolean(value) => value.to_string().into(),
+        other => return Err(other.type_str()),
+    })
 }

@@ -1,10 +1,10 @@
-//! What is valid and still hardly meant: said by `check` and at start, and no reason to refuse.
+//! Warnings: what is valid and probably not meant. Printed by `check` and at start; no reason to refuse.
 
 use super::Config;
 use crate::{descriptors, mqtt::Transport, table::route::Credentials};
 
 impl Config {
-    /// A sentence each, with the key it is about.
+    /// One sentence for each, beginning with its key.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let broker = &self.broker;
@@ -22,7 +22,7 @@ impl Config {
         if !trusting.is_empty() && broker.username.is_none() && broker.tls.cert_file.is_none() {
             warnings.push(format!(
                 "[broker] username: {} use a device's remembered key for whoever writes on its topics \
-                 (credentials = \"remembered\"), and a broker that takes anybody lets anybody",
+                 (credentials = \"remembered\"), and a broker without users lets anybody do that",
                 trusting.join(", ")
             ));
         }
@@ -38,17 +38,23 @@ impl Config {
                 "[upstream] url: {url} is a placeholder; set it, or GATEWAY_UPSTREAM_URL, to your API"
             ));
         }
+        for key in &self.unfit_defaults {
+            warnings.push(format!(
+                "{key}: not set, and the default has names that this table does not capture, so nothing is \
+                 published there; set it, or \"\" for none"
+            ));
+        }
         let (max_packet, largest) = (broker.max_packet as usize, self.upstream.max_request_bytes);
         if max_packet <= largest {
             warnings.push(format!(
                 "[broker] max_packet: {max_packet} bytes are less than a payload of max_request_bytes = \
-                 {largest} needs with its properties; the broker drops larger messages silently"
+                 {largest} needs with its properties; the broker silently drops messages above max_packet"
             ));
         }
         warnings.extend(descriptors::warning(self.upstream.max_in_flight));
         if !self.service_links.is_empty() {
             warnings.push(format!(
-                "{}: not ours but set by Kubernetes for a Service of that name, and ignored; \
+                "{}: ignored, since Kubernetes sets them for a Service of that name; \
                  `enableServiceLinks: false` keeps them out",
                 self.service_links.join(", ")
             ));
@@ -57,7 +63,7 @@ impl Config {
     }
 }
 
-/// Whether what is sent there stays on this machine.
+/// Whether the host is this machine: a loopback address or `localhost`.
 fn is_here(host: &str) -> bool {
     let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
     address.map_or(host == "localhost" || host.ends_with(".localhost"), |a| a.is_loopback())

@@ -12,11 +12,12 @@ use super::{VARIABLES, natives, shorten, value::Value};
 
 /// Longest filter, in bytes.
 const MAX_TEXT: usize = 64 * 1024;
-/// Most words and signs in a filter: compiling and running it goes as deep as it has.
+/// Most tokens of a filter: compiling and running it recurse as deep as it has tokens, and the stack is finite.
 const MAX_TOKENS: usize = 1000;
 /// Deepest brackets in a filter.
 const MAX_BRACKETS: usize = 64;
-/// What can run for ever, or nearly. A filter that did would end with an error on every message.
+/// Words of jq that loop without a bound. Fuel would end them, with an error on every message: better a mistake at
+/// the start.
 const LOOPS: [&str; 7] = ["def", "repeat", "recurse", "while", "until", "range", "combinations"];
 
 pub(super) type Program = jaq_core::Filter<JustLut<Value>>;
@@ -27,15 +28,19 @@ pub(super) type Program = jaq_core::Filter<JustLut<Value>>;
 /// What jq does not understand, or what could run for ever.
 pub(super) fn compile(text: &str) -> Result<Program, String> {
     if text.len() > MAX_TEXT {
-        return Err(format!("a filter has at most {MAX_TEXT} bytes; this one has {}", text.len()));
+        return Err(format!("a filter of {} bytes; at most {MAX_TEXT} are allowed", text.len()));
     }
     if brackets(text) > MAX_BRACKETS {
-        return Err(format!("brackets stand at most {MAX_BRACKETS} deep in a filter"));
+        return Err(format!(
+            "the brackets of a filter are nested deeper than {MAX_BRACKETS} levels"
+        ));
     }
-    // What is no token at all is said by the loader.
+    // The loader below reports what is not even a token.
     let tokens = Lexer::new(text).lex().unwrap_or_default();
     if count(&tokens) > MAX_TOKENS {
-        return Err(format!("a filter has at most {MAX_TOKENS} words and signs"));
+        return Err(format!(
+            "a filter of more than {MAX_TOKENS} tokens (names, numbers, operators)"
+        ));
     }
     if let Some(word) = find_loop(&tokens, false) {
         return Err(format!(
@@ -76,7 +81,7 @@ fn count(tokens: &[Token<&str>]) -> usize {
     tokens.iter().map(|token| 1 + inside(token)).sum()
 }
 
-/// How deep brackets stand, wherever they do.
+/// How deep brackets are nested; those in strings and comments count, which no real filter notices.
 fn brackets(text: &str) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
     for byte in text.bytes() {
@@ -90,8 +95,7 @@ fn brackets(text: &str) -> usize {
     deepest
 }
 
-/// A word that starts a loop; not the name of a field, which follows a `.`, stands before a `:`, or in an
-/// object by itself.
+/// A word that starts a loop. The same word as the name of a field is allowed: `.range`, `{range: 1}`, `{range}`.
 fn find_loop<'t>(tokens: &[Token<&'t str>], in_object: bool) -> Option<&'t str> {
     tokens.iter().enumerate().find_map(|(index, Token(text, kind))| match kind {
         Tok::Word if LOOPS.contains(text) => {
@@ -115,7 +119,7 @@ fn find_loop<'t>(tokens: &[Token<&'t str>], in_object: bool) -> Option<&'t str> 
 
 fn describe(text: &str, errors: impl Iterator<Item = String>) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("`{}` is not jq: {}", shorten(line), errors.collect::<Vec<_>>().join("; "))
+    format!("invalid jq `{}`: {}", shorten(line), errors.collect::<Vec<_>>().join("; "))
 }
 
 fn load_error(error: load::Error<&str>) -> String {

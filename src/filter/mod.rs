@@ -13,7 +13,10 @@ mod natives;
 mod properties;
 mod value;
 
-use std::fmt::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use jaq_core::{Ctx, Vars, data::JustLut};
@@ -44,14 +47,15 @@ pub struct Context {
     pub payload: Val,
 }
 
-/// A compiled jq filter.
+/// A compiled jq filter. Cheap to clone.
+#[derive(Clone)]
 pub struct Filter {
-    text: Box<str>,
+    text: Arc<str>,
     /// Whether it mentions `$payload`, which is parsed only for those that do.
     reads_payload: bool,
     /// Whether it mentions the time.
     reads_clock: bool,
-    program: Program,
+    program: Arc<Program>,
 }
 
 /// A filter that failed on its input.
@@ -75,7 +79,7 @@ impl Filter {
             text: text.into(),
             reads_payload: text.contains("$payload"),
             reads_clock: text.contains("now"),
-            program: compile::compile(text)?,
+            program: Arc::new(compile::compile(text)?),
         })
     }
 

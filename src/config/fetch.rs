@@ -1,0 +1,55 @@
+//! Reads rows of `[[fetch]]`.
+
+use std::sync::Arc;
+
+use toml::de::DeValue;
+
+use super::{
+    filters::Filters,
+    reader::Section,
+    values::{duration, endpoint, topic_template},
+};
+use crate::{call::StatusCode, table::fetch::Fetch};
+
+/// `None` if the row has no name or topic, which is noted.
+pub(super) fn read<'a>(
+    row: Section<'a>,
+    name: Option<Arc<str>>,
+    filters: &Filters<'a>,
+) -> Option<Arc<Fetch>> {
+    let push = row.required("push", topic_template, "missing: the topic to push on");
+    let call = row.parsed("call", endpoint);
+    let response_topic = row.parsed("response_topic", topic_template);
+    let payload = filters.get(&row, "payload");
+    let correlation = filters.get(&row, "correlation");
+    let empty_on = statuses(&row, "empty_on");
+    let redeliver_after = row.parsed("redeliver_after", duration);
+    row.finish();
+    Some(Arc::new(Fetch {
+        name: name?,
+        call,
+        push: push?,
+        response_topic,
+        payload,
+        correlation,
+        empty_on,
+        redeliver_after,
+    }))
+}
+
+/// An array of HTTP statuses.
+fn statuses(row: &Section<'_>, key: &'static str) -> Vec<StatusCode> {
+    let status = |value: &DeValue<'_>| match value {
+        DeValue::Integer(number) => StatusCode::from_u16(number.to_string().parse().ok()?).ok(),
+        _ => None,
+    };
+    let statuses = row.array(key).into_iter().filter_map(|value| {
+        let status = status(value.get_ref());
+        if status.is_none() {
+            let text = "expected HTTP statuses, [404, 422] for example";
+            row.mistake(Some(value.span()), key, text);
+        }
+        status
+    });
+    statuses.collect()
+}

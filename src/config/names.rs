@@ -1,0 +1,31 @@
+//! Names that nothing asked for: the nearest known one, and variables that Kubernetes sets by itself.
+
+/// From which likeness on, between 0 and 1, a known name is suggested: `ulr` and `url` have 0.67, names that have
+/// little more than a letter in common are below.
+const SUGGESTED: f64 = 0.4;
+
+/// `X_SERVICE_HOST`, `X_SERVICE_PORT[_NAME]`, `X_PORT=tcp://...`, `X_PORT_80_TCP[_ADDR|_PORT|_PROTO]`.
+pub(super) fn is_service_link(name: &str, value: &str) -> bool {
+    let is_address = ["tcp://", "udp://", "sctp://"].iter().any(|s| value.starts_with(s));
+    let port_of = |rest: &str| {
+        let (number, rest) = rest.split_once('_').unwrap_or((rest, ""));
+        let protocol = rest.split('_').next().unwrap_or_default();
+        number.parse::<u16>().is_ok() && ["TCP", "UDP", "SCTP"].contains(&protocol)
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || name.ends_with("_PORT") && is_address
+        || name.split("_PORT_").skip(1).any(port_of)
+}
+
+/// The nearest known name, as the end of a sentence.
+pub(super) fn nearest<'k>(known: impl Iterator<Item = &'k str>, name: &str) -> String {
+    let nearest = known
+        .map(|known| (strsim::normalized_damerau_levenshtein(known, name), known))
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    match nearest {
+        Some((likeness, known)) if likeness > SUGGESTED => format!("; do you mean `{known}`?"),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,214 @@
+//! Reads rows of `[[route]]`.
+
+use std::{sync::Arc, time::Duration};
+
+use toml::{Spanned, de::DeValue};
+
+use super::{
+    filters::Filters,
+    names::nearest,
+    reader::Section,
+    values::{duration, endpoint, non_empty, number, one_of, topic_template},
+};
+use crate::{
+    call::{Batch, Endpoint, Retry},
+    filter::Filter,
+    table::{
+        fetch::{Condition, Fetch, Then},
+        identity::Identity,
+        route::{Credentials, Route},
+    },
+    template::Template,
+    topic::Pattern,
+};
+
+/// Most calls in a batch whose row says nothing of it.
+const BATCH_MAX: usize = 100;
+/// How long a call waits for others to travel with if its row says nothing of it.
+const BATCH_LINGER: Duration = Duration::ZERO;
+/// The member of a batch's answer that says that one of its calls failed, if its row says nothing of it.
+const BATCH_ERROR: &str = "error";
+
+const RETRY: [(&str, Retry); 3] =
+    [("always", Retry::Always), ("idempotent", Retry::Idempotent), ("never", Retry::Never)];
+
+/// A row of `[[fetch]]` as rows of `[[route]]` find it.
+pub(super) struct Known {
+    pub(super) name: Option<Arc<str>>,
+    /// `None` if the row is wrong, which is noted.
+    pub(super) fetch: Option<Arc<Fetch>>,
+}
+
+/// `None` if the row has no name or pattern, which is noted; the rest of it is checked all the same.
+pub(super) fn read<'a>(
+    row: &Section<'a>,
+    name: Option<Arc<str>>,
+    filters: &Filters<'a>,
+    fetches: &[Known],
+    identity: &Identity,
+) -> Option<Route> {
+    let on = row.required("on", Pattern::parse, "missing: the topic pattern to listen on");
+    let call = row.parsed("call", endpoint);
+    let reply = row.parsed("reply", topic_template);
+    let body = filters.get(row, "body");
+    let answer = filters.get(row, "answer");
+    let credentials = row.parsed("credentials", |text| one_of(text, &Credentials::WORDS));
+    let retry = row.parsed("retry", |text| one_of(text, &RETRY)).unwrap_or_default();
+    let rate = row.parsed("rate", str::parse);
+    let batch = row.inline_at("batch").and_then(batch);
+    let remember = filters.get(row, "remember");
+    let then = row.array("then").into_iter();
+    let then: Vec<Then> =
+        then.filter_map(|entry| self::then(row, on.as_ref(), entry, filters, fetches)).collect();
+    if body.is_some() && call.is_none() {
+        row.mistake(None, "body", "a row without `call` sends no body; take it out");
+    }
+    if body.as_ref().is_some_and(|body| body.as_str().trim() == "empty") {
+        row.mistake(None, "body", "`empty` makes no body: every message would be refused");
+    }
+    if answer.is_some() && call.is_some() {
+        row.mistake(None, "answer", "`answer` and `call` exclude each other; take one out");
+    }
+    if rate.is_some() && call.is_none() {
+        let text = "it limits `call`, and this row has none; fetches are limited by [upstream.rate] per_device";
+        row.mistake(None, "rate", text);
+    }
+    if let Some(batch) = &batch {
+        check_batch(row, batch, call.as_ref(), retry);
+    }
+    let mut route = Route {
+        name: name?,
+        on: on?,
+        call,
+        reply,
+        body,
+        answer,
+        credentials: credentials.unwrap_or_default(),
+        retry,
+        rate,
+        batch: batch.map(Arc::new),
+        remember,
+        then,
+        reads_payload: false,
+    };
+    route.reads_payload = reads_payload(&route);
+    check_captures(row, &route, identity);
+    Some(route)
+}
+
+/// Whether one of the row's filters reads the payload, before the call or after it.
+fn reads_payload(route: &Route) -> bool {
+    let fetches = route.then.iter().flat_map(|then| then.fetch.filters());
+    let mut filters = route.answer.iter().chain(route.deciding()).chain(fetches);
+    route.body.is_some() || filters.any(Filter::reads_payload)
+}
+
+fn batch(entry: Section<'_>) -> Option<Batch> {
+    let call = entry.required("call", endpoint, "missing: the call for many devices");
+    let missing = "missing: the member of an entry that carries the device's key";
+    let key = entry.required("key", non_empty, missing);
+    let max = entry.optional("max", number).unwrap_or(BATCH_MAX);
+    let linger = entry.optional("linger", duration).unwrap_or(BATCH_LINGER);
+    let error = entry.optional("error", non_empty).map_or(BATCH_ERROR.into(), Into::into);
+    entry.finish();
+    Some(Batch { endpoint: call?, max, linger, key: key.unwrap_or_default().into(), error })
+}
+
+fn check_batch(row: &Section<'_>, batch: &Batch, call: Option<&Endpoint>, retry: Retry) {
+    if let Some(name) = batch.endpoint.path.names().next() {
+        let text =
+            format!("a batch is for many devices, so its path cannot name one: `{{{name}}}`");
+        row.mistake(None, "batch", text);
+    }
+    if !batch.endpoint.takes_body() || call.is_none_or(|call| !call.takes_body()) {
+        let text = "a batch joins bodies; use POST, PUT or PATCH, here and in `call`";
+        row.mistake(None, "batch", text);
+    }
+    if retry != Retry::Always {
+        let text = "the calls of a batch that fails are repeated one by one; take `retry` out";
+        row.mistake(None, "batch", text);
+    }
+}
+
+/// `on` is the row's pattern, if it is right.
+fn then<'a>(
+    row: &Section<'a>,
+    on: Option<&Pattern>,
+    entry: Spanned<DeValue<'a>>,
+    filters: &Filters<'a>,
+    fetches: &[Known],
+) -> Option<Then> {
+    let span = entry.span();
+    let mistake = |text: &str| row.mistake(Some(span.clone()), "then", text);
+    let (name, condition) = match entry.into_inner() {
+        DeValue::String(name) => (name.into_owned(), Condition::Always),
+        DeValue::Table(table) => {
+            let entry = row.inline(span.clone(), table);
+            let name = entry.written("fetch").map(|scalar| scalar.text.into_owned());
+            let (when, on_change) = (filters.get(&entry, "when"), filters.get(&entry, "on_change"));
+            entry.finish();
+            let condition = match (when, on_change) {
+                (None, None) => Condition::Always,
+                (Some(when), None) => Condition::When(when),
+                (None, Some(value)) => Condition::OnChange(value),
+                (Some(_), Some(_)) => {
+                    mistake("`when` and `on_change` exclude each other; take one out");
+                    return None;
+                }
+            };
+            (name.unwrap_or_default(), condition)
+        }
+        _ => {
+            mistake("write \"name\" or { fetch = \"name\", when = \"jq\" }");
+            return None;
+        }
+    };
+    let Some(known) = fetches.iter().find(|known| known.name.as_deref() == Some(&name)) else {
+        let hint = nearest(fetches.iter().filter_map(|known| known.name.as_deref()), &name);
+        mistake(&format!("unknown fetch `{name}`{hint}"));
+        return None;
+    };
+    let fetch = known.fetch.clone()?;
+    // The route listens where the device answers: the names of captures may differ.
+    let answered = fetch.response_topic.as_ref().and_then(|t| Pattern::parse(t.as_str()).ok());
+    let is_reply_to_push = answered.zip(on).is_some_and(|(t, on)| t.filter() == on.filter());
+    Some(Then { fetch, condition, is_reply_to_push })
+}
+
+/// Every name that a template uses must be captured by every row that renders it.
+fn check_captures(row: &Section<'_>, route: &Route, identity: &Identity) {
+    let (on, device) = (route.on.as_str(), &*identity.capture);
+    if !route.on.captures(device) {
+        let text = format!(
+            "`{on}` does not capture `{{{device}}}`, which names the device ([device] capture)"
+        );
+        row.mistake(None, "on", text);
+    }
+    if route.batch.is_some() && !route.on.begins_with(device) {
+        let text = format!(
+            "the entries of a batch are named by `{{{device}}}` alone; capture nothing before it, or two \
+             devices would be one"
+        );
+        row.mistake(None, "batch", text);
+    }
+    let uncaptured = |template: &Template| {
+        let names = template.names().filter(|name| !route.on.captures(name));
+        names.map(|name| format!("`{{{name}}}` is not captured by `{on}`")).collect::<Vec<_>>()
+    };
+    let own =
+        [("call", route.call.as_ref().map(|call| &call.path)), ("reply", route.reply.as_ref())];
+    for (key, template) in own {
+        for text in template.into_iter().flat_map(uncaptured) {
+            row.mistake(None, key, text);
+        }
+    }
+    for Then { fetch, .. } in &route.then {
+        let path = fetch.call.iter().map(|call| &call.path);
+        let templates = path.chain([&fetch.push]).chain(&fetch.response_topic);
+        let mut texts: Vec<_> = templates.flat_map(uncaptured).collect();
+        texts.dedup();
+        for text in texts {
+            row.mistake(None, "then", format!("fetch `{}`: {text}", fetch.name));
+        }
+    }
+}

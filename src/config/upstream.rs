@@ -1,0 +1,82 @@
+//! Reads `[upstream]` and what is below it.
+
+use super::{
+    files::certificates,
+    reader::Section,
+    values::{
+        base_url, duration, key_header, key_prefix, number, positive_duration, probe_path, proxy,
+        size,
+    },
+};
+use crate::{
+    backoff::Backoff,
+    upstream::{BreakerSettings, Rates, Settings},
+};
+
+/// `device` says in which header a device's key goes upstream.
+pub(super) fn read(root: &Section<'_>, device: &Section<'_>) -> Settings {
+    let section = root.section("upstream");
+    let url = section.required_value("url", base_url, "missing: where the REST API lives");
+    let attempt_timeout = section.value("attempt_timeout", positive_duration);
+    let deadline = section.value("deadline", positive_duration);
+    if attempt_timeout > deadline {
+        let text = "longer than `deadline`, which ends all attempts; write at most its value";
+        section.mistake(None, "attempt_timeout", text);
+    }
+    let settings = Settings {
+        attempt_timeout,
+        deadline,
+        max_in_flight: section.value("max_in_flight", number),
+        max_request_bytes: section.value("max_request_bytes", size),
+        max_response_bytes: section.value("max_response_bytes", size),
+        max_held_response_bytes: section.value("max_held_response_bytes", size),
+        max_filter_bytes: section.value("max_filter_bytes", size),
+        key_header: device.value("key_header", key_header),
+        key_prefix: device.value("key_prefix", key_prefix).into(),
+        proxy: section.parsed("proxy", proxy),
+        tls: certificates(&section, url.scheme() == "https"),
+        backoff: backoff(&section),
+        breaker: breaker(&section),
+        rates: rates(&section),
+        url,
+    };
+    section.finish();
+    settings
+}
+
+fn backoff(upstream: &Section<'_>) -> Backoff {
+    let retry = upstream.section("retry");
+    let backoff =
+        Backoff { initial: retry.value("initial", duration), max: retry.value("max", duration) };
+    if backoff.initial > backoff.max {
+        retry.mistake(None, "initial", "longer than `max`; write at most its value");
+    }
+    retry.finish();
+    backoff
+}
+
+fn breaker(upstream: &Section<'_>) -> BreakerSettings {
+    let breaker = upstream.section("breaker");
+    let settings = BreakerSettings {
+        devices: breaker.value("devices", number),
+        probe: Backoff {
+            initial: breaker.value("probe", duration),
+            max: breaker.value("probe_max", duration),
+        },
+        probe_path: breaker.value("probe_path", probe_path),
+    };
+    breaker.finish();
+    settings
+}
+
+fn rates(upstream: &Section<'_>) -> Rates {
+    let rate = upstream.section("rate");
+    let rates = Rates {
+        total: rate.parsed("total", str::parse),
+        per_device: rate.parsed("per_device", str::parse),
+        // These come with the table.
+        rows: Vec::new(),
+    };
+    rate.finish();
+    rates
+}
