@@ -1,4 +1,5 @@
-//! The documentation says what the program does: tables in the README against the table in force.
+//! The documentation says what the program does: tables in the README against the table in force, and blocks of
+//! TOML against `check`.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -46,4 +47,76 @@ fn the_readme_shows_every_code_of_a_failure() {
         count += 1;
     }
     assert!(count > 10, "{count} words found");
+}
+
+/// The blocks of TOML of a page, each with its first line, from 1.
+fn toml_blocks(page: &str) -> Vec<(usize, String)> {
+    let (mut blocks, mut open) = (Vec::new(), None);
+    for (index, line) in page.lines().enumerate() {
+        match &mut open {
+            None if line.trim() == "```toml" => open = Some((index + 2, String::new())),
+            Some(_) if line.trim() == "```" => blocks.extend(open.take()),
+            Some((_, block)) => block.extend([line, "\n"]),
+            None => {}
+        }
+    }
+    assert!(open.is_none(), "a block of TOML does not end");
+    blocks
+}
+
+/// A block without rows is settings: the shipped table stands behind it. One with rows is a table of its own. The
+/// URL of the API comes from the environment if the block has none.
+fn complete(block: &str) -> (String, BTreeMap<String, String>) {
+    let has_rows = block.lines().any(|line| line.trim() == "[[route]]");
+    let (_, table) = SHIPPED.split_once("# ---- The table").unwrap();
+    let text = if has_rows { block.to_owned() } else { format!("{block}\n#{table}") };
+    let url = ("GATEWAY_UPSTREAM_URL".to_owned(), "https://hub.example.com".to_owned());
+    (text, if block.contains("[upstream]\nurl ") { BTreeMap::new() } else { [url].into() })
+}
+
+#[test]
+fn every_block_of_toml_in_a_page_is_a_valid_configuration() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut folders, mut pages) = (vec![root.to_owned()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let is_built = path.ends_with("target") || path.ends_with(".git");
+            if path.is_dir() && !is_built {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    let mut count = 0;
+    for page in &pages {
+        for (line, block) in toml_blocks(&fs::read_to_string(page).unwrap()) {
+            let place = format!("{}, line {line}", page.strip_prefix(root).unwrap().display());
+            let (text, env) = complete(&block);
+            let config = Config::parse(&text, &env).map_err(|mistakes| {
+                mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+            });
+            let config = config.unwrap_or_else(|mistakes| panic!("{place}: {mistakes}"));
+            assert_eq!(config.unfit_defaults, Vec::<&str>::new(), "{place}");
+            count += 1;
+        }
+    }
+    assert!(count >= 1 && pages.len() > 3, "{count} blocks in {} pages", pages.len());
+}
+
+#[test]
+fn a_wrong_block_is_found_whether_it_is_a_fragment_or_a_table() {
+    let page =
+        "x\n```toml\n[log]\nformat = \"xml\"\n```\n```sh\n[x]\n```\n  ```toml\n[[route]]\n  ```\n";
+    let blocks = toml_blocks(page);
+    let expected = [(3, "[log]\nformat = \"xml\"\n".to_owned()), (10, "[[route]]\n".to_owned())];
+    assert_eq!(blocks, expected);
+    let mistakes = |block: &str| {
+        let (text, env) = complete(block);
+        Config::parse(&text, &env).err().map_or(0, |mistakes| mistakes.len())
+    };
+    assert_eq!(mistakes("[log]\nformat = \"xml\"\n"), 1, "the shipped table behind it is right");
+    assert_eq!(mistakes("[log]\nlevel = \"debug\"\n"), 0);
+    assert_eq!(mistakes("[[route]]\n"), 2, "a name and a pattern are missing");
 }
