@@ -54,7 +54,7 @@ struct Status {
 pub enum Attempt {
     /// With this HTTP status.
     Answered(u16),
-    /// Without one; a word for it.
+    /// Without an answer; the label says why.
     Failed(&'static str),
 }
 
@@ -62,7 +62,7 @@ impl EncodeLabelValue for Attempt {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         match self {
             Self::Answered(status) => status.encode(encoder),
-            Self::Failed(word) => word.encode(encoder),
+            Self::Failed(reason) => reason.encode(encoder),
         }
     }
 }
@@ -101,13 +101,13 @@ pub enum Kept {
 
 impl EncodeLabelValue for Kept {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        let word = match self {
+        let label = match self {
             Self::Yes => "yes",
             Self::No => "no",
             Self::Refused => "refused",
             Self::Dropped => "dropped",
         };
-        word.encode(encoder)
+        label.encode(encoder)
     }
 }
 

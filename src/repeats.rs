@@ -31,9 +31,9 @@ pub(crate) struct Kind {
 /// Lines that were not written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Summary {
-    /// What they were.
+    /// What makes them one kind.
     pub kind: Kind,
-    /// How many.
+    /// How many lines were counted and not written.
     pub more: u64,
 }
 
@@ -46,9 +46,9 @@ pub(crate) struct Repeats {
 #[derive(Debug)]
 struct Run {
     since: Instant,
-    /// Of this window.
+    /// Lines that came in this window.
     came: u64,
-    /// How many of this window are written.
+    /// How many of them were written.
     written: u64,
 }
 
@@ -109,7 +109,7 @@ mod tests {
         tokio::time::advance(WINDOW).await;
         assert_eq!(repeats.summaries(Instant::now()), summary(2999));
 
-        // Quiet for a minute: it is news again.
+        // None came for a minute: the next ones are written at once again.
         tokio::time::advance(WINDOW).await;
         assert_eq!(repeats.summaries(Instant::now()), []);
         assert_eq!(flood(&mut repeats, 5000), FIRST);

@@ -49,16 +49,16 @@ pub(crate) struct Arguments {
     /// Client identifier of the session that keeps the letters; without it the gateway's, with `-replay`.
     #[arg(long, value_name = "ID")]
     client_id: Option<String>,
-    /// User name for the broker, and
+    /// User name for the broker, with --password-file; the gateway's by default.
     #[arg(long, value_name = "NAME", requires = "password_file")]
     username: Option<String>,
-    /// the file with its password; without them the gateway's.
+    /// File with the password of --username.
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
     /// File with lines `device,key`: letters hold no keys.
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
-    /// It ends when no letter has come for so long.
+    /// Ends when no letter has come for this time.
     #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = humantime::parse_duration)]
     quiet: Duration,
     /// Say what would be sent; send nothing, keep everything.
