@@ -82,6 +82,15 @@ struct Seen {
     ticket: Ticket,
     /// A PUBACK for it was due, on an earlier connection.
     acknowledged: bool,
+    /// It was known by then that the broker exceeds the Receive Maximum: only from then on are more
+    /// PUBACKs remembered than a broker that keeps to it can have left unread.
+    exceeds: bool,
+}
+
+impl Seen {
+    fn acknowledge(&mut self, window: &Window) {
+        (self.acknowledged, self.exceeds) = (true, window.overrun);
+    }
 }
 
 struct World {
@@ -217,7 +226,7 @@ impl World {
                 };
                 // Where the broker could use the identifier for another message, nobody can know.
                 let read = self.broker.has_read(number) && !self.asking;
-                let more = self.broker.overruns() && !self.window.overrun;
+                let more = self.broker.overruns() && !seen.exceeds;
                 let unsure = seen.acknowledged && (!dup || read || more);
                 prop_assert!(
                     arrival == expected || unsure && arrival == new,
@@ -234,7 +243,7 @@ impl World {
         if packet_id == 0 {
             self.qos_0.push(ticket);
         } else {
-            self.seen.insert(number, Seen { ticket, acknowledged: false });
+            self.seen.insert(number, Seen { ticket, acknowledged: false, exceeds: false });
             let (settled, acknowledged, at) = (None, false, self.now);
             self.came.push(Came { ticket, packet_id, sender, number, at, settled, acknowledged });
         }
@@ -304,7 +313,7 @@ impl World {
             };
             prop_assert!(self.came[index].settled.is_some(), "PUBACK {packet_id} too early");
             self.came[index].acknowledged = true;
-            self.seen.get_mut(&self.came[index].number).unwrap().acknowledged = true;
+            self.seen.get_mut(&self.came[index].number).unwrap().acknowledge(&self.window);
             let earlier = (0_u64..).zip(&self.came[..index]).filter(|(_, m)| !m.acknowledged);
             for (number, message) in earlier {
                 let late = self.window.slots.get(number).is_some_and(|slot| slot.late);
@@ -359,7 +368,7 @@ impl World {
             prop_assert!(index.is_some(), "PUBACK {packet_id} at the end");
             let message = waits.remove(index.unwrap());
             message.acknowledged = true;
-            self.seen.get_mut(&message.number).unwrap().acknowledged = true;
+            self.seen.get_mut(&message.number).unwrap().acknowledge(&self.window);
         }
         self.due = self.window.due.clone();
         while self.take()? {}
