@@ -19,15 +19,17 @@ use crate::{
     exchange::{Exchange, Lanes},
     health::Health,
     metrics::Metrics,
-    mqtt::{Connection, ConnectionSetupError, Delivery, Ended, Publisher, Status, Subscriptions},
+    mqtt::{
+        Connection, ConnectionSetupError, Delivery, Ended, Mode, Publisher, Status, Subscriptions,
+    },
     shares::{Place, Window},
     table::{describe, refusal::Refusal},
     telemetry,
     upstream::{ClientError, Upstream},
 };
 
-/// How long the acknowledgements that are due at the end of the grace may take.
-const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How long the gateway waits at the end of the grace for due PUBACKs to be written.
+const FINAL_ACKNOWLEDGEMENTS: Duration = Duration::from_secs(3);
 
 /// A gateway whose sockets are bound and whose parts are wired, not yet connected to the broker.
 pub struct Gateway {
@@ -59,15 +61,15 @@ pub enum StartError {
 /// How a gateway stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
-    /// Everything under way was finished and the broker was told good-bye.
+    /// Everything under way was finished, and the broker got a DISCONNECT.
     Clean,
-    /// The grace ran out; what was unfinished comes back to the next gateway.
+    /// The grace ran out; the broker delivers what was unfinished to the next gateway.
     GraceRanOut,
     /// The connection task ended by itself, on a defect. Without it nothing is forwarded, whatever else
     /// still lives; the next gateway goes on where this one stopped.
     Failed,
     /// It was draining a session that another client uses: nothing of it is ended.
-    Contested,
+    SessionInUse,
 }
 
 impl Gateway {
@@ -85,7 +87,7 @@ impl Gateway {
     /// # Errors
     /// [`StartError`] as with [`Gateway::bind`].
     pub async fn bind_draining(config: Config) -> Result<Self, StartError> {
-        let subscriptions = Subscriptions { drain: true, ..config.subscriptions() };
+        let subscriptions = Subscriptions { mode: Mode::Drain, ..config.subscriptions() };
         // The gateway that is drained may have stood on the same host, and its successor may stand there.
         let taken = match config.admin {
             Some(address) => TcpListener::bind(address).await.is_err(),
@@ -157,8 +159,8 @@ impl Gateway {
         self.metrics.clone()
     }
 
-    /// Waits until a gateway that drains has nothing left: everything is settled, and for so long
-    /// nothing has come. MQTT has no word for an empty queue.
+    /// Waits until a gateway that drains has nothing left: everything is settled, and no message has
+    /// arrived for `quiet`. MQTT cannot say that a queue is empty.
     pub fn drained(&self, quiet: Duration) -> impl Future<Output = ()> + use<> {
         let (mut broker, metrics) = (self.broker.clone(), self.metrics.clone());
         async move {
@@ -249,9 +251,9 @@ impl Gateway {
         tokio::select! {
             () = shutdown => {}
             ended = &mut connection => {
-                if let Ok(Ended::Contested(how)) = ended {
+                if let Ok(Ended::SessionInUse(how)) = ended {
                     tracing::error!(how, "the session is in use, and is left to whoever uses it");
-                    return Stopped::Contested;
+                    return Stopped::SessionInUse;
                 }
                 tracing::error!("the connection task ended on a defect of the gateway");
                 return Stopped::Failed;
@@ -273,7 +275,7 @@ impl Gateway {
             (&mut connection).await
         };
         let stopped = match timeout(config.grace, finish).await {
-            Ok(Ok(Ended::Unheard(trouble))) => {
+            Ok(Ok(Ended::BrokerGone(trouble))) => {
                 tracing::warn!(trouble, "the broker is gone; what is not acknowledged comes back");
                 Stopped::GraceRanOut
             }
@@ -284,7 +286,7 @@ impl Gateway {
                     publisher.close().await;
                     let _ = (&mut connection).await;
                 };
-                let _ = timeout(LAST_WORDS, close).await;
+                let _ = timeout(FINAL_ACKNOWLEDGEMENTS, close).await;
                 Stopped::GraceRanOut
             }
         };
@@ -300,14 +302,14 @@ impl Gateway {
 /// A message in its lane.
 struct Arrived {
     delivery: Delivery,
-    /// What the clock showed that its deadline runs by.
+    /// The reading at arrival of the clock by which its deadline runs.
     clock: Duration,
     place: Place,
 }
 
-/// How many messages of a device wait, if they keep others out: the window is nearly full, the device holds more
-/// than its share of it, and it does not get on although the API serves others. In an outage nobody is refused:
-/// then what does not fit stays with the broker.
+/// How many messages of a device wait, if they keep other devices out: the window is nearly full, the
+/// device has more than its fair share of it, and it makes no progress although the API serves others. In
+/// an outage nobody is refused: what does not fit stays with the broker.
 fn crowds(
     metrics: &Metrics,
     upstream: &Upstream,

@@ -25,7 +25,7 @@ use crate::{
     exchange::device_property,
     message::{Message, Properties, Publication, Purpose},
     metrics::Metrics,
-    mqtt::{Connection, Delivery, Publisher, Settings, Status, Subscriptions},
+    mqtt::{Connection, Delivery, Mode, Publisher, Settings, Status, Subscriptions},
     printable,
     secret::Secret,
     table::route::Credentials,
@@ -304,7 +304,7 @@ fn subscriptions(config: &Config) -> Result<Subscriptions, String> {
             patterns.push(pattern);
         }
     }
-    Ok(Subscriptions { patterns, sender: capture.clone(), drain: false })
+    Ok(Subscriptions { patterns, sender: capture.clone(), mode: Mode::Serve })
 }
 
 /// How many levels of a pattern lead to the device, its own included.

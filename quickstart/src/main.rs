@@ -183,7 +183,7 @@ impl Running {
         let _ = self.stop.send(());
         match self.task.await? {
             Stopped::Clean => Ok(()),
-            Stopped::GraceRanOut | Stopped::Failed | Stopped::Contested => {
+            Stopped::GraceRanOut | Stopped::Failed | Stopped::SessionInUse => {
                 Err("the gateway did not stop cleanly".into())
             }
         }

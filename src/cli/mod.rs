@@ -254,7 +254,7 @@ async fn run_until_signal(gateway: Gateway, done: impl Future<Output = ()>) -> R
         Stopped::GraceRanOut => {
             Err("the grace ran out; unfinished messages stay with the broker".to_owned())
         }
-        Stopped::Contested => {
+        Stopped::SessionInUse => {
             Err("another client uses this client id; stop it first. The session was left to it"
                 .to_owned())
         }
@@ -281,8 +281,10 @@ async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<()
         return Ok(());
     }
     let patterns = config.subscriptions().patterns;
-    let (broker, upstream) =
-        tokio::join!(mqtt::probe(&config.broker, &patterns), upstream::probe(&config.upstream));
+    let (broker, upstream) = tokio::join!(
+        mqtt::check_broker(&config.broker, &patterns),
+        upstream::probe(&config.upstream)
+    );
     let mut bad = Vec::new();
     for (name, result) in [("broker", broker), ("upstream", upstream)] {
         match result {

@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     exchange,
-    mqtt::{self, Subscriptions},
+    mqtt::{self, Mode, Subscriptions},
     table::{Table, identity::Identity, route::MaxBytes},
     telemetry, upstream as api,
 };
@@ -162,7 +162,7 @@ impl Config {
         Subscriptions {
             patterns: self.table.routes.iter().map(|route| route.on.clone()).collect(),
             sender: self.table.identity.capture.clone(),
-            drain: false,
+            mode: Mode::Serve,
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The connection task: connects, reads, writes, hears commands, watches the clock, and connects again. It
+//! The connection task: connects, reads, writes, takes commands, watches the clock, and connects again. It
 //! never waits for anything but its own `select!`.
 //!
-//! What happens on a connection ends with it: buffers, packet identifiers, limits. What must go on is in
-//! [`Session`], which decides what is said; here is only the socket and the time.
+//! Here are the socket and the time. What outlives a connection, and every decision about what is sent, is
+//! in [`Session`].
 
 use std::{
     fs, io,
@@ -20,30 +20,30 @@ use tokio::{
 };
 
 use super::{
-    COMMANDS, Command, Delivery, Ended, Publisher, Settings, Status, Subscriptions,
+    COMMANDS, Command, Delivery, Ended, Mode, Publisher, Settings, Status, Subscriptions,
     ending::{Cause, Ending},
+    one_off::subscribe_again,
     reader::Reader,
     session::Session,
     socket::{self, Input, Output},
-    visit::subscribe_again,
 };
 use crate::{backoff::Backoff, metrics::Metrics, secret::Secret, tls::TlsError};
 
 /// The first wait before another attempt to reach the broker.
 const RECONNECT: Duration = Duration::from_millis(200);
-/// A connection that lasted this long was a good one: the next failure counts as the first.
+/// After a connection that lasted this long the back-off starts anew.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
-/// How long the way to the broker may take, and its answer to CONNECT.
+/// How long connecting may take, and again the broker's answer to CONNECT.
 const CONNECTING: Duration = Duration::from_secs(10);
 /// How long the broker may take to close the connection after our DISCONNECT.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// The same when it is pouring out what we do not take: it reads in between.
-const OVERRUN_FAREWELL: Duration = Duration::from_secs(10);
-/// How long is read on when nothing can be written any more.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-/// So many short connections in a row look like a second client with the same identifier.
+const CLOSE: Duration = Duration::from_secs(2);
+/// The same after an overrun: the broker goes on sending and reads in between.
+const OVERRUN_CLOSE: Duration = Duration::from_secs(10);
+/// How long reading goes on after a failed write: the broker may have sent the reason before it closed.
+const FINAL_READ: Duration = Duration::from_secs(1);
+/// This many short connections in a row look like a second client with the same client identifier.
 const SHORT_CONNECTIONS: u32 = 3;
-/// How much is read at once, in bytes.
+/// How many bytes are read at once.
 const READ: usize = 64 * 1024;
 
 /// The connection cannot even be tried.
@@ -51,26 +51,25 @@ const READ: usize = 64 * 1024;
 #[error("the broker's TLS settings cannot be used: {0}")]
 pub struct ConnectionSetupError(#[from] TlsError);
 
-/// The connection to the broker; [`Connection::run`] makes it live.
+/// The connection to the broker; [`Connection::run`] connects it and keeps it connected.
 pub struct Connection {
     settings: Settings,
     session: Session,
     commands: mpsc::Receiver<Command>,
     metrics: Arc<Metrics>,
     status: watch::Sender<Status>,
-    /// Nothing is subscribed to, everything is ended.
-    drain: bool,
+    mode: Mode,
 }
 
 /// How a connection ended.
 enum End {
-    /// Told to, and everything is through.
+    /// The gateway was told to end it, and everything is sent.
     Finished,
-    /// Nobody is left who could tell anything.
+    /// Every [`Publisher`] and receipt is gone: no command can come any more.
     Abandoned,
-    /// More came than may be held; what was not taken comes again on the next connection.
+    /// The broker sent more than `max_pending_bytes`; it sends the rest again on the next connection.
     Overrun,
-    /// Broken, and how.
+    /// The broker or the network ended it.
     Broken(Ending),
 }
 
@@ -85,14 +84,14 @@ impl Connection {
         metrics: Arc<Metrics>,
     ) -> Result<(Self, Publisher, watch::Receiver<Status>), ConnectionSetupError> {
         settings.tls.check()?;
-        let drain = subscriptions.drain;
+        let mode = subscriptions.mode;
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (status, watcher) = watch::channel(Status::Down("not connected yet".to_owned()));
         // A sender of the session's own would keep the channel open for ever.
         let weak = sender.downgrade();
         let session =
             Session::new(settings.clone(), subscriptions, weak, metrics.clone(), status.clone());
-        let connection = Self { settings, session, commands, metrics, status, drain };
+        let connection = Self { settings, session, commands, metrics, status, mode };
         Ok((connection, Publisher { commands: sender }, watcher))
     }
 
@@ -111,7 +110,7 @@ impl Connection {
         let mut failures = 0;
         loop {
             // On the heap, once for each connection.
-            let end = Box::pin(self.live(&mut deliver)).await;
+            let end = Box::pin(self.serve(&mut deliver)).await;
             let ending = if let End::Broken(ending) = &end { Some(ending) } else { None };
             let lasted = self.session.disconnected(ending, Instant::now());
             self.metrics.disconnected();
@@ -123,16 +122,16 @@ impl Connection {
                 }
                 End::Finished | End::Abandoned => {
                     self.status.send_replace(Status::Ended);
-                    return Ended::Told;
+                    return Ended::Finished;
                 }
             };
-            if self.drain && lasted.is_some() && ending.is_contested() {
+            if self.mode == Mode::Drain && lasted.is_some() && ending.may_be_another_client() {
                 return self.yield_to_another(ending.text).await;
             }
-            if self.session.is_finishing() && ending.cause == Cause::NoConnection {
-                // There is nobody to say it to, and the broker still has what is not acknowledged.
+            if self.session.is_finishing() && ending.cause == Cause::NotConnected {
+                // Nothing can be sent any more, and the broker still has what is not acknowledged.
                 self.status.send_replace(Status::Down(ending.text.clone()));
-                return Ended::Unheard(ending.text);
+                return Ended::BrokerGone(ending.text);
             }
             if lasted.is_some_and(|lasted| lasted >= GOOD_CONNECTION) {
                 failures = 0;
@@ -142,22 +141,22 @@ impl Connection {
             let (broker, trouble) = (&self.settings.address, &ending.text);
             tracing::warn!(%broker, trouble, ?wait, "no connection to the broker");
             let short = lasted.is_some() && failures.is_multiple_of(SHORT_CONNECTIONS);
-            let unsaid = ending.cause == Cause::Unsaid && !self.session.is_suspicious();
+            let unsaid = ending.cause == Cause::Unexplained && !self.session.is_suspicious();
             if ending.cause == Cause::TakenOver || short && unsaid {
                 let client_id = &*self.settings.client_id;
                 let question = "is another client connected with the same client id?";
                 tracing::warn!(client_id, "connections do not last; {question}");
             }
             self.status.send_replace(Status::Down(ending.text));
-            if self.pause(wait).await.is_none() {
+            if !self.wait(wait).await {
                 self.status.send_replace(Status::Ended);
-                return Ended::Told;
+                return Ended::Finished;
             }
         }
     }
 
-    /// Another client uses the session that was to be drained: nothing of it is ended, and what was comes
-    /// back.
+    /// Another client uses the session that was to be drained: subscriptions that are already ended are
+    /// made again.
     async fn yield_to_another(self, text: String) -> Ended {
         let patterns = self.session.ended_subscriptions();
         if !patterns.is_empty()
@@ -166,11 +165,11 @@ impl Connection {
             tracing::error!(trouble, "the subscriptions of the session are ended, and stay so");
         }
         self.status.send_replace(Status::Down(text.clone()));
-        Ended::Contested(text)
+        Ended::SessionInUse(text)
     }
 
-    /// One connection, from its first byte to its last.
-    async fn live(&mut self, deliver: &mut impl FnMut(Delivery)) -> End {
+    /// One connection, from CONNECT to its end.
+    async fn serve(&mut self, deliver: &mut impl FnMut(Delivery)) -> End {
         let connecting = timeout(CONNECTING, socket::connect(&self.settings)).await;
         let (mut input, mut output) = match connecting {
             Ok(Ok(socket)) => socket,
@@ -192,7 +191,7 @@ impl Connection {
         session.connecting(password.as_ref(), &mut stream.outgoing);
         let mut batch = Vec::with_capacity(COMMANDS);
         let began = Instant::now();
-        // When the last byte came, and went, or might have.
+        // When the last byte was read, and when the last was written or nothing was left to write.
         let (mut heard, mut wrote) = (began, began);
         let mut flushed = true;
         let mut clock = pin!(sleep_until(began + CONNECTING));
@@ -201,14 +200,14 @@ impl Connection {
                 if session.is_connected() { patience(session.keep_alive()) } else { CONNECTING };
             let silent = (heard.min(wrote)) + patience;
             let next = session.next_timeout().map_or(silent, |next| next.min(silent));
-            // The clock is set forward only when it has struck: it mostly strikes in vain, which is
-            // cheaper than setting it with every message.
+            // The timer is moved later only once it has fired. That it mostly fires for nothing is cheaper
+            // than moving it with every message.
             if next < clock.deadline() || clock.is_elapsed() {
                 clock.as_mut().reset(next);
             }
             let idle = stream.outgoing.is_empty();
             if idle && flushed && session.is_leaving() {
-                return stream.farewell(session, &mut input, deliver).await;
+                return stream.await_close(session, &mut input, deliver).await;
             }
             stream.incoming.reserve(READ);
             tokio::select! {
@@ -221,25 +220,25 @@ impl Connection {
                 }
                 written = push(&mut output, &mut stream.outgoing, &mut flushed), if !idle || !flushed => {
                     if let Err(error) = written {
-                        return stream.last_words(session, &mut input, &error, deliver).await;
+                        return stream.read_rest(session, &mut input, &error, deliver).await;
                     }
                     wrote = Instant::now();
                 }
                 read = input.read_buf(&mut stream.incoming) => {
                     heard = Instant::now();
-                    if let Err(ending) = stream.came(read, session, heard, deliver) {
+                    if let Err(ending) = stream.received(read, session, heard, deliver) {
                         return End::Broken(ending);
                     }
                 }
                 () = &mut clock => {
                     let now = Instant::now();
-                    session.pass(now);
+                    session.advance(now);
                     let stuck = !stream.outgoing.is_empty();
-                    let (deaf, dumb) = (wrote + patience <= now, heard + patience <= now);
-                    if stuck && (deaf || dumb) {
+                    let (unread, silent) = (wrote + patience <= now, heard + patience <= now);
+                    if stuck && (unread || silent) {
                         return End::Broken(Ending::stalled("the broker has stopped reading"));
                     }
-                    if dumb {
+                    if silent {
                         return End::Broken(Ending::stalled("the broker did not answer in time"));
                     }
                 }
@@ -252,28 +251,29 @@ impl Connection {
         }
     }
 
-    /// Waits before the next connection, hearing commands meanwhile. `None` when there is no point.
-    async fn pause(&mut self, wait: Duration) -> Option<()> {
+    /// Waits before the next connection, taking commands meanwhile. `false` when nothing is left to do on
+    /// one.
+    async fn wait(&mut self, wait: Duration) -> bool {
         let mut batch = Vec::with_capacity(COMMANDS);
         let mut until = pin!(sleep(wait));
         loop {
             if self.session.is_finished() {
-                return None;
+                return false;
             }
             tokio::select! {
                 count = self.commands.recv_many(&mut batch, COMMANDS), if self.session.has_room() => {
                     if count == 0 {
-                        return None;
+                        return false;
                     }
                     batch.drain(..).for_each(|command| self.session.command(command));
                 }
-                () = &mut until => return Some(()),
+                () = &mut until => return true,
             }
         }
     }
 }
 
-/// How long a connection may be without a byte in either direction: pings alone make some.
+/// How long a connection may be without a byte in either direction: pings alone cause some.
 fn patience(keep_alive: Duration) -> Duration {
     keep_alive * 2 + Duration::from_secs(5)
 }
@@ -291,7 +291,7 @@ pub(super) fn password(settings: &Settings) -> Result<Option<Secret>, String> {
     }
 }
 
-/// Writes what there is, and sees to it that it leaves. May be dropped half-way.
+/// Writes what is waiting, then flushes. Cancel safe: what is not written stays in `bytes`.
 async fn push(output: &mut Output, bytes: &mut BytesMut, flushed: &mut bool) -> io::Result<()> {
     if !bytes.is_empty() {
         let written = output.write(bytes).await?;
@@ -308,7 +308,7 @@ async fn push(output: &mut Output, bytes: &mut BytesMut, flushed: &mut bool) -> 
     Ok(())
 }
 
-/// What has come and is not read, what is said and not written.
+/// The buffers of one connection: bytes not decoded yet, and bytes not written yet.
 struct Stream {
     reader: Reader,
     incoming: BytesMut,
@@ -316,8 +316,8 @@ struct Stream {
 }
 
 impl Stream {
-    /// Bytes came, or the end of them.
-    fn came(
+    /// Decodes and handles what a read has brought.
+    fn received(
         &mut self,
         read: io::Result<usize>,
         session: &mut Session,
@@ -347,7 +347,7 @@ impl Stream {
         loop {
             self.incoming.reserve(READ);
             let read = input.read_buf(&mut self.incoming).await;
-            if let Err(ending) = self.came(read, session, Instant::now(), deliver) {
+            if let Err(ending) = self.received(read, session, Instant::now(), deliver) {
                 return ending;
             }
         }
@@ -355,30 +355,30 @@ impl Stream {
 
     /// After our DISCONNECT the broker closes the connection, when it has read everything. Who closes
     /// first may cut off the last PUBACKs: a broker that is writing gives up on reading.
-    async fn farewell(
+    async fn await_close(
         mut self,
         session: &mut Session,
         input: &mut Input,
         deliver: &mut impl FnMut(Delivery),
     ) -> End {
         let (end, patience) = if session.is_finished() {
-            (End::Finished, FAREWELL)
+            (End::Finished, CLOSE)
         } else {
-            (End::Overrun, OVERRUN_FAREWELL)
+            (End::Overrun, OVERRUN_CLOSE)
         };
         let _ = timeout(patience, self.read(session, input, deliver)).await;
         end
     }
 
-    /// Nothing can be written any more; what the broker said before it closed counts.
-    async fn last_words(
+    /// After a failed write: a DISCONNECT or a PUBACK that the broker sent before it closed still counts.
+    async fn read_rest(
         mut self,
         session: &mut Session,
         input: &mut Input,
         error: &io::Error,
         deliver: &mut impl FnMut(Delivery),
     ) -> End {
-        let ending = timeout(LAST_WORDS, self.read(session, input, deliver)).await;
+        let ending = timeout(FINAL_READ, self.read(session, input, deliver)).await;
         let connected = session.is_connected();
         End::Broken(ending.unwrap_or_else(|_| Ending::closed(Some(error), connected)))
     }

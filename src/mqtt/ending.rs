@@ -1,4 +1,4 @@
-//! How a connection ended that nobody wanted to end, in words and by whose doing.
+//! Why a connection ended that the gateway did not end: a sentence for the operator, and the cause.
 
 use std::io;
 
@@ -7,34 +7,34 @@ use super::reason;
 /// How a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ending {
-    /// For the operator.
+    /// A sentence for the operator.
     pub text: String,
     pub cause: Cause,
 }
 
-/// By whose doing.
+/// What ended it, as far as the broker lets know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// There was none yet.
-    NoConnection,
-    /// The network's, or the broker's as far as it went away, with nothing against what we sent.
-    Elsewhere,
-    /// The broker closed it and did not say why: a publication may be to blame, or another client.
-    Unsaid,
-    /// The broker ended it over what we sent, and said so.
-    Said,
-    /// Another client has connected under our identifier.
+    /// The broker has not accepted it.
+    NotConnected,
+    /// The network, or the broker for reasons of its own: no packet of ours is to blame.
+    Unrelated,
+    /// The broker closed it without a reason: a publication may be to blame, or another client.
+    Unexplained,
+    /// The broker's DISCONNECT says that a packet of ours was wrong.
+    OverPackets,
+    /// Another client has connected with our client identifier.
     TakenOver,
 }
 
 impl Ending {
     pub(super) fn no_connection(text: impl Into<String>) -> Self {
-        Self { text: text.into(), cause: Cause::NoConnection }
+        Self { text: text.into(), cause: Cause::NotConnected }
     }
 
     /// Nothing came, or nothing went, for too long.
     pub(super) fn stalled(text: &str) -> Self {
-        Self { text: text.to_owned(), cause: Cause::Elsewhere }
+        Self { text: text.to_owned(), cause: Cause::Unrelated }
     }
 
     /// The broker refused CONNECT [MQTT 5.0, 3.2.2.2].
@@ -57,9 +57,9 @@ impl Ending {
     pub(super) fn disconnect(reason: u8, text: &str) -> Self {
         let cause = match reason {
             reason::SESSION_TAKEN_OVER => Cause::TakenOver,
-            0 => Cause::Unsaid,
-            _ if reason::is_broker_own(reason) => Cause::Elsewhere,
-            _ => Cause::Said,
+            0 => Cause::Unexplained,
+            _ if reason::is_broker_own(reason) => Cause::Unrelated,
+            _ => Cause::OverPackets,
         };
         Self { text: format!("the broker ended the connection: {}", said(reason, text)), cause }
     }
@@ -69,7 +69,7 @@ impl Ending {
         let how = error.map(|error| format!(" ({error})")).unwrap_or_default();
         if established {
             let text = format!("the broker closed the connection without a reason{how}");
-            return Self { text, cause: Cause::Unsaid };
+            return Self { text, cause: Cause::Unexplained };
         }
         Self::no_connection(format!(
             "the broker closed the connection before it answered{how}; does it speak MQTT 5? Is this \
@@ -77,14 +77,14 @@ impl Ending {
         ))
     }
 
-    /// Whether it may be over a publication.
-    pub(super) fn is_over_something(&self) -> bool {
-        matches!(self.cause, Cause::Unsaid | Cause::Said)
+    /// Whether a publication may have caused it.
+    pub(super) fn may_be_a_publication(&self) -> bool {
+        matches!(self.cause, Cause::Unexplained | Cause::OverPackets)
     }
 
-    /// Whether it may be another client's doing.
-    pub(super) fn is_contested(&self) -> bool {
-        matches!(self.cause, Cause::Unsaid | Cause::TakenOver)
+    /// Whether another client may have caused it.
+    pub(super) fn may_be_another_client(&self) -> bool {
+        matches!(self.cause, Cause::Unexplained | Cause::TakenOver)
     }
 }
 

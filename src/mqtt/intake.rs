@@ -1,4 +1,5 @@
-//! How much is taken from the broker: messages are held until they are settled, within bounds.
+//! Decides whether a message is accepted: those that are not settled yet are bounded in bytes
+//! (`max_pending_bytes`) and, at `QoS` 0, in number.
 
 use std::{
     collections::HashSet,
@@ -8,38 +9,38 @@ use std::{
     },
 };
 
-use super::{Held, Settings, reader::Publish, window::PacketId};
+use super::{HeldBytes, Settings, reader::Publish, window::PacketId};
 use crate::metrics::Metrics;
 
-/// What a message that is held takes beside its packet, about, in bytes: its places in window and lane.
+/// About what an unsettled message takes beside its packet, in bytes: its entries in window and lane.
 const OVERHEAD: usize = 1024;
 /// What each of its user properties takes beside its text.
 const PROPERTY_OVERHEAD: usize = 100;
 
-/// Whether messages are taken on this connection.
+/// Whether messages are accepted on this connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Taking {
-    /// They are.
-    Yes,
-    /// The broker has sent more than may be held: no more of them, lest a later message overtake an
-    /// earlier one of its device.
+pub(super) enum State {
+    /// Messages are accepted.
+    Accepting,
+    /// The broker has sent more than `max_pending_bytes`. No further message is accepted, since a later
+    /// one could overtake an earlier one of its device that was not.
     Overrun,
-    /// Nothing more is settled on it: what is due goes out, then a DISCONNECT.
+    /// Nothing more is settled on this connection: due PUBACKs are written, then a DISCONNECT.
     Closing,
-    /// The DISCONNECT is on its way.
+    /// The DISCONNECT is written.
     Leaving,
 }
 
-/// What is held, and what was not taken.
+/// The bytes of unsettled messages, and the messages that were not accepted.
 pub(super) struct Intake {
     max_bytes: usize,
     max_pending: usize,
-    /// Bytes of messages that are held, wherever they are.
-    held: Arc<AtomicUsize>,
-    pub(super) taking: Taking,
-    /// The size of the first message that was too much, in bytes.
-    refused: usize,
-    /// Packet identifiers of new messages that were not taken.
+    /// Bytes of all unsettled messages, wherever they are.
+    held_bytes: Arc<AtomicUsize>,
+    pub(super) state: State,
+    /// The size of the first message that exceeded the bound, in bytes.
+    refused_bytes: usize,
+    /// Packet identifiers of new messages that were not accepted.
     skipped: HashSet<PacketId>,
 }
 
@@ -48,27 +49,27 @@ impl Intake {
         Self {
             max_bytes: settings.max_pending_bytes,
             max_pending: settings.max_pending.into(),
-            held: Arc::default(),
-            taking: Taking::Yes,
-            refused: 0,
+            held_bytes: Arc::default(),
+            state: State::Accepting,
+            refused_bytes: 0,
             skipped: HashSet::new(),
         }
     }
 
-    /// Takes the message, if it may be taken: its share of the bytes.
+    /// Accepts the message if the bounds allow it, and counts its bytes until the result is dropped.
     pub(super) fn take(
         &mut self,
         publish: &Publish,
         pending: impl FnOnce() -> usize,
         metrics: &Metrics,
-    ) -> Option<Held> {
-        if self.taking != Taking::Yes {
+    ) -> Option<HeldBytes> {
+        if self.state != State::Accepting {
             self.skip(publish);
             return None;
         }
-        let before = self.held.load(Ordering::Relaxed);
+        let before = self.held_bytes.load(Ordering::Relaxed);
         let bytes = publish.size + OVERHEAD + publish.properties.user.len() * PROPERTY_OVERHEAD;
-        // One message is always taken, however large: it would come again for ever.
+        // One message is always accepted, however large: the broker would send it again for ever.
         let over = before > 0 && before + bytes > self.max_bytes;
         // QoS 0 knows no Receive Maximum; at most once includes not at all.
         if publish.qos == 0 && (over || pending() >= self.max_pending) {
@@ -85,33 +86,34 @@ impl Intake {
                  held is through"
             );
             metrics.overrun();
-            self.taking = Taking::Overrun;
-            self.refused = bytes;
+            self.state = State::Overrun;
+            self.refused_bytes = bytes;
             self.skip(publish);
             return None;
         }
-        Some(Held::new(bytes, &self.held))
+        Some(HeldBytes::new(bytes, &self.held_bytes))
     }
 
-    /// A message that is not taken comes again on the next connection.
+    /// The broker sends a message that was not accepted again on the next connection.
     fn skip(&mut self, publish: &Publish) {
         if !publish.dup && publish.qos > 0 {
             self.skipped.insert(publish.packet_id);
         }
     }
 
-    /// More came than may be held, and of what was taken enough is through to take more: not all of it,
-    /// lest one message that hangs stop everybody.
+    /// After an overrun: whether half of the bytes are settled, so that a new connection is worth it. Not
+    /// all of them, or one message that hangs would stop everybody.
     pub(super) fn has_room_again(&self) -> bool {
-        let held = self.held.load(Ordering::Relaxed);
-        // Also the message that was too much must fit, or it would be all over again.
-        let room = held == 0 || held <= self.max_bytes / 2 && held + self.refused <= self.max_bytes;
-        self.taking == Taking::Overrun && room
+        let held = self.held_bytes.load(Ordering::Relaxed);
+        // The message that exceeded the bound must fit as well, or it would exceed it again.
+        let fits = held + self.refused_bytes <= self.max_bytes;
+        let room = held == 0 || held <= self.max_bytes / 2 && fits;
+        self.state == State::Overrun && room
     }
 
-    /// The connection is gone; what was not taken on it.
+    /// The connection is gone. Returns the packet identifiers of what was not accepted on it.
     pub(super) fn disconnected(&mut self) -> HashSet<PacketId> {
-        self.taking = Taking::Yes;
+        self.state = State::Accepting;
         std::mem::take(&mut self.skipped)
     }
 }

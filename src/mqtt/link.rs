@@ -56,7 +56,7 @@ impl Link {
     }
 
     /// Time has passed.
-    pub(super) fn pass(&mut self, now: Instant) {
+    pub(super) fn advance(&mut self, now: Instant) {
         if self.ping_at <= now {
             self.ping(now);
         }

@@ -4,19 +4,19 @@
 mod connection;
 mod cursor;
 mod ending;
-mod fate;
 mod intake;
 mod legal;
 mod limits;
 mod link;
+mod one_off;
 mod outbox;
 mod packet;
+mod publish_result;
 mod reader;
 mod reason;
 mod session;
 mod socket;
 mod subscriber;
-mod visit;
 pub mod window;
 
 use std::{
@@ -34,7 +34,7 @@ use tokio::sync::mpsc;
 use self::window::Ticket;
 pub use self::{
     connection::{Connection, ConnectionSetupError},
-    visit::{end_session, probe},
+    one_off::{check_broker, end_session},
 };
 use crate::{
     message::{Message, Publication, Purpose},
@@ -43,7 +43,7 @@ use crate::{
     topic::{Captures, Pattern},
 };
 
-/// How many commands may wait for the connection; who sends more waits.
+/// How many commands may wait for the connection task; a sender of more waits.
 const COMMANDS: usize = 256;
 
 /// What the configuration says about the broker.
@@ -70,7 +70,8 @@ pub struct Settings {
     pub max_pending_bytes: usize,
     /// Largest packet the broker may send, in bytes [MQTT 5.0, 3.1.2.11.4].
     pub max_packet: u32,
-    /// How long an unsettled message may hold back later PUBACKs; `None` is for ever.
+    /// `ack_hold`: how long an unsettled message may hold back the PUBACKs of later ones; `None` is for
+    /// ever.
     pub ack_hold: Option<Duration>,
     /// User Name.
     pub username: Option<String>,
@@ -107,7 +108,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// How MQTT travels.
+/// What MQTT is carried by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     /// TCP.
@@ -120,7 +121,7 @@ pub enum Transport {
     Wss,
 }
 
-/// How the connection stands.
+/// The state of the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
     /// Not connected, and why.
@@ -129,9 +130,9 @@ pub enum Status {
     Connected,
     /// Connected and subscribed.
     Subscribed,
-    /// Connected, and every subscription is ended: what still comes was held before.
+    /// Connected, and every subscription is ended: what still arrives was queued before.
     Draining,
-    /// Connected to drain a session that is not there.
+    /// Connected to drain, and the broker has no session of this client identifier.
     NoSession,
     /// Connected; the broker refused these filters.
     Refused(Vec<String>),
@@ -142,12 +143,13 @@ pub enum Status {
 /// How the connection task ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
-    /// It was told to.
-    Told,
-    /// It was told to, and could not reach the broker any more: what is not acknowledged comes back.
-    Unheard(String),
+    /// It was told to finish, and everything is written.
+    Finished,
+    /// It was told to finish and could not reach the broker any more, for this reason: messages that
+    /// are not acknowledged are delivered again to the next gateway.
+    BrokerGone(String),
     /// It was draining the session, and another client uses it; how that showed.
-    Contested(String),
+    SessionInUse(String),
 }
 
 /// What to subscribe to, and how to tell which subscription a message came for.
@@ -157,8 +159,17 @@ pub struct Subscriptions {
     pub patterns: Vec<Pattern>,
     /// The capture that names the sender.
     pub sender: Arc<str>,
-    /// End them instead: what the broker has queued still comes, nothing is queued any more.
-    pub drain: bool,
+    /// What is done with them.
+    pub mode: Mode,
+}
+
+/// What a connection does with its subscriptions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Subscribes, at every connection.
+    Serve,
+    /// Unsubscribes: the broker still delivers what it has queued, and queues nothing more.
+    Drain,
 }
 
 impl Subscriptions {
@@ -188,23 +199,23 @@ pub struct Delivery {
 pub struct Receipt {
     ticket: Ticket,
     commands: mpsc::Sender<Command>,
-    held: Held,
+    held_bytes: HeldBytes,
 }
 
-/// A message's share of the bytes that are held.
-struct Held {
+/// Counts the bytes of one message against `max_pending_bytes` until it is dropped.
+struct HeldBytes {
     bytes: usize,
     total: Arc<AtomicUsize>,
 }
 
-impl Held {
+impl HeldBytes {
     fn new(bytes: usize, total: &Arc<AtomicUsize>) -> Self {
         total.fetch_add(bytes, Ordering::Relaxed);
         Self { bytes, total: total.clone() }
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.total.fetch_sub(self.bytes, Ordering::Relaxed);
     }
@@ -228,14 +239,14 @@ impl Receipt {
     }
 
     async fn send(self, command: Command) {
-        let Self { commands, held, .. } = self;
+        let Self { commands, held_bytes, .. } = self;
         // First, so that the connection sees the room when it hears the command.
-        drop(held);
+        drop(held_bytes);
         let _ = commands.send(command).await;
     }
 }
 
-/// Publishes. Cheap to clone.
+/// Publishes through the connection task. Cheap to clone.
 #[derive(Clone)]
 pub struct Publisher {
     commands: mpsc::Sender<Command>,
@@ -248,19 +259,20 @@ impl Publisher {
         let _ = self.commands.send(Command::Publish(publication)).await;
     }
 
-    /// Ends the connection, and the task, when everything published and settled is through.
+    /// Ends the connection and its task once everything published is acknowledged by the broker and
+    /// everything settled is acknowledged to it.
     pub async fn finish(&self) {
         let _ = self.commands.send(Command::Finish).await;
     }
 
-    /// Ends them as soon as what is said is written: what is settled is acknowledged, also behind what
-    /// is not.
+    /// Ends them as soon as everything published and settled is written, without waiting for the
+    /// broker's PUBACKs. Settled messages are acknowledged even behind unsettled ones.
     pub async fn close(&self) {
         let _ = self.commands.send(Command::Close).await;
     }
 }
 
-/// What the connection can be told.
+/// What the connection task is asked to do.
 enum Command {
     Publish(Publication),
     Settle(Ticket),

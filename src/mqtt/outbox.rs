@@ -25,12 +25,12 @@ const OVERHEAD: usize = 128;
 const MAX_IN_FLIGHT: u16 = 100;
 /// Packet identifiers of publications go up to here; those above are for subscriptions.
 pub(super) const LAST_PACKET_ID: PacketId = 60_000;
-/// So many ends in a row with the same publication first in flight look like its doing.
+/// A publication is suspected when it was the first in flight at this many ends of a connection in a row.
 const DEATHS: u32 = 3;
-/// An end that comes later than this after a publication was sent has another cause.
+/// A connection that ends later than this after a publication was sent ended for another reason.
 const SOON: Duration = Duration::from_secs(10);
 
-/// What waits.
+/// What is put into the outbox.
 pub(super) enum Entry {
     /// To be published.
     Publish(Publication),
@@ -38,9 +38,9 @@ pub(super) enum Entry {
     Settled(Ticket),
 }
 
-/// What is to be done next.
+/// What comes out of the outbox.
 pub(super) enum Next<'a> {
-    /// To be sent under this identifier, from now on in flight.
+    /// To be sent under this packet identifier; it is in flight from now on.
     Publish(PacketId, &'a Publication),
     /// As in [`Entry::Settled`].
     Settled(Ticket),
@@ -53,7 +53,7 @@ struct InFlight {
 }
 
 struct Waiting {
-    /// Consecutive over all publications of this process.
+    /// Its number among all publications of this process.
     number: u64,
     publication: Publication,
 }
@@ -75,7 +75,7 @@ pub(super) struct Outbox {
     limit: usize,
     /// Which publication was first in flight at the last ends in a row, and how many those were.
     suspect: Option<(u64, u32)>,
-    /// So many of the first publications go out alone.
+    /// How many of the next publications are sent one at a time.
     alone: usize,
 }
 
@@ -93,17 +93,17 @@ impl Outbox {
         }
     }
 
-    /// Whether more may be put in.
+    /// Whether more may be pushed.
     pub(super) fn has_room(&self) -> bool {
         self.waiting.len() < MAX_WAITING && self.bytes < MAX_BYTES
     }
 
-    /// Whether nothing waits for the broker.
+    /// Whether nothing is waiting or in flight.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.in_flight.is_empty()
     }
 
-    /// Whether nothing waits to be sent.
+    /// Whether everything has been sent.
     pub(super) fn is_sent(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -151,7 +151,7 @@ impl Outbox {
         }
     }
 
-    /// In a circle, passing over those in flight, which are few.
+    /// The next one that is not in flight, counted in a circle.
     fn free_packet_id(&mut self) -> PacketId {
         loop {
             self.last_packet_id = self.last_packet_id % LAST_PACKET_ID + 1;
@@ -161,7 +161,7 @@ impl Outbox {
         }
     }
 
-    /// It is not in flight any more: the broker has acknowledged it, for good or bad, or it was not sent
+    /// Takes a publication out of flight: the broker has acknowledged or refused it, or it was not sent
     /// after all.
     pub(super) fn take(&mut self, packet_id: PacketId) -> Option<Publication> {
         let index = self.in_flight.iter().position(|p| p.packet_id == packet_id)?;
@@ -178,10 +178,10 @@ impl Outbox {
     /// it over what it was sent, a publication can turn out to be poison: it is returned, and gone.
     pub(super) fn disconnected(
         &mut self,
-        over_something: bool,
+        maybe_a_publication: bool,
         now: Instant,
     ) -> Option<Publication> {
-        let poison = over_something && self.is_poison(now);
+        let poison = maybe_a_publication && self.is_poison(now);
         let poison = poison.then(|| self.in_flight.front().map(|p| p.packet_id)).flatten();
         let poison = poison.and_then(|packet_id| self.take(packet_id));
         while let Some(last) = self.in_flight.pop_back() {
@@ -190,7 +190,7 @@ impl Outbox {
         poison
     }
 
-    /// Whether the first in flight is found out.
+    /// Whether the first in flight has been alone when the connection ended.
     fn is_poison(&mut self, now: Instant) -> bool {
         let first = self.in_flight.front().filter(|p| now - p.sent < SOON);
         let Some(first) = first.map(|p| p.waiting.number) else {

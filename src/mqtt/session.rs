@@ -1,8 +1,8 @@
-//! What outlives a connection: messages held, publications on their way. Turns packets into deliveries
-//! and commands into packets, and alone decides what goes on the wire.
+//! The MQTT session: outlives connections, turns packets into deliveries and commands into packets, and
+//! alone decides what is sent.
 //!
-//! Pure: no socket, no clock, nothing to wait for. Packets go in by [`Session::handle`], commands by
-//! [`Session::command`], time by [`Session::pass`]; what is to be sent comes out of
+//! Pure: no socket, no clock, no `await`. Packets go in by [`Session::handle`], commands by
+//! [`Session::command`], time by [`Session::advance`]; what is to be sent comes out of
 //! [`Session::transmit`], and [`Session::next_timeout`] says when time matters.
 
 use std::{
@@ -22,16 +22,15 @@ use tokio::{
 use super::{
     Command, Delivery, Receipt, Settings, Status, Subscriptions,
     ending::Ending,
-    fate,
-    intake::{Intake, Taking},
+    intake::{Intake, State},
     legal::legal,
     limits,
     link::Link,
+    one_off::expiry,
     outbox::{Entry, Next, Outbox},
-    packet,
+    packet, publish_result,
     reader::{ConnAck, Incoming, Publish},
     subscriber::Subscriber,
-    visit::expiry,
     window::{Arrival, Arrived, Window},
 };
 use crate::{
@@ -42,7 +41,7 @@ use crate::{
     topic::{Captures, Pattern},
 };
 
-/// So much is written in advance, in bytes; what else there is waits where its bound is.
+/// How many bytes are encoded ahead of the socket; the rest stays in the outbox, which is bounded.
 const WRITTEN_AHEAD: usize = 64 * 1024;
 
 /// The MQTT session as this process sees it.
@@ -56,13 +55,13 @@ pub(super) struct Session {
     intake: Intake,
     /// The connection, once the broker has accepted it.
     link: Option<Link>,
-    /// This process has had a session, so the next connection should find it.
-    expected: bool,
+    /// This process has been connected before, so the broker should still have the session.
+    connected_before: bool,
     /// See [`super::Connection::receive_window`].
     receive_window: Arc<AtomicUsize>,
-    /// Told to finish what is to be said.
+    /// [`Command::Finish`] came.
     finishing: bool,
-    /// Told to leave now: nobody waits for PUBACKs of publications any more.
+    /// [`Command::Close`] came: the PUBACKs of publications are not waited for any more.
     closing: bool,
 }
 
@@ -84,7 +83,7 @@ impl Session {
             commands,
             metrics,
             link: None,
-            expected: false,
+            connected_before: false,
             finishing: false,
             closing: false,
         }
@@ -94,52 +93,52 @@ impl Session {
         self.receive_window.clone()
     }
 
-    /// A connection is being made: writes its CONNECT.
+    /// Writes the CONNECT of a new connection.
     pub(super) fn connecting(&self, password: Option<&Secret>, out: &mut BytesMut) {
         let start = packet::Start { clean: false, expiry: expiry(&self.settings) };
         packet::connect(&self.settings, start, password, out);
     }
 
-    /// The connection is gone; how long it lasted, if there was one.
+    /// The connection is gone. Returns how long it lasted, if the broker had accepted it.
     pub(super) fn disconnected(
         &mut self,
         ending: Option<&Ending>,
         now: Instant,
     ) -> Option<Duration> {
         self.window.disconnected(&self.intake.disconnected());
-        let over_something = ending.is_some_and(Ending::is_over_something);
-        if let Some(poison) = self.outbox.disconnected(over_something, now) {
-            self.ended(&poison, fate::poison);
+        let maybe_a_publication = ending.is_some_and(Ending::may_be_a_publication);
+        if let Some(poison) = self.outbox.disconnected(maybe_a_publication, now) {
+            self.ended(&poison, publish_result::poison);
         }
         self.link.take().map(|link| link.lasted(now))
     }
 
-    /// Whether more commands may be given.
+    /// Whether the outbox has room for more commands.
     pub(super) fn has_room(&self) -> bool {
         self.outbox.has_room()
     }
 
-    /// Told to finish with nothing left to say: a connection would serve nothing.
+    /// Whether the task has been told to end and nothing is left to send.
     pub(super) fn is_finished(&self) -> bool {
         self.finishing && self.outbox.is_empty() || self.closing && self.outbox.is_sent()
     }
 
-    /// Told to finish, whatever is left to say.
+    /// Whether the task has been told to end, whatever is left to send.
     pub(super) fn is_finishing(&self) -> bool {
         self.finishing || self.closing
     }
 
-    /// What a drain has ended so far, or nothing.
+    /// The patterns whose subscriptions a drain has ended, or begun to end.
     pub(super) fn ended_subscriptions(&self) -> &[Pattern] {
         self.subscriber.ended()
     }
 
-    /// The last packet is written: the broker closes the connection when it has read everything.
+    /// Whether DISCONNECT is written: the broker closes the connection once it has read everything.
     pub(super) fn is_leaving(&self) -> bool {
-        self.intake.taking == Taking::Leaving
+        self.intake.state == State::Leaving
     }
 
-    /// The next connection tells whether a publication is poison, so it should come soon.
+    /// Whether a publication is suspected to be poison: the next connection tells, so it is made soon.
     pub(super) fn is_suspicious(&self) -> bool {
         self.outbox.is_suspicious()
     }
@@ -149,34 +148,34 @@ impl Session {
         self.link.is_some()
     }
 
-    /// How often there must be a ping: as the broker has it, or as we do where it turns pings off.
+    /// Keep Alive in force: the broker's Server Keep Alive, or our own where it says 0 or nothing.
     pub(super) fn keep_alive(&self) -> Duration {
         self.link.as_ref().map_or(self.settings.keep_alive, Link::keep_alive)
     }
 
-    /// When something is due without a packet or a command.
+    /// When [`Session::advance`] has something to do.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         let link = self.link.as_ref()?;
         let others = [self.window.next_timeout(), self.subscriber.next_timeout()];
         others.into_iter().flatten().chain([link.next_ping()]).min()
     }
 
-    /// Time has passed.
-    pub(super) fn pass(&mut self, now: Instant) {
-        self.window.pass(now);
+    /// Does what is due at `now`: pings, overdue senders, the start of a drain.
+    pub(super) fn advance(&mut self, now: Instant) {
+        self.window.advance(now);
         let Some(link) = &mut self.link else { return };
-        link.pass(now);
+        link.advance(now);
         if self.window.wants_ping() {
             link.ping(now);
         }
-        self.subscriber.pass(now);
+        self.subscriber.advance(now);
     }
 
     pub(super) fn command(&mut self, command: Command) {
         match command {
             Command::Publish(publication) => match legal(publication) {
                 Ok(publication) => self.outbox.push(Entry::Publish(publication)),
-                Err(publication) => self.ended(&publication, fate::illegal),
+                Err(publication) => self.ended(&publication, publish_result::illegal),
             },
             Command::Settle(ticket) => self.outbox.push(Entry::Settled(ticket)),
             Command::Finish => self.finishing = true,
@@ -184,7 +183,7 @@ impl Session {
         }
     }
 
-    /// A packet came.
+    /// Handles a packet of the broker.
     ///
     /// # Errors
     /// When the broker has ended the connection by it.
@@ -202,7 +201,9 @@ impl Session {
             Incoming::Publish(publish) => self.arrived(publish, now, deliver),
             Incoming::PubAck { packet_id, reason } => {
                 if let Some(publication) = self.outbox.take(packet_id) {
-                    self.ended(&publication, |it, metrics| fate::acknowledged(it, reason, metrics));
+                    self.ended(&publication, |it, metrics| {
+                        publish_result::acknowledged(it, reason, metrics);
+                    });
                 }
             }
             Incoming::PubRel { packet_id } => {
@@ -253,7 +254,7 @@ impl Session {
         if !session_present {
             self.no_session();
         }
-        self.expected = true;
+        self.connected_before = true;
         self.window.connected(session_present);
         self.outbox.connected(receive_maximum);
         self.subscriber.connected(session_present, limits.subscription_identifiers, now);
@@ -261,9 +262,9 @@ impl Session {
         Ok(())
     }
 
-    /// The broker has no session of ours.
+    /// The broker has no session of this client identifier.
     fn no_session(&self) {
-        if self.expected {
+        if self.connected_before {
             tracing::error!(
                 "the broker has lost the session, and with it every message it held for it; give the \
                  broker persistence and a session_expiry longer than any interruption"
@@ -279,12 +280,13 @@ impl Session {
     }
 
     fn arrived(&mut self, publish: Publish, now: Instant, deliver: &mut impl FnMut(Delivery)) {
-        // Without senders nobody is left to deliver to.
+        // Without a sender the exchange is gone: nobody could settle the message.
         let Some(commands) = self.commands.upgrade() else { return };
-        let taking = self.intake.taking;
+        let state = self.intake.state;
+        // 1. The message is accepted, gets its ticket, and goes to its lane.
         let pending = || self.window.pending();
-        let Some(held) = self.intake.take(&publish, pending, &self.metrics) else {
-            if self.intake.taking != taking {
+        let Some(held_bytes) = self.intake.take(&publish, pending, &self.metrics) else {
+            if self.intake.state != state {
                 self.subscriber.overrun();
             }
             return;
@@ -296,7 +298,7 @@ impl Session {
         match (&found, publish.fault) {
             (_, Some(fault)) => tracing::warn!(topic, "a message cannot be taken: {fault}"),
             (None, None) => self.subscriber.stray(&topic),
-            (Some(_), None) => self.subscriber.came_by(&subscription_ids),
+            (Some(_), None) => self.subscriber.arrived_by(&subscription_ids),
         }
         let (subscription, captures) = match found {
             Some((index, captures)) => (Some(index), captures),
@@ -315,7 +317,7 @@ impl Session {
         }
         let ticket = match self.window.arrive(arrived, now) {
             Arrival::New(ticket) => ticket,
-            Arrival::Held => return self.metrics.redelivered(),
+            Arrival::InProgress => return self.metrics.redelivered(),
             Arrival::Settled(ticket) => {
                 self.metrics.redelivered();
                 return self.outbox.push(Entry::Settled(ticket));
@@ -327,20 +329,20 @@ impl Session {
             subscription,
             captures,
             sender,
-            receipt: Receipt { ticket, commands, held },
+            receipt: Receipt { ticket, commands, held_bytes },
         });
     }
 
-    /// Writes what may go out now: acknowledgements that are due, then the outbox, whose settlements
-    /// make more acknowledgements due; in the end a DISCONNECT, after which there is nothing
-    /// [MQTT-3.14.4-1].
+    /// Writes what may be sent now: acknowledgements that are due, then the outbox, whose settlements
+    /// make more acknowledgements due; at the end of the connection a DISCONNECT, after which nothing is
+    /// sent [MQTT-3.14.4-1].
     pub(super) fn transmit(&mut self, out: &mut BytesMut, now: Instant) {
         if self.link.is_none() || self.is_leaving() {
             return;
         }
         self.subscriber.transmit(out);
         self.transmit_acknowledgements(out);
-        if self.intake.taking != Taking::Closing {
+        if self.intake.state != State::Closing {
             let through = self.transmit_outbox(out, now);
             let again = self.intake.has_room_again() || self.window.must_reconnect();
             let leave = again && self.outbox.is_empty() || self.is_finished();
@@ -348,11 +350,11 @@ impl Session {
                 return;
             }
             self.window.close();
-            self.intake.taking = Taking::Closing;
+            self.intake.state = State::Closing;
             self.transmit_acknowledgements(out);
         }
         packet::disconnect(false, out);
-        self.intake.taking = Taking::Leaving;
+        self.intake.state = State::Leaving;
     }
 
     fn transmit_acknowledgements(&mut self, out: &mut BytesMut) {
@@ -361,7 +363,7 @@ impl Session {
         }
     }
 
-    /// `false` if there is more than may be written ahead.
+    /// `false` if more is waiting than may be encoded ahead.
     fn transmit_outbox(&mut self, out: &mut BytesMut, now: Instant) -> bool {
         let Some(link) = &self.link else { return true };
         let at_most_once = link.is_at_most_once();
@@ -369,6 +371,7 @@ impl Session {
         while out.len() < WRITTEN_AHEAD {
             match self.outbox.next(now) {
                 None => return true,
+                // 9. Everything published before is on this connection: the PUBACK may follow.
                 Some(Next::Settled(ticket)) => {
                     self.window.settle(ticket, now);
                     self.transmit_acknowledgements(out);
@@ -383,7 +386,7 @@ impl Session {
                     match publication.shorter() {
                         _ if fits => self.ended(&publication, |_, _| {}),
                         Some(shorter) => self.outbox.push_first(shorter),
-                        None => self.ended(&publication, fate::too_large),
+                        None => self.ended(&publication, publish_result::too_large),
                     }
                 }
             }

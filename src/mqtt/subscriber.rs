@@ -1,5 +1,5 @@
-//! The subscriptions of a session: made at every connection, or ended; and those of an earlier
-//! configuration, which are ended where they show.
+//! The subscriptions of a session: made at every connection, or ended by a drain. Those that an earlier
+//! configuration left in the session are ended as far as they can be recognised.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -11,21 +11,21 @@ use rumqttc::v5::mqttbytes::v5::Filter;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Settings, Status, Subscriptions, outbox::LAST_PACKET_ID, packet, reason, window::PacketId,
+    Mode, Settings, Status, Subscriptions, outbox::LAST_PACKET_ID, packet, reason, window::PacketId,
 };
 use crate::topic::Pattern;
 
 /// Topic filters in one packet at most: some brokers end the connection over more.
 const MAX_FILTERS: usize = 8;
-/// Topics with more levels are not looked for: their filters are too many to guess.
+/// Topics with more levels than this are not looked for: too many filters could have brought them.
 const MAX_STRAY_LEVELS: usize = 6;
-/// So many topics without a row are looked after on a connection.
+/// For how many topics without a row the subscription is looked for, on each connection.
 const MAX_STRAYS: usize = 16;
 
-/// A packet that the broker must answer.
+/// A SUBSCRIBE or UNSUBSCRIBE.
 #[derive(Debug)]
 enum Request {
-    /// With or without our identifier.
+    /// With a Subscription Identifier where the broker takes them.
     Subscribe(Vec<Filter>, Option<u32>),
     Unsubscribe(Vec<String>, Why),
 }
@@ -35,13 +35,13 @@ enum Request {
 enum Why {
     /// The session is drained.
     Drain,
-    /// They are of another form than those in force: without the group, or of a former one.
+    /// They are the table's filters in another form: without the share group, or with a former one.
     OtherForm,
-    /// A message came on a topic that no row has.
+    /// They may have brought a message on a topic that no row matches.
     Stray,
 }
 
-/// What is subscribed to, and how far that has come.
+/// The subscriptions, and which of their requests are not answered yet.
 pub(super) struct Subscriber {
     subscriptions: Subscriptions,
     share_group: Option<Box<str>>,
@@ -55,16 +55,16 @@ pub(super) struct Subscriber {
     refused: Vec<String>,
     /// Tells our subscriptions from those of another group, where the broker can.
     identifier: Option<u32>,
-    /// A message by another group's subscription was told.
-    foreign_told: bool,
-    /// How long the connection must stand before all are ended, where they are to be.
+    /// The warning about a subscription of another group has been logged.
+    foreign_warned: bool,
+    /// How long a connection must last before a drain begins to unsubscribe.
     drain_hold: Duration,
-    /// When that begins.
+    /// When it does.
     drain_at: Option<Instant>,
     drain_began: bool,
-    /// How many topics without a row were looked after.
+    /// For how many topics without a row the subscription was looked for.
     strays: usize,
-    /// Filters that were tried for them.
+    /// Filters that were ended for them.
     tried: HashSet<String>,
 }
 
@@ -78,7 +78,7 @@ impl Subscriber {
             subscriptions,
             share_group: settings.share_group.clone(),
             former_share_groups: settings.former_share_groups.clone(),
-            // Longer than a gateway that lives takes to come back and throw us out.
+            // Longer than a running gateway takes to reconnect and take its session back.
             drain_hold: settings.reconnect_max * 2 + Duration::from_secs(1),
             status,
             waiting: VecDeque::new(),
@@ -86,7 +86,7 @@ impl Subscriber {
             last_packet_id: LAST_PACKET_ID,
             refused: Vec::new(),
             identifier: None,
-            foreign_told: false,
+            foreign_warned: false,
             drain_at: None,
             drain_began: false,
             strays: 0,
@@ -98,7 +98,7 @@ impl Subscriber {
         &self.subscriptions
     }
 
-    /// A connection stands, and nothing has been sent on it yet.
+    /// The broker has accepted a connection, and nothing has been sent on it yet.
     pub(super) fn connected(&mut self, session_present: bool, identifiers: bool, now: Instant) {
         self.status.send_replace(Status::Connected);
         self.waiting.clear();
@@ -106,7 +106,7 @@ impl Subscriber {
         self.refused.clear();
         self.strays = 0;
         self.tried.clear();
-        if self.subscriptions.drain {
+        if self.subscriptions.mode == Mode::Drain {
             if session_present {
                 self.drain_at = Some(now + self.drain_hold);
             } else {
@@ -117,7 +117,7 @@ impl Subscriber {
         }
         let group = self.share_group.as_deref();
         self.identifier = identifiers.then(|| identifier(group));
-        // Always, also to a session that has them: the table may have changed since.
+        // Also where the session is present: the table may have changed since it was made.
         let filters: Vec<_> =
             self.subscriptions.patterns.iter().map(|p| packet::filter(p, group)).collect();
         let requests = filters
@@ -125,7 +125,7 @@ impl Subscriber {
             .map(|some| Request::Subscribe(some.to_vec(), self.identifier));
         self.waiting.extend(requests);
         if session_present {
-            // Else each message would come by both, for good.
+            // Or the broker would deliver each message by both, for ever.
             let plain = group.is_some().then_some(None);
             let former = self.former_share_groups.iter().map(|group| Some(&**group));
             let former: Vec<_> = plain.into_iter().chain(former.filter(|f| *f != group)).collect();
@@ -144,18 +144,18 @@ impl Subscriber {
         self.waiting.extend(requests);
     }
 
-    /// What a drain has ended, or has begun to.
+    /// The patterns whose subscriptions a drain has ended, or begun to end.
     pub(super) fn ended(&self) -> &[Pattern] {
         if self.drain_began { &self.subscriptions.patterns } else { &[] }
     }
 
-    /// When something is to be done without a packet.
+    /// When [`Subscriber::advance`] has something to do.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
         self.drain_at
     }
 
-    /// Time has passed.
-    pub(super) fn pass(&mut self, now: Instant) {
+    /// Begins the drain when it is due.
+    pub(super) fn advance(&mut self, now: Instant) {
         if self.drain_at.is_some_and(|at| at <= now) {
             self.drain_at = None;
             self.drain_began = true;
@@ -164,7 +164,7 @@ impl Subscriber {
         }
     }
 
-    /// Writes what is to be sent.
+    /// Writes the requests that are waiting.
     pub(super) fn transmit(&mut self, out: &mut BytesMut) {
         while let Some(request) = self.waiting.pop_front() {
             let packet_id = self.last_packet_id.checked_add(1).unwrap_or(LAST_PACKET_ID + 1);
@@ -190,7 +190,7 @@ impl Subscriber {
             return;
         };
         if reasons.contains(&reason::NO_IDENTIFIERS) && identifier.is_some() {
-            // They are a help, no need.
+            // They only help to recognise subscriptions of another share group.
             self.identifier = None;
             return self.waiting.push_back(Request::Subscribe(filters, None));
         }
@@ -267,12 +267,12 @@ impl Subscriber {
         }
     }
 
-    /// A message came on a topic that no row has: an earlier table left a subscription in the session. A
-    /// pattern has literal levels and `+`, so that there are few filters that can have brought it.
+    /// A message arrived on a topic that no row matches: an earlier table left a subscription in the
+    /// session. A pattern has literal levels and `+` only, so few filters can have brought it; all are ended.
     pub(super) fn stray(&mut self, topic: &str) {
         let levels: Vec<_> = topic.split('/').collect();
         let many = levels.len() > MAX_STRAY_LEVELS || self.strays >= MAX_STRAYS;
-        if self.subscriptions.drain || many {
+        if self.subscriptions.mode == Mode::Drain || many {
             return;
         }
         self.strays += 1;
@@ -293,12 +293,12 @@ impl Subscriber {
         self.end(&paths, Why::Stray);
     }
 
-    /// A message of ours came by subscriptions with these identifiers. One that is made by another group
-    /// and is still in the session brings every message a second time.
-    pub(super) fn came_by(&mut self, identifiers: &[u32]) {
+    /// A message arrived by subscriptions with these Subscription Identifiers. One that another share group
+    /// made, still in the session, brings every message a second time.
+    pub(super) fn arrived_by(&mut self, identifiers: &[u32]) {
         let foreign = !identifiers.is_empty()
             && self.identifier.is_some_and(|own| !identifiers.contains(&own));
-        if foreign && !std::mem::replace(&mut self.foreign_told, true) {
+        if foreign && !std::mem::replace(&mut self.foreign_warned, true) {
             tracing::warn!(
                 "messages come by a subscription that this configuration does not make: it was made \
                  with another share_group. What it brings beyond what waited comes twice; name that \
@@ -307,9 +307,9 @@ impl Subscriber {
         }
     }
 
-    /// More came than could be taken: nothing is drained yet, however quiet it becomes now.
+    /// Messages were not accepted: the queue is not empty yet, even if nothing arrives for a while.
     pub(super) fn overrun(&self) {
-        if self.subscriptions.drain {
+        if self.subscriptions.mode == Mode::Drain {
             self.status.send_replace(Status::Connected);
         }
     }

@@ -1,24 +1,23 @@
-//! The acknowledgement window: which messages are held, and in which order their PUBACKs may go out.
+//! The acknowledgement window: the messages that are not acknowledged yet, and the order of their PUBACKs.
 //!
-//! PUBACKs leave in the order in which the messages came [MQTT-4.6.0-2], on the connection that
-//! brought them. When a settled message has waited for `hold` because of others, the senders that it
-//! waits for are *late*: what they have sent, and send until one of their messages is settled within
-//! `hold` again, holds back nobody.
+//! PUBACKs are sent in the order in which the messages arrived [MQTT-4.6.0-2], on the connection that
+//! brought them. When a settled message has waited `ack_hold` for earlier ones, the senders of those are
+//! *overdue*: their messages hold back nobody, until one of them is settled within `ack_hold` again.
 //!
-//! Two things stop a PUBACK that would go out of order. The broker counts packet identifiers in a
-//! circle: none may come round while its message is held. And not more than Receive Maximum messages
-//! may be passed by: where a broker sends more than that, as Mosquitto 2.0.11 does, a PUBACK further
-//! behind makes it send new messages before those that it has queued.
+//! A PUBACK out of order is withheld in two cases. The broker counts packet identifiers in a circle: they
+//! must not come round to one whose message is not acknowledged. And a PUBACK must not overtake as many
+//! messages as the Receive Maximum: a broker that sends more than that, as Mosquitto 2.0.11 does, would
+//! then send new messages before those that it has queued.
 //!
-//! Pure: no clock, no socket. Packet identifiers belong to a connection, tickets to this process, so
-//! a message that comes again finds the ticket under which it is already being handled and is not
-//! handled twice.
+//! Pure: no clock, no socket. Packet identifiers belong to a connection, tickets to this process: a
+//! message that the broker sends again finds the ticket under which it is already being handled, and is
+//! not handled twice.
 
-mod carried;
 mod clock;
-mod habit;
+mod redelivery;
 mod release;
 mod slots;
+mod strictness;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -31,33 +30,34 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 use self::{
-    carried::{Came, Carried, Known, Stage},
     clock::Clock,
-    habit::Habit,
+    redelivery::{Known, Recognised, Redelivery, Stage},
     slots::{Slot, Slots},
+    strictness::Strictness,
 };
 
-/// Names one message for as long as this process holds it.
+/// Names one message for as long as this process handles it.
 pub type Ticket = u64;
 
 /// Packet identifier [MQTT-2.2.1-3]; 0 stands for a `QoS` 0 message, which has none.
 pub type PacketId = u16;
 
-/// How many late senders are remembered.
-const LATE_SENDERS: NonZeroUsize = NonZeroUsize::new(10_000).expect("it is not zero");
+/// How many overdue senders are remembered.
+const OVERDUE_SENDERS: NonZeroUsize = NonZeroUsize::new(10_000).expect("it is not zero");
 
-/// What to do with a PUBLISH.
+/// What an arriving PUBLISH is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
     /// It is new: handle it under this ticket.
     New(Ticket),
-    /// It has come again: it is still being handled, or already acknowledged on this connection.
-    Held,
-    /// It has come again and is already settled: only the acknowledgement is missing.
+    /// It came again and is still being handled, or is already acknowledged on this connection: do
+    /// nothing.
+    InProgress,
+    /// It came again and is already settled: only its PUBACK is missing.
     Settled(Ticket),
 }
 
-/// A message as it came, without what only handling needs.
+/// What the window needs to know of an arriving message.
 #[derive(Debug, Clone)]
 pub struct Arrived {
     /// 0 at `QoS` 0.
@@ -66,49 +66,48 @@ pub struct Arrived {
     pub dup: bool,
     /// Tells messages with the same packet identifier apart.
     pub fingerprint: u64,
-    /// Who sent it: late messages are late for their sender only.
+    /// Who sent it.
     pub sender: Arc<str>,
 }
 
 /// The window.
 #[derive(Debug)]
 pub struct Window {
-    /// `None` keeps the order at any price.
+    /// `ack_hold`; `None` is for ever.
     hold: Option<Duration>,
     receive_maximum: usize,
     /// How many packet identifiers there are.
     identifiers: u64,
     next_ticket: Ticket,
-    /// How many identifiers the broker has used.
+    /// How many packet identifiers the broker has used in this session.
     age: u64,
-    /// What came on this connection.
+    /// The messages of this connection.
     slots: Slots,
-    /// The number of the first slot that holds back those behind it. All before it are acknowledged or
-    /// passed by.
+    /// The number of the first message that holds back later PUBACKs. All before it are acknowledged or
+    /// overtaken.
     held_from: u64,
-    /// Not acknowledged, and passed by: late, or stopped.
-    passed: BTreeSet<u64>,
-    /// Of these, those that are settled.
-    stopped: BTreeSet<u64>,
+    /// Not acknowledged, and overtaken by later PUBACKs: overdue, or withheld.
+    overtaken: BTreeSet<u64>,
+    /// Those of them that are settled.
+    withheld: BTreeSet<u64>,
     /// How many are not acknowledged.
     unacknowledged: usize,
-    /// The broker has sent more than the Receive Maximum allows.
+    /// The broker has exceeded the Receive Maximum.
     overrun: bool,
     by_ticket: HashMap<Ticket, u64>,
     by_id: HashMap<PacketId, u64>,
     /// `QoS` 0, not settled.
     at_most_once: HashSet<Ticket>,
     clock: Clock,
-    late: LruCache<Arc<str>, ()>,
-    carried: Carried,
-    habit: Habit,
-    /// PUBACKs that may go out, in this order.
+    overdue: LruCache<Arc<str>, ()>,
+    redelivery: Redelivery,
+    strictness: Strictness,
+    /// PUBACKs that are due, in this order.
     due: VecDeque<PacketId>,
 }
 
 impl Window {
-    /// A window that lets a message hold back later PUBACKs for `hold`, of a client that has told the
-    /// broker this Receive Maximum.
+    /// A window with this `ack_hold`, of a client that has told the broker this Receive Maximum.
     pub fn new(hold: Option<Duration>, receive_maximum: u16) -> Self {
         Self {
             hold,
@@ -118,38 +117,38 @@ impl Window {
             age: 0,
             slots: Slots::default(),
             held_from: 0,
-            passed: BTreeSet::new(),
-            stopped: BTreeSet::new(),
+            overtaken: BTreeSet::new(),
+            withheld: BTreeSet::new(),
             unacknowledged: 0,
             overrun: false,
             by_ticket: HashMap::new(),
             by_id: HashMap::new(),
             at_most_once: HashSet::new(),
             clock: Clock::default(),
-            late: LruCache::new(LATE_SENDERS),
-            carried: Carried::default(),
-            habit: Habit::default(),
+            overdue: LruCache::new(OVERDUE_SENDERS),
+            redelivery: Redelivery::default(),
+            strictness: Strictness::default(),
             due: VecDeque::new(),
         }
     }
 
-    /// Messages that came on this connection and are not acknowledged yet.
+    /// How many messages of this connection are not acknowledged yet.
     pub fn pending(&self) -> usize {
         self.unacknowledged + self.at_most_once.len()
     }
 
-    /// The broker has answered a ping: what was acknowledged before the ping before, it has read. It
+    /// The broker has answered a ping: it has read every PUBACK that was sent before the previous one, and
     /// may use those packet identifiers for other messages, even for equal ones.
     pub fn ping_answered(&mut self) {
-        self.carried.ping_answered();
-        self.habit.ping_answered();
+        self.redelivery.ping_answered();
+        self.strictness.ping_answered();
         self.learn();
     }
 
-    /// A PUBLISH came.
+    /// A PUBLISH arrived.
     pub fn arrive(&mut self, arrived: Arrived, now: Instant) -> Arrival {
         let Arrived { packet_id, dup, fingerprint, sender } = arrived;
-        self.habit.moved(now);
+        self.strictness.moved(now);
         if packet_id == 0 {
             // It has no PUBACK: it cannot hold one back.
             let ticket = self.ticket();
@@ -159,22 +158,22 @@ impl Window {
         let after = self.by_id.get(&packet_id).copied();
         let is_it = |slot: &Slot| dup && slot.known.fingerprint == fingerprint;
         if after.and_then(|number| self.slots.get(number)).is_some_and(is_it) {
-            return Arrival::Held;
+            return Arrival::InProgress;
         }
-        let known = match self.carried.arrived(packet_id, dup, fingerprint) {
-            Came::Acknowledged => {
+        let known = match self.redelivery.arrived(packet_id, dup, fingerprint) {
+            Recognised::Acknowledged => {
                 self.due.push_back(packet_id);
-                return Arrival::Held;
+                return Arrival::InProgress;
             }
-            Came::New => None,
-            Came::Again(known) => Some(known),
+            Recognised::New => None,
+            Recognised::Again(known) => Some(known),
         };
         let arrival = match known {
             None => Arrival::New(self.ticket()),
-            Some(Known { stage: Stage::Held, .. }) => Arrival::Held,
+            Some(Known { stage: Stage::InProgress, .. }) => Arrival::InProgress,
             Some(Known { ticket, .. }) => Arrival::Settled(ticket),
         };
-        if known.is_some_and(|known| known.stage == Stage::Read) && self.habit.not_heeded() {
+        if known.is_some_and(|known| known.stage == Stage::Read) && self.strictness.not_heeded() {
             tracing::warn!(
                 "the broker ignores PUBACKs that come out of order; it gets them in order from now on, \
                  as with ack_hold = \"forever\""
@@ -184,16 +183,18 @@ impl Window {
         let known = known.unwrap_or(Known {
             ticket: self.next_ticket.saturating_sub(1),
             fingerprint,
-            stage: Stage::Held,
+            stage: Stage::InProgress,
             age: self.age,
         });
-        // What comes again counts as the oldest of it: in which order it comes is the broker's choice.
-        let age = self.carried.age().map_or(known.age, |oldest| oldest.min(known.age));
+        // What comes again counts as old as the oldest of it: its order is the broker's choice.
+        let age = self.redelivery.age().map_or(known.age, |oldest| oldest.min(known.age));
         self.age += u64::from(matches!(arrival, Arrival::New(_)));
         self.push(Slot {
             packet_id,
-            known: Known { stage: Stage::Held, age, ..known },
-            late: self.hold().is_some_and(|hold| hold.is_zero() || self.late.contains(&sender)),
+            known: Known { stage: Stage::InProgress, age, ..known },
+            overdue: self
+                .hold()
+                .is_some_and(|hold| hold.is_zero() || self.overdue.contains(&sender)),
             sender,
             at: now,
             after,
@@ -202,31 +203,31 @@ impl Window {
         arrival
     }
 
-    /// The message's outcome is on its way to the broker: its PUBACK may follow.
+    /// The message is settled: its PUBACK may follow.
     pub fn settle(&mut self, ticket: Ticket, now: Instant) {
-        self.habit.moved(now);
+        self.strictness.moved(now);
         if self.at_most_once.remove(&ticket) {
             return;
         }
         let Some(number) = self.by_ticket.remove(&ticket) else {
-            // Unless it came on a session that the broker has forgotten: then nobody waits for it.
-            return self.carried.settle(ticket);
+            // It arrived on an earlier connection.
+            return self.redelivery.settle(ticket);
         };
         let hold = self.hold();
         self.clock.settled();
         let held_from = self.held_from;
         let Some(slot) = self.slots.get_mut(number) else { return };
         slot.known.stage = Stage::Settled;
-        let quick = slot.late && hold.is_some_and(|hold| now - slot.at <= hold);
+        let quick = slot.overdue && hold.is_some_and(|hold| now - slot.at <= hold);
         let sender = quick.then(|| slot.sender.clone());
-        slot.late = false;
+        slot.overdue = false;
         if let Some(sender) = sender {
-            self.late.pop(&sender);
+            self.overdue.pop(&sender);
         }
         if number < held_from {
-            self.acknowledge_or_stop(number);
+            self.acknowledge_or_withhold(number);
         } else {
-            self.passed.remove(&number);
+            self.overtaken.remove(&number);
             if number > held_from {
                 self.clock.wait(number, now);
             }
@@ -234,17 +235,17 @@ impl Window {
         self.release();
     }
 
-    /// When time matters next, if it does.
+    /// When [`Window::advance`] has something to do.
     pub fn next_timeout(&self) -> Option<Instant> {
-        let late = self.hold().and_then(|hold| self.clock.next_look(hold));
-        let quiet = self.habit.next_look(self.carried.is_read()).filter(|_| self.is_idle());
-        late.into_iter().chain(quiet).min()
+        let overdue = self.hold().and_then(|hold| self.clock.next_look(hold));
+        let quiet = self.strictness.next_look(self.redelivery.is_read()).filter(|_| self.is_idle());
+        overdue.into_iter().chain(quiet).min()
     }
 
-    /// Time has passed: whoever has held back others for too long becomes late.
-    pub fn pass(&mut self, now: Instant) {
+    /// Makes those senders overdue that have held back settled messages for `ack_hold`.
+    pub fn advance(&mut self, now: Instant) {
         if self.is_idle() {
-            self.habit.look(now, self.carried.is_read());
+            self.strictness.look(now, self.redelivery.is_read());
         }
         let Some(hold) = self.hold() else { return };
         let Some(waits) = self.clock.front() else { return };
@@ -252,32 +253,32 @@ impl Window {
         self.clock.look(now, stands_still, self.unacknowledged);
         while let Some(number) = self.clock.expired(hold) {
             for sender in self.holding_back(number) {
-                self.late.put(sender, ());
+                self.overdue.put(sender, ());
             }
             for number in self.held_from..self.slots.numbers().end {
                 let Some(slot) = self.slots.get_mut(number) else { break };
-                if slot.holds_back() && self.late.contains(&slot.sender) {
-                    slot.late = true;
-                    self.passed.insert(number);
+                if slot.holds_back() && self.overdue.contains(&slot.sender) {
+                    slot.overdue = true;
+                    self.overtaken.insert(number);
                 }
             }
             self.release();
         }
     }
 
-    /// A ping is wanted, to learn what the broker has read. Said once.
+    /// Whether a ping is wanted, to learn what the broker has read; `true` once for each.
     pub fn wants_ping(&mut self) -> bool {
-        self.habit.wants_ping()
+        self.strictness.wants_ping()
     }
 
-    /// The broker may have ignored PUBACKs, which shows on another connection: leave this one well and
-    /// connect again.
+    /// Whether the broker may have ignored PUBACKs, which only a new connection shows: this one is to be
+    /// ended by a DISCONNECT.
     pub fn must_reconnect(&self) -> bool {
-        self.habit.is_leaving()
+        self.strictness.is_leaving()
     }
 
-    /// Nothing more will be settled on this connection: what is settled need not wait for what is
-    /// not. The PUBACKs that go out are still in order, and nothing new follows them.
+    /// Nothing more will be settled on this connection, so settled messages stop waiting for unsettled
+    /// ones. Their PUBACKs are still in order, and nothing follows them.
     pub fn close(&mut self) {
         self.clock.clear();
         for number in self.slots.numbers() {
@@ -288,40 +289,39 @@ impl Window {
         }
     }
 
-    /// The next PUBACK that may go out; it must.
+    /// Takes the next PUBACK that is due; the caller must send it.
     pub fn next_due(&mut self) -> Option<PacketId> {
         self.due.pop_front()
     }
 
-    /// The connection is gone, and with it every packet identifier. What is being handled goes on
-    /// being handled. `skipped` are packet identifiers under which new messages came that were not
-    /// taken: what was acknowledged under them before cannot come again.
+    /// The connection is gone, and with it every packet identifier. What is being handled goes on being
+    /// handled. Under the packet identifiers `skipped` new messages arrived that were not accepted: what was
+    /// acknowledged under them before cannot come again.
     pub fn disconnected(&mut self, skipped: &HashSet<PacketId>) {
         let unread = self.unread();
         let slots = self.slots.take().into_iter();
         let held = slots.filter(|slot| !slot.is(Stage::Acknowledged));
         let held = held.map(|slot| (slot.packet_id, slot.known));
-        self.carried.disconnected(unread, !self.habit.is_leaving(), held, skipped);
-        self.habit.disconnected();
+        self.redelivery.disconnected(unread, !self.strictness.is_leaving(), held, skipped);
+        self.strictness.disconnected();
         self.due.clear();
         self.clock.clear();
-        self.passed.clear();
-        self.stopped.clear();
+        self.overtaken.clear();
+        self.withheld.clear();
         self.by_ticket.clear();
         self.by_id.clear();
         self.at_most_once.clear();
         (self.held_from, self.unacknowledged) = (0, 0);
     }
 
-    /// A connection stands. When the broker has lost the session, nothing comes again
-    /// [MQTT-3.2.2-3].
+    /// The broker has accepted a connection. Without the session nothing comes again [MQTT-3.2.2-3].
     pub fn connected(&mut self, session_present: bool) {
-        self.carried.connected(session_present);
-        self.habit.connected(session_present);
+        self.redelivery.connected(session_present);
+        self.strictness.connected(session_present);
     }
 
     fn hold(&self) -> Option<Duration> {
-        self.hold.filter(|_| !self.habit.is_strict())
+        self.hold.filter(|_| !self.strictness.is_strict())
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -330,39 +330,40 @@ impl Window {
     }
 
     fn push(&mut self, slot: Slot) {
-        let (ticket, packet_id, late) = (slot.known.ticket, slot.packet_id, slot.late);
+        let (ticket, packet_id, overdue) = (slot.known.ticket, slot.packet_id, slot.overdue);
         let number = self.slots.push(slot);
         self.by_ticket.insert(ticket, number);
         self.by_id.insert(packet_id, number);
-        if late {
-            self.passed.insert(number);
+        if overdue {
+            self.overtaken.insert(number);
         }
         self.unacknowledged += 1;
         self.overrun |= self.unacknowledged > self.receive_maximum;
         self.release();
-        self.habit.come(self.slots.numbers().end, self.receive_maximum);
+        self.strictness.come(self.slots.numbers().end, self.receive_maximum);
     }
 
-    /// Nothing is left to be settled but what is late, and nobody waits.
+    /// Whether only overdue messages are unsettled, and no PUBACK is withheld.
     fn is_idle(&self) -> bool {
-        self.held_from == self.slots.numbers().end && self.stopped.is_empty()
+        self.held_from == self.slots.numbers().end && self.withheld.is_empty()
     }
 
-    /// The senders for whom this message waits.
+    /// The senders of the messages that this one waits for.
     fn holding_back(&self, number: u64) -> HashSet<Arc<str>> {
         let before = self.slots.range(self.held_from..number);
         before.filter(|slot| slot.holds_back()).map(|slot| slot.sender.clone()).collect()
     }
 
-    /// Whether others than those for whom this message waits could be settled.
+    /// Whether messages of other senders than those could be settled.
     fn others_are_held(&self, number: u64) -> bool {
         let waits_for = self.holding_back(number);
         let mut behind = self.slots.range(number..self.slots.numbers().end);
         behind.any(|slot| slot.holds_back() && !waits_for.contains(&slot.sender))
     }
 
-    /// How many PUBACKs the broker may not have read, at most: it may send again what it has in flight.
-    /// If that is more than the Receive Maximum nobody knows, but no identifier must come round.
+    /// How many PUBACKs the broker may not have read, at most: as many as it may have in flight. How many
+    /// those are where it exceeds the Receive Maximum cannot be known; half of the packet identifiers is
+    /// what cannot be confused.
     fn unread(&self) -> usize {
         if self.overrun {
             usize::try_from(self.identifiers / 2).unwrap_or(usize::MAX)
@@ -371,20 +372,20 @@ impl Window {
         }
     }
 
-    /// How many PUBACKs are remembered. Of a broker that may heed some of them only, twice as many can
-    /// be in flight yet.
+    /// How many PUBACKs are remembered. A broker that may ignore some of them can have twice as many in
+    /// flight.
     fn remembered(&self) -> usize {
         let most = self.receive_maximum.max(self.unread());
-        if self.habit.is_doubtful() { 2 * most } else { most }
+        if self.strictness.is_doubtful() { 2 * most } else { most }
     }
 
-    /// Something has come that shows what the broker has read or heeded.
+    /// Something arrived that shows what the broker has read or ignored.
     fn learn(&mut self) {
-        if !self.carried.is_repeating() {
-            self.habit.repeated();
+        if !self.redelivery.is_repeating() {
+            self.strictness.repeated();
         }
-        if !self.habit.is_doubtful() {
-            self.carried.forget_read();
+        if !self.strictness.is_doubtful() {
+            self.redelivery.forget_read();
         }
     }
 }

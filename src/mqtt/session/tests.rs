@@ -4,6 +4,7 @@ use bytes::{Buf, Bytes};
 use tokio::sync::mpsc::Receiver;
 
 use super::*;
+use crate::mqtt::Mode;
 use crate::{
     message::{Properties, Publication, Purpose},
     mqtt::{Address, Transport, reader::Limits},
@@ -47,7 +48,7 @@ impl World {
         let subscriptions = Subscriptions {
             patterns: vec![Pattern::parse("{device}/up").unwrap()],
             sender: "device".into(),
-            drain: false,
+            mode: Mode::Serve,
         };
         let (sender, commands) = mpsc::channel(1000);
         let (status, _) = watch::channel(Status::Ended);
@@ -172,7 +173,7 @@ async fn pings_go_out_on_a_busy_connection_too() {
     for packet_id in 1..=60 {
         world.now += Duration::from_secs(1);
         world.message(packet_id);
-        world.session.pass(world.now);
+        world.session.advance(world.now);
         pings += world.packets().iter().filter(|(kind, _)| *kind == 0xC0).count();
         assert!(world.session.next_timeout().is_some_and(|at| at > world.now));
     }

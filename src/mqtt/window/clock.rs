@@ -1,8 +1,8 @@
-//! The clock of `ack_hold`: how long settled messages have waited for others.
+//! The clock of `ack_hold`: how long settled messages have waited for unsettled ones before them.
 //!
-//! It goes while others are settled, or have nothing left to be settled. While they only stand still,
-//! as in an outage, it goes as slowly as few wait: nobody is late for an outage, and where one that
-//! hangs has stopped everybody, the others are through after a while all the same.
+//! It runs at full speed while messages are being settled, or only overdue ones are left. While nothing is
+//! settled, as in an outage, it runs slower: in proportion to the share of messages that wait. So an outage
+//! makes hardly anybody overdue, and where one hanging message stops everybody the others get through.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -10,13 +10,14 @@ use tokio::time::Instant;
 
 #[derive(Debug, Default)]
 pub(super) struct Clock {
-    /// What it shows.
+    /// Its reading.
     passed: Duration,
-    /// When it was set last.
+    /// When it was last advanced.
     looked: Option<Instant>,
-    /// Something was settled since.
+    /// A message was settled since then.
     settled: bool,
-    /// What it showed when these began to wait, by number; in order of settlement. Some may have gone.
+    /// Settled messages that wait, by number, with the reading when they began to; oldest first. Entries of
+    /// messages that do not wait any more are dropped lazily.
     waiting: VecDeque<(Duration, u64)>,
 }
 
@@ -26,7 +27,7 @@ impl Clock {
         self.settled = true;
     }
 
-    /// A message begins to wait for others.
+    /// A settled message begins to wait for earlier ones.
     pub(super) fn wait(&mut self, number: u64, now: Instant) {
         if self.waiting.is_empty() {
             (self.looked, self.settled) = (Some(now), false);
@@ -35,27 +36,28 @@ impl Clock {
         self.waiting.push_back((self.passed + since, number));
     }
 
-    /// Who waits longest.
+    /// The message that has waited longest.
     pub(super) fn front(&self) -> Option<u64> {
         self.waiting.front().map(|(_, number)| *number)
     }
 
-    /// Those below this number wait no more.
+    /// Messages below this number do not wait any more.
     pub(super) fn released(&mut self, number: u64) {
         while self.waiting.pop_front_if(|(_, waits)| *waits < number).is_some() {}
     }
 
-    /// Nobody waits any more.
+    /// Forgets all that wait.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
     }
 
-    /// Whether something was settled since it was set.
+    /// Whether a message was settled since the clock was advanced.
     pub(super) fn has_moved(&self) -> bool {
         self.settled
     }
 
-    /// Sets it. `stands_still`: others could be settled and are not. `all` are not acknowledged.
+    /// Advances the clock to `now`. `stands_still`: messages could be settled and are not. `all`: how many
+    /// messages are not acknowledged.
     pub(super) fn look(&mut self, now: Instant, stands_still: bool, all: usize) {
         let Some(looked) = self.looked.replace(now) else { return };
         self.settled = false;
@@ -64,13 +66,13 @@ impl Clock {
         self.passed += (now - looked) * count(share.0).min(count(share.1)) / count(share.1);
     }
 
-    /// Who has waited for `hold`.
+    /// The first message that has waited for `hold`.
     pub(super) fn expired(&self, hold: Duration) -> Option<u64> {
         let (since, number) = *self.waiting.front()?;
         (since + hold <= self.passed).then_some(number)
     }
 
-    /// When to look again: twice within `hold` at least, since only then is it seen who stands still.
+    /// When to advance it next: at least twice within `hold`, so that a standstill is noticed.
     pub(super) fn next_look(&self, hold: Duration) -> Option<Instant> {
         let left = (self.waiting.front()?.0 + hold).saturating_sub(self.passed);
         Some(self.looked? + left.clamp(hold / 8, hold / 2))

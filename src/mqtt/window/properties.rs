@@ -197,7 +197,7 @@ impl World {
         let here = self.came.iter().find(|m| m.number == number && packet_id != 0);
         if let Some(here) = here {
             // Sent again on the same connection: no new message, whatever has become of it.
-            prop_assert_eq!(arrival, Arrival::Held, "{:?} again", message);
+            prop_assert_eq!(arrival, Arrival::InProgress, "{:?} again", message);
             if here.acknowledged {
                 self.again.push(packet_id);
             }
@@ -220,7 +220,7 @@ impl World {
             }
             Some(seen) => {
                 let expected = if self.pending.contains(&seen.ticket) {
-                    Arrival::Held
+                    Arrival::InProgress
                 } else {
                     Arrival::Settled(seen.ticket)
                 };
@@ -237,7 +237,7 @@ impl World {
         let ticket = if arrival == new { self.next_ticket } else { before.unwrap().ticket };
         self.next_ticket += u64::from(arrival == new);
         // As the session does: the settlement of what is settled goes through the outbox again.
-        if arrival != Arrival::Held {
+        if arrival != Arrival::InProgress {
             self.pending.push(ticket);
         }
         if packet_id == 0 {
@@ -251,7 +251,7 @@ impl World {
     }
 
     fn settle(&mut self, ticket: Ticket) -> Result<(), TestCaseError> {
-        let late_before = self.late();
+        let overdue_before = self.overdue();
         let came = self.came.iter_mut().find(|m| m.ticket == ticket && m.settled.is_none());
         let mut quick = None;
         if let Some(message) = came {
@@ -261,28 +261,28 @@ impl World {
         }
         self.window.settle(ticket, self.now);
         self.qos_0.retain(|open| *open != ticket);
-        // Who is late stays late until something of his was quick.
-        let gone: Vec<u8> = late_before.difference(&self.late()).copied().collect();
+        // Who is overdue stays overdue until something of his was quick.
+        let gone: Vec<u8> = overdue_before.difference(&self.overdue()).copied().collect();
         prop_assert!(gone.iter().all(|sender| Some(*sender) == quick), "{gone:?} caught up");
         self.sync()
     }
 
     /// The senders that hold back nobody.
-    fn late(&self) -> BTreeSet<u8> {
-        self.window.late.iter().map(|(sender, ())| sender.parse().unwrap()).collect()
+    fn overdue(&self) -> BTreeSet<u8> {
+        self.window.overdue.iter().map(|(sender, ())| sender.parse().unwrap()).collect()
     }
 
     fn look(&mut self) -> Result<(), TestCaseError> {
-        let before = self.late();
-        self.window.pass(self.now);
+        let before = self.overdue();
+        self.window.advance(self.now);
         let hold = self.hold.unwrap_or(Duration::MAX);
-        for sender in self.late().difference(&before) {
+        for sender in self.overdue().difference(&before) {
             // Something settled has waited so long for something of his.
             let long = |at: Instant| self.now - at >= hold;
             let own = self.came.iter().position(|m| m.sender == *sender && m.settled.is_none());
             let behind = own.map(|own| &self.came[own..]).unwrap_or_default();
             let waited = |m: &Came| !m.acknowledged && m.settled.is_some_and(long);
-            prop_assert!(behind.iter().any(waited), "{sender} is late for nobody");
+            prop_assert!(behind.iter().any(waited), "{sender} is overdue for nobody");
         }
         self.sync()?;
         if self.window.wants_ping() {
@@ -316,9 +316,9 @@ impl World {
             self.seen.get_mut(&self.came[index].number).unwrap().acknowledge(&self.window);
             let earlier = (0_u64..).zip(&self.came[..index]).filter(|(_, m)| !m.acknowledged);
             for (number, message) in earlier {
-                let late = self.window.slots.get(number).is_some_and(|slot| slot.late);
-                let stopped = self.window.stopped.contains(&number);
-                let excused = self.window.hold().is_some() && (late || stopped);
+                let overdue = self.window.slots.get(number).is_some_and(|slot| slot.overdue);
+                let stopped = self.window.withheld.contains(&number);
+                let excused = self.window.hold().is_some() && (overdue || stopped);
                 prop_assert!(excused, "PUBACK {packet_id} passes {message:?}");
             }
         }
@@ -402,7 +402,7 @@ impl World {
         }
         // Memory: nothing but what the broker can ask for.
         let most = 2 * self.window.remembered();
-        let (acknowledged, serials, before) = self.window.carried.sizes();
+        let (acknowledged, serials, before) = self.window.redelivery.sizes();
         prop_assert!(acknowledged <= most && serials <= acknowledged);
         prop_assert!(before <= usize::from(self.broker.identifiers));
         let unsettled = self.came.iter().filter(|m| m.settled.is_none()).count();
@@ -435,7 +435,7 @@ impl World {
             }
         }
         prop_assert!(self.broker.is_empty(), "standstill");
-        prop_assert!(self.window.slots.numbers().is_empty() && self.window.passed.is_empty());
+        prop_assert!(self.window.slots.numbers().is_empty() && self.window.overtaken.is_empty());
         Ok(())
     }
 }

@@ -1,22 +1,22 @@
-//! Which PUBACKs may go out: in order, past what is late, and not too far past it.
+//! Decides which PUBACKs are due: in order of arrival, past overdue messages, and not too far past them.
 
-use super::{Window, carried::Stage};
+use super::{Window, redelivery::Stage};
 
 impl Window {
-    /// Everything up to the first that holds back others is acknowledged if it is settled; what is late
-    /// is passed by.
+    /// Acknowledges settled messages up to the first one that holds back others; overdue ones are
+    /// overtaken.
     pub(super) fn release(&mut self) {
         while let Some(slot) = self.slots.get(self.held_from)
             && !slot.holds_back()
         {
             let (number, settled) = (self.held_from, slot.is(Stage::Settled));
-            if settled && !self.stopped.contains(&number) {
-                self.acknowledge_or_stop(number);
+            if settled && !self.withheld.contains(&number) {
+                self.acknowledge_or_withhold(number);
             }
             self.held_from += 1;
         }
         self.clock.released(self.held_from);
-        for number in self.stopped.clone() {
+        for number in self.withheld.clone() {
             if self.may_be_acknowledged(number) {
                 self.acknowledge(number);
             }
@@ -24,26 +24,26 @@ impl Window {
         self.slots.trim();
     }
 
-    pub(super) fn acknowledge_or_stop(&mut self, number: u64) {
+    pub(super) fn acknowledge_or_withhold(&mut self, number: u64) {
         if self.may_be_acknowledged(number) {
             self.acknowledge(number);
         } else {
-            self.passed.insert(number);
-            self.stopped.insert(number);
+            self.overtaken.insert(number);
+            self.withheld.insert(number);
         }
     }
 
-    /// The first that is not acknowledged.
+    /// The number of the first message that is not acknowledged.
     pub(super) fn oldest(&self) -> u64 {
-        self.passed.first().map_or(self.held_from, |passed| self.held_from.min(*passed))
+        self.overtaken.first().map_or(self.held_from, |passed| self.held_from.min(*passed))
     }
 
     pub(super) fn may_be_acknowledged(&self, number: u64) -> bool {
-        self.cannot_come_round(number) && self.passes_by(number) < self.receive_maximum
+        self.cannot_come_round(number) && self.overtakes(number) < self.receive_maximum
     }
 
-    /// Whether no packet identifier can come round while its message is held, if this one is
-    /// acknowledged.
+    /// Whether this message can be acknowledged without the broker's packet identifiers coming round to one
+    /// whose message is not acknowledged yet.
     pub(super) fn cannot_come_round(&self, number: u64) -> bool {
         let oldest = self.oldest();
         let (Some(slot), Some(first)) = (self.slots.get(number), self.slots.get(oldest)) else {
@@ -53,28 +53,29 @@ impl Window {
         if slot.after.is_some_and(open) {
             return false;
         }
-        // So many may still come, once this PUBACK is read, before the broker must wait for another.
+        // How many more messages the broker can send, once it has read this PUBACK, before it needs another.
         let come = self.receive_maximum.saturating_sub(self.unacknowledged) as u64;
         let round = self.age - first.known.age + come.min(self.identifiers / 2);
         number == oldest || round < self.identifiers
     }
 
-    /// How many messages that are not acknowledged came before this one, if they are too many.
-    fn passes_by(&self, number: u64) -> usize {
+    /// How many unacknowledged messages this one would overtake; 0 while the broker keeps to its Receive
+    /// Maximum.
+    fn overtakes(&self, number: u64) -> usize {
         if self.unacknowledged <= self.receive_maximum {
             return 0;
         }
         let behind = self.slots.range(self.held_from..number);
-        let open = behind.filter(|slot| !slot.late && !slot.is(Stage::Acknowledged));
-        self.passed.range(..number).count() + open.count()
+        let open = behind.filter(|slot| !slot.overdue && !slot.is(Stage::Acknowledged));
+        self.overtaken.range(..number).count() + open.count()
     }
 
     pub(super) fn acknowledge(&mut self, number: u64) {
         if number != self.oldest() {
-            self.habit.out_of_order(self.slots.numbers().end);
+            self.strictness.out_of_order(self.slots.numbers().end);
         }
-        self.passed.remove(&number);
-        self.stopped.remove(&number);
+        self.overtaken.remove(&number);
+        self.withheld.remove(&number);
         let most = self.remembered();
         let Some(slot) = self.slots.get_mut(number) else { return };
         slot.known.stage = Stage::Acknowledged;
@@ -83,18 +84,18 @@ impl Window {
             self.by_id.remove(&packet_id);
         }
         self.unacknowledged -= 1;
-        self.carried.acknowledged(packet_id, known, most);
+        self.redelivery.acknowledged(packet_id, known, most);
         self.due.push_back(packet_id);
     }
 
-    /// Nobody is late any more.
+    /// From now on PUBACKs are sent in order of arrival only: nobody is overdue any more.
     pub(super) fn keep_order(&mut self) {
-        self.late.clear();
-        self.passed.clear();
-        self.stopped.clear();
+        self.overdue.clear();
+        self.overtaken.clear();
+        self.withheld.clear();
         self.held_from = self.slots.numbers().start;
         for slot in self.slots.iter_mut() {
-            slot.late = false;
+            slot.overdue = false;
         }
         self.release();
     }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     PacketId,
-    carried::{Known, Stage},
+    redelivery::{Known, Stage},
 };
 
 #[derive(Debug)]
@@ -16,9 +16,10 @@ pub(super) struct Slot {
     pub(super) sender: Arc<str>,
     /// When it came.
     pub(super) at: Instant,
-    /// It holds back nobody.
-    pub(super) late: bool,
-    /// An earlier message under the same packet identifier, which the broker should not have used.
+    /// It does not hold back later PUBACKs.
+    pub(super) overdue: bool,
+    /// The number of an earlier, unacknowledged message with the same packet identifier: a fault of the
+    /// broker.
     pub(super) after: Option<u64>,
 }
 
@@ -27,9 +28,9 @@ impl Slot {
         self.known.stage == stage
     }
 
-    /// Whether it holds back those behind it.
+    /// Whether it holds back the PUBACKs of later messages.
     pub(super) fn holds_back(&self) -> bool {
-        self.is(Stage::Held) && !self.late
+        self.is(Stage::InProgress) && !self.overdue
     }
 }
 
@@ -41,7 +42,7 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// All numbers there are; the end is the number of messages that have come.
+    /// The numbers of all slots; the end is how many messages have arrived on the connection.
     pub(super) fn numbers(&self) -> Range<u64> {
         self.first..self.first + self.slots.len() as u64
     }
@@ -59,20 +60,20 @@ impl Slots {
         self.slots.get_mut(index)
     }
 
-    /// Its number.
+    /// Adds a slot and returns its number.
     pub(super) fn push(&mut self, slot: Slot) -> u64 {
         self.slots.push_back(slot);
         self.numbers().end - 1
     }
 
-    /// Lets go of what is acknowledged, from the first on.
+    /// Drops acknowledged slots from the front.
     pub(super) fn trim(&mut self) {
         while self.slots.pop_front_if(|slot| slot.is(Stage::Acknowledged)).is_some() {
             self.first += 1;
         }
     }
 
-    /// Those with these numbers.
+    /// The slots with these numbers.
     pub(super) fn range(&self, numbers: Range<u64>) -> impl Iterator<Item = &Slot> {
         numbers.filter_map(|number| self.get(number))
     }
@@ -81,7 +82,7 @@ impl Slots {
         self.slots.iter_mut()
     }
 
-    /// All of them; the next is the first.
+    /// Takes all slots; numbering starts anew.
     pub(super) fn take(&mut self) -> VecDeque<Slot> {
         self.first = 0;
         std::mem::take(&mut self.slots)

@@ -33,9 +33,9 @@ impl Model {
         self.window.settle(ticket, self.now);
     }
 
-    fn pass(&mut self, time: Duration) {
+    fn advance(&mut self, time: Duration) {
         self.now += time;
-        self.window.pass(self.now);
+        self.window.advance(self.now);
     }
 
     fn acks(&mut self) -> Vec<PacketId> {
@@ -56,15 +56,15 @@ fn acks_go_out_in_order_of_arrival() {
 }
 
 #[test]
-fn a_late_sender_holds_back_nobody_and_only_once() {
+fn an_overdue_sender_holds_back_nobody_and_only_once() {
     let mut model = Model::new(Some(HOLD));
     let (a1, b, a2) = (model.arrive(1, "a"), model.arrive(2, "b"), model.arrive(3, "a"));
     let c = model.arrive(4, "c");
     model.settle(b);
     model.settle(c);
-    model.pass(HOLD);
-    assert_eq!(model.acks(), [2, 4], "the others go, also past the late one's second message");
-    // While it is late, its new messages hold back nobody from the start.
+    model.advance(HOLD);
+    assert_eq!(model.acks(), [2, 4], "the others go, also past the overdue one's second message");
+    // While it is overdue, its new messages hold back nobody from the start.
     let (a3, d) = (model.arrive(5, "a"), model.arrive(6, "d"));
     model.settle(d);
     assert_eq!(model.acks(), [6]);
@@ -80,11 +80,11 @@ fn a_late_sender_holds_back_nobody_and_only_once() {
 }
 
 #[test]
-fn a_message_of_qos_0_does_not_end_the_lateness_of_its_sender() {
+fn a_message_of_qos_0_leaves_its_sender_overdue() {
     let mut model = Model::new(Some(HOLD));
     let (_, z) = (model.arrive(1, "a"), model.arrive(9, "z"));
     model.settle(z);
-    model.pass(HOLD);
+    model.advance(HOLD);
     assert_eq!(model.acks(), [9]);
     let passing = model.arrive(0, "a");
     model.settle(passing);
@@ -95,15 +95,15 @@ fn a_message_of_qos_0_does_not_end_the_lateness_of_its_sender() {
 }
 
 #[test]
-fn where_nobody_waits_nobody_is_late() {
+fn where_nobody_waits_nobody_is_overdue() {
     let mut model = Model::new(Some(HOLD));
     let (a, b, c) = (model.arrive(1, "a"), model.arrive(2, "b"), model.arrive(3, "c"));
     // An outage: nothing is settled for an hour. Then everything is, nearly at once.
-    model.pass(Duration::from_hours(1));
+    model.advance(Duration::from_hours(1));
     assert_eq!(model.window.next_timeout(), None);
     model.settle(b);
     model.settle(c);
-    model.pass(Duration::from_millis(5));
+    model.advance(Duration::from_millis(5));
     assert_eq!(model.acks(), NONE);
     model.settle(a);
     assert_eq!(model.acks(), [1, 2, 3]);
@@ -117,7 +117,7 @@ fn several_senders_that_hang_hold_back_for_one_hold_together() {
     }
     let well = model.arrive(10, "well");
     model.settle(well);
-    model.pass(HOLD);
+    model.advance(HOLD);
     assert_eq!(model.acks(), [10]);
 }
 
@@ -126,7 +126,7 @@ fn hold_can_be_for_ever_or_nothing() {
     let mut strict = Model::new(None);
     let (_, b) = (strict.arrive(1, "a"), strict.arrive(2, "b"));
     strict.settle(b);
-    strict.pass(Duration::from_hours(1));
+    strict.advance(Duration::from_hours(1));
     assert_eq!(strict.acks(), NONE);
     assert_eq!(strict.window.next_timeout(), None);
 
@@ -148,7 +148,7 @@ fn what_comes_again_is_not_handled_again() {
     model.window.disconnected(&HashSet::new());
     model.window.connected(true);
     assert_eq!(model.send(1, "a", true), Arrival::Settled(a));
-    assert_eq!(model.send(2, "b", true), Arrival::Held);
+    assert_eq!(model.send(2, "b", true), Arrival::InProgress);
     assert_eq!(model.send(3, "c", true), Arrival::Settled(c));
     assert_eq!(model.acks(), NONE);
     for ticket in [a, c, b] {
@@ -262,7 +262,7 @@ fn the_clock_goes_slowly_while_others_stand_still() {
     model.settle(b);
     // An outage of 10 s, in which one of twenty waits.
     for _ in 0..10 {
-        model.pass(HOLD / 2);
+        model.advance(HOLD / 2);
     }
     assert_eq!(model.acks(), NONE);
     model.settle(a);
@@ -270,12 +270,12 @@ fn the_clock_goes_slowly_while_others_stand_still() {
 }
 
 #[test]
-fn who_was_late_stays_late_until_one_of_his_is_quick() {
+fn a_sender_stays_overdue_until_one_of_its_messages_is_quick() {
     let mut model = Model::new(Some(HOLD));
     let (a, b) = (model.arrive(1, "a"), model.arrive(2, "b"));
     model.settle(b);
-    model.pass(HOLD);
-    model.pass(HOLD);
+    model.advance(HOLD);
+    model.advance(HOLD);
     model.settle(a);
     assert_eq!(model.acks(), [2, 1]);
     // It hangs with a message now and then: nobody waits for it again.

@@ -1,24 +1,25 @@
-//! What the broker may send again, by packet identifier, and how far it is known what it has read.
+//! Redelivery: recognises a message that the broker sends again, by packet identifier and content.
 //!
-//! On this connection: what is acknowledged. On the next one: also what was not. A broker that has
-//! sent a message has read all but Receive Maximum of the PUBACKs before it, since it reads them in
-//! order; and all before the one that freed a packet identifier which it uses anew. What it has read
-//! it cannot send again, and an equal message under that identifier is another message.
+//! On the same connection that can be any message acknowledged on it whose PUBACK the broker may not have
+//! read; on the next one also those that were not acknowledged. The broker reads PUBACKs in order. So when
+//! it sends a message it has read all but the last Receive Maximum of them; and when it uses a packet
+//! identifier anew, it has read the PUBACK that freed it and all before. A message whose PUBACK it has read
+//! it cannot send again: an equal one under that identifier is another message.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::{PacketId, Ticket};
 
-/// How far a message is through.
+/// How far the handling of a message has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Being handled.
-    Held,
-    /// Its outcome is handed over, its PUBACK is not.
+    /// It is being handled.
+    InProgress,
+    /// It is settled, its PUBACK is not due yet.
     Settled,
-    /// The broker may not have read its PUBACK.
+    /// Its PUBACK was due; the broker may not have read it.
     Acknowledged,
-    /// The broker has read its PUBACK. If it comes again, the broker has not heeded it.
+    /// The broker has read its PUBACK. If it sends the message again nevertheless, it ignored it.
     Read,
 }
 
@@ -28,66 +29,75 @@ pub(super) struct Known {
     pub(super) ticket: Ticket,
     pub(super) fingerprint: u64,
     pub(super) stage: Stage,
-    /// How many identifiers the broker had used when it used this one.
+    /// How many packet identifiers the broker had used when it used this one.
     pub(super) age: u64,
 }
 
-/// Which message it is that came.
+/// What an arriving message is.
 #[derive(Debug)]
-pub(super) enum Came {
+pub(super) enum Recognised {
     New,
-    /// It was acknowledged on this connection, and the broker has not read that yet, or not heeded it.
+    /// It was acknowledged on this connection; the broker has not read that PUBACK yet, or ignored it.
     Acknowledged,
-    /// It came on the connection before.
+    /// It arrived on the previous connection.
     Again(Known),
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Carried {
+pub(super) struct Redelivery {
     /// Acknowledged on this connection, oldest first.
     acknowledged: VecDeque<(PacketId, Known)>,
     /// The serial number of the first of them.
     first: u64,
     /// Below this serial number the broker has read them all.
     read: u64,
-    /// How many there were when the last ping was answered.
+    /// The next serial number when the last ping was answered.
     before_ping: u64,
     /// The latest serial number of a packet identifier.
     serials: HashMap<PacketId, u64>,
-    /// Of the connection before.
+    /// What arrived on the previous connection.
     before: HashMap<PacketId, Known>,
-    /// The broker is sending again what it has.
+    /// The broker may still be sending messages of the previous connection again.
     repeating: bool,
-    /// The lowest age of what it may be sending again.
+    /// The lowest age of those.
     age: Option<u64>,
 }
 
-impl Carried {
+impl Redelivery {
     /// The next serial number.
     fn next(&self) -> u64 {
         self.first + self.acknowledged.len() as u64
     }
 
-    /// Which message it is that came.
-    pub(super) fn arrived(&mut self, packet_id: PacketId, dup: bool, fingerprint: u64) -> Came {
+    /// Tells whether an arriving message is new.
+    pub(super) fn arrived(
+        &mut self,
+        packet_id: PacketId,
+        dup: bool,
+        fingerprint: u64,
+    ) -> Recognised {
         if let Some((serial, known)) = self.find(packet_id) {
             if dup && known.fingerprint == fingerprint {
-                return Came::Acknowledged;
+                return Recognised::Acknowledged;
             }
             self.read = self.read.max(serial + 1);
-            return Came::New;
+            return Recognised::New;
         }
         let Some(known) = self.before.remove(&packet_id) else {
             if !dup {
-                // It sends again first [MQTT-4.4.0-1]: what has not come by now, it does not have.
+                // Redelivery comes first [MQTT-4.4.0-1]: what has not come by now will not come.
                 self.repeated();
             }
-            return Came::New;
+            return Recognised::New;
         };
-        // An identifier is not free before its PUBACK: without one it is the same message, whatever
+        // A packet identifier is not free before its PUBACK: without one it is the same message, whatever
         // DUP says.
-        let sure = dup || matches!(known.stage, Stage::Held | Stage::Settled);
-        if sure && known.fingerprint == fingerprint { Came::Again(known) } else { Came::New }
+        let sure = dup || matches!(known.stage, Stage::InProgress | Stage::Settled);
+        if sure && known.fingerprint == fingerprint {
+            Recognised::Again(known)
+        } else {
+            Recognised::New
+        }
     }
 
     /// What was acknowledged last under this packet identifier, and its serial number.
@@ -97,7 +107,7 @@ impl Carried {
         Some((serial, self.acknowledged.get(index)?.1))
     }
 
-    /// A PUBACK goes out. No more are remembered than `most`.
+    /// A PUBACK is due. At most `most` are remembered.
     pub(super) fn acknowledged(&mut self, packet_id: PacketId, known: Known, most: usize) {
         self.serials.insert(packet_id, self.next());
         self.acknowledged.push_back((packet_id, known));
@@ -106,7 +116,7 @@ impl Carried {
         }
     }
 
-    /// Forgets what the broker has read.
+    /// Forgets the PUBACKs that the broker has read.
     pub(super) fn forget_read(&mut self) {
         while self.first < self.read && !self.acknowledged.is_empty() {
             self.forget_first();
@@ -122,7 +132,7 @@ impl Carried {
         }
     }
 
-    /// The broker has answered a ping: what was acknowledged before the ping before, it has read.
+    /// The broker has answered a ping: it has read every PUBACK that was due before the previous answer.
     pub(super) fn ping_answered(&mut self) {
         self.read = self.read.max(self.before_ping);
         self.before_ping = self.next();
@@ -134,7 +144,7 @@ impl Carried {
         self.read == self.next()
     }
 
-    /// A message of the connection before is settled.
+    /// A message of the previous connection is settled.
     pub(super) fn settle(&mut self, ticket: Ticket) {
         if self.repeating {
             if let Some(known) = self.before.values_mut().find(|known| known.ticket == ticket) {
@@ -145,27 +155,27 @@ impl Carried {
         }
     }
 
-    /// The broker has sent again what it has. What has not come it does not have any more.
+    /// Redelivery is complete: what has not come again the broker does not have any more.
     fn repeated(&mut self) {
         if self.repeating {
             (self.repeating, self.age) = (false, None);
-            self.before.retain(|_, known| known.stage == Stage::Held);
+            self.before.retain(|_, known| known.stage == Stage::InProgress);
         }
     }
 
-    /// Whether the broker may still be sending again what it had on the connection before.
+    /// Whether the broker may still be sending messages of the previous connection again.
     pub(super) fn is_repeating(&self) -> bool {
         self.repeating
     }
 
-    /// The lowest age of what may come again.
+    /// The lowest age of the messages that may come again.
     pub(super) fn age(&self) -> Option<u64> {
         self.age
     }
 
-    /// The connection is gone. The broker has not read the last `unread` PUBACKs at most. `heeded` is
-    /// false if it is to be found out whether it heeds what it has read. Under the identifiers
-    /// `skipped` new messages came that were not taken.
+    /// The connection is gone. The broker may not have read the last `unread` PUBACKs. `heeded` is false if
+    /// the next connection is to show whether it heeds those that it has read. Under the packet identifiers
+    /// `skipped` new messages arrived that were not accepted.
     pub(super) fn disconnected(
         &mut self,
         unread: usize,
@@ -178,7 +188,7 @@ impl Carried {
         for (index, (packet_id, known)) in self.acknowledged.drain(..).enumerate() {
             let stage = if index < read { Stage::Read } else { Stage::Acknowledged };
             if stage == Stage::Read && heeded {
-                // Else an earlier message under the same identifier would be taken for it.
+                // Or an earlier message under the same packet identifier would be taken for it.
                 self.before.remove(&packet_id);
             } else {
                 self.before.insert(packet_id, Known { stage, ..known });
@@ -192,7 +202,7 @@ impl Carried {
         self.age = self.before.values().map(|known| known.age).min();
     }
 
-    /// A connection stands.
+    /// The broker has accepted a connection.
     pub(super) fn connected(&mut self, session_present: bool) {
         if !session_present {
             self.before.clear();

@@ -29,7 +29,7 @@ const MAX_FILTERS: usize = 8;
 ///
 /// # Errors
 /// A sentence for the operator.
-pub async fn probe(settings: &Settings, patterns: &[Pattern]) -> Result<String, String> {
+pub async fn check_broker(settings: &Settings, patterns: &[Pattern]) -> Result<String, String> {
     let client_id = format!("{}-check", settings.client_id).into();
     // As a member of the group itself it would be given messages that others wait for.
     let share_group = settings.share_group.as_ref().map(|group| format!("{group}-check").into());
@@ -37,14 +37,14 @@ pub async fn probe(settings: &Settings, patterns: &[Pattern]) -> Result<String, 
     // How long a session is kept shows only where one is asked for; it has no subscriptions. No clean start:
     // a broker that binds client identifiers to users takes us for the gateway itself, and would end its
     // session with all that waits in it.
-    let (visit, connack) = Visit::begin(&settings, false, expiry(&settings)).await?;
-    visit.end().await;
+    let (connection, connack) = OneOff::begin(&settings, false, expiry(&settings)).await?;
+    connection.end().await;
     if connack.session_present {
         return Ok(report(&settings, &connack.limits, None));
     }
-    let (mut visit, _) = Visit::begin(&settings, true, 0).await?;
-    let refused = visit.subscribe(&settings, patterns).await;
-    visit.end().await;
+    let (mut connection, _) = OneOff::begin(&settings, true, 0).await?;
+    let refused = connection.subscribe(&settings, patterns).await;
+    connection.end().await;
     let refused = refused?;
     if refused.is_empty() {
         Ok(report(&settings, &connack.limits, Some(patterns.len())))
@@ -62,8 +62,8 @@ pub async fn probe(settings: &Settings, patterns: &[Pattern]) -> Result<String, 
 /// # Errors
 /// A sentence for the operator.
 pub async fn end_session(settings: &Settings) -> Result<(), String> {
-    let (visit, _) = Visit::begin(settings, true, 0).await?;
-    visit.end().await;
+    let (connection, _) = OneOff::begin(settings, true, 0).await?;
+    connection.end().await;
     Ok(())
 }
 
@@ -75,9 +75,9 @@ pub(super) async fn subscribe_again(
     settings: &Settings,
     patterns: &[Pattern],
 ) -> Result<(), String> {
-    let (mut visit, _) = Visit::begin(settings, false, expiry(settings)).await?;
-    let refused = visit.subscribe(settings, patterns).await;
-    visit.end().await;
+    let (mut connection, _) = OneOff::begin(settings, false, expiry(settings)).await?;
+    let refused = connection.subscribe(settings, patterns).await;
+    connection.end().await;
     refused.map(drop)
 }
 
@@ -87,7 +87,7 @@ pub(super) fn expiry(settings: &Settings) -> u32 {
 }
 
 /// A connection that takes no messages: they are not acknowledged and come to whoever comes next.
-struct Visit {
+struct OneOff {
     input: Input,
     output: Output,
     reader: Reader,
@@ -96,7 +96,7 @@ struct Visit {
     clean: bool,
 }
 
-impl Visit {
+impl OneOff {
     /// Connects. A clean start ends whatever session there was [MQTT-3.1.2-4].
     async fn begin(
         settings: &Settings,
@@ -108,20 +108,20 @@ impl Visit {
         let (input, output) = socket?;
         let reader = Reader::new(settings.max_packet as usize);
         let (incoming, answers) = (BytesMut::new(), VecDeque::new());
-        let mut visit = Self { input, output, reader, incoming, answers, clean };
+        let mut connection = Self { input, output, reader, incoming, answers, clean };
         let mut out = BytesMut::new();
         let start = packet::Start { clean, expiry };
         packet::connect(settings, start, password(settings)?.as_ref(), &mut out);
-        visit.send(&out).await?;
+        connection.send(&out).await?;
         loop {
-            match visit.next(false).await? {
+            match connection.next(false).await? {
                 Incoming::ConnAck(connack) if connack.old => {
                     return Err(Ending::old_protocol().text);
                 }
                 Incoming::ConnAck(connack) if connack.reason != 0 => {
                     return Err(Ending::refused(connack.reason, &connack.text).text);
                 }
-                Incoming::ConnAck(connack) => return Ok((visit, connack)),
+                Incoming::ConnAck(connack) => return Ok((connection, connack)),
                 _ => {}
             }
         }
