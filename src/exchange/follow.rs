@@ -1,9 +1,10 @@
-//! What follows an answer: what the row says is remembered, and what the answer gives news of is fetched and pushed.
+//! What follows an answer: what the row's `remember` makes of it is remembered, and the entries of `then` whose condition
+//! holds are fetched and pushed.
 
 use std::sync::Arc;
 
 use super::{
-    devices::{Devices, Kept, News},
+    devices::{Devices, Observed, Remembered},
     fetched::{Trouble, Unfetched},
     filters::Filters,
     push::{self, Pusher},
@@ -37,12 +38,12 @@ pub(super) struct Followed {
     pub(super) troubles: Vec<Trouble>,
 }
 
-/// What is to be fetched: entries of `then`, and what to remember once each is done.
+/// What follows from one answer: entries of `then`, each with what to mark as seen once it is done.
 #[derive(Default)]
 struct Due<'r> {
-    entries: Vec<(&'r Then, News)>,
-    /// Whether the answer said anything new, or could not be read.
-    news: bool,
+    entries: Vec<(&'r Then, Observed)>,
+    /// Whether anything follows or has changed, or could not be decided.
+    has_effect: bool,
 }
 
 impl Follower {
@@ -56,7 +57,7 @@ impl Follower {
         Self { devices, filters, pusher, metrics }
     }
 
-    /// Remembers what the row says, and fetches what the answer gives news of, in the row's order; after a
+    /// Remembers what the row says, and fetches the entries of `then` whose condition holds, in the row's order; after a
     /// large answer first what needs no call.
     ///
     /// # Errors
@@ -72,20 +73,20 @@ impl Follower {
         }
         let fingerprint = fingerprint((&route.name, &answer.body));
         let changeable = route.deciding().any(Filter::is_changeable);
-        if !changeable && self.devices.is_quiet(speaker, fingerprint) {
+        if !changeable && self.devices.is_without_effect(speaker, fingerprint) {
             return Ok(Followed::default());
         }
         // Everything is decided before anything is waited for: no parsed value lives while a call is under way.
         let due = self.due(taken, &answer);
-        if !due.news {
-            self.devices.mark_quiet(speaker, fingerprint);
+        if !due.has_effect {
+            self.devices.mark_without_effect(speaker, fingerprint);
             return Ok(Followed::default());
         }
         // On the heap, where few messages come: it holds a whole call.
         Box::pin(self.fetch(due, taken, answer)).await
     }
 
-    /// Fetches what is due. A fetch that fails stops no other: its news stays news and comes again.
+    /// Fetches what is due. A fetch that fails stops no other; it is due again with the next answer.
     async fn fetch(
         &self,
         mut due: Due<'_>,
@@ -97,7 +98,7 @@ impl Follower {
         if answer.is_large() {
             due.entries.sort_by_key(|(then, _)| then.fetch.call.is_some());
         }
-        for (then, news) in due.entries {
+        for (then, observed) in due.entries {
             let fetch = &then.fetch;
             if fetch.call.is_some() {
                 answer = answer.without_large_body();
@@ -110,7 +111,7 @@ impl Follower {
             match self.pusher.fetch(fetch, taken, &answer).await {
                 Ok(fetched) => {
                     self.metrics.fetched(&fetch.name, fetched.label());
-                    self.devices.mark_seen(device, news);
+                    self.devices.mark_seen(device, observed);
                     followed.fetched += usize::from(fetch.call.is_some());
                 }
                 Err(Unfetched::Stopping) => return Err(Stopping),
@@ -125,17 +126,17 @@ impl Follower {
         Ok(followed)
     }
 
-    /// What the answer gives news of. What the row wants remembered is remembered.
+    /// Decides what follows, and remembers what the row wants remembered.
     fn due<'r>(&self, taken: &Taken<'r>, answer: &Answer) -> Due<'r> {
         let Taken { route, speaker, .. } = taken;
         let mut due = Due::default();
         let reads_answer = route.deciding().next().is_some();
         let input = if reads_answer { self.filters.read(&answer.body) } else { Ok(Val::Null) };
         match &input {
-            Ok(input) => due.news |= self.remember(taken, input),
+            Ok(input) => due.has_effect |= self.remember(taken, input),
             Err(error) => {
                 self.metrics.filter_failed(&route.name);
-                due.news = true;
+                due.has_effect = true;
                 let (route, device) = (&*route.name, &*speaker.device);
                 tracing::warn!(route, device, %error, "nothing that depends on the answer follows");
             }
@@ -143,18 +144,18 @@ impl Follower {
         let context = self.filters.context(taken, route.deciding().any(Filter::reads_payload));
         for (index, then) in route.then.iter().enumerate() {
             let entry = fingerprint((&route.name, index));
-            let news = match (&then.condition, &input) {
-                (Condition::Always, _) => Ok(Some(News::none(entry))),
-                (condition, Ok(input)) => self.news(entry, condition, input, &context, taken),
+            let observed = match (&then.condition, &input) {
+                (Condition::Always, _) => Ok(Some(Observed::always(entry))),
+                (condition, Ok(input)) => self.observe(entry, condition, input, &context, taken),
                 (Condition::When(_) | Condition::OnChange(_), Err(_)) => Ok(None),
             };
-            due.news |= !matches!(news, Ok(None));
-            due.entries.extend(news.ok().flatten().map(|news| (then, news)));
+            due.has_effect |= !matches!(observed, Ok(None));
+            due.entries.extend(observed.ok().flatten().map(|observed| (then, observed)));
         }
         due
     }
 
-    /// Remembers what the row's `remember` makes of the answer; whether that is anything new, or could not be done.
+    /// Remembers what the row's `remember` makes of the answer; whether that has an effect, or could not be done.
     fn remember(&self, taken: &Taken<'_>, input: &Val) -> bool {
         let Taken { route, speaker, .. } = taken;
         let Some(remember) = &route.remember else { return false };
@@ -162,40 +163,40 @@ impl Follower {
         let Ok(values) = self.filters.run(remember, input.clone(), &context, &route.name) else {
             return true;
         };
-        let mut news = false;
+        let mut has_effect = false;
         for value in values {
-            let kept = self.devices.remember(speaker, &value);
-            if kept == Kept::Not {
+            let remembered = self.devices.remember(speaker, &value);
+            if remembered == Remembered::Refused {
                 let (route, device) = (&*route.name, &*speaker.device);
                 tracing::warn!(route, device, "not remembered: no object, or too large");
             }
-            news |= kept != Kept::Known;
+            has_effect |= remembered != Remembered::Unchanged;
         }
-        news
+        has_effect
     }
 
-    /// Whether an entry of `then` runs, and what to remember once it has.
-    fn news(
+    /// What to mark as seen once an entry of `then` has run; none if its condition does not hold.
+    fn observe(
         &self,
         entry: u64,
         condition: &Condition,
         answer: &Val,
         context: &Context,
         taken: &Taken<'_>,
-    ) -> Result<Option<News>, FilterError> {
+    ) -> Result<Option<Observed>, FilterError> {
         let run = |filter| self.filters.run(filter, answer.clone(), context, &taken.route.name);
         Ok(match condition {
-            Condition::Always => Some(News::none(entry)),
+            Condition::Always => Some(Observed::always(entry)),
             Condition::When(when) => {
-                run(when)?.iter().any(filter::is_true).then(|| News::none(entry))
+                run(when)?.iter().any(filter::is_true).then(|| Observed::always(entry))
             }
             Condition::OnChange(value) => {
                 let values = run(value)?;
                 let value = values.first().filter(|value| !matches!(value, Val::Null));
                 let text =
                     value.map(|value| filter::to_json(value, MAX_OUTPUT_BYTES)).transpose()?;
-                let news = text.map(|text| News::of(entry, &text));
-                news.filter(|news| self.devices.is_news(&taken.speaker.device, *news))
+                let observed = text.map(|text| Observed::of(entry, &text));
+                observed.filter(|seen| self.devices.has_changed(&taken.speaker.device, *seen))
             }
         })
     }

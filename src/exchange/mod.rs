@@ -135,7 +135,7 @@ impl Exchange {
         // 3. A row takes it; or it is refused or ignored.
         let incoming = self.table.incoming(&message, subscription, &captures, &sender);
         let taken = self.table.take(&incoming, || self.devices.key(&sender));
-        // 4. to 6. It becomes a call, the call an answer, the answer an outcome.
+        // 4. to 6. It becomes a call; the call's answer, or its failure, is its outcome.
         let outcome = match (&taken, admitted) {
             // A defect that one message hits must not take its device's other messages with it.
             (Ok(taken), Ok(clock)) => AssertUnwindSafe(self.handle(taken, clock))
@@ -149,7 +149,7 @@ impl Exchange {
         let Ok(outcome) = outcome else { return };
         let key = taken.as_ref().ok().and_then(|taken| taken.speaker.key.as_ref());
         let letter = self.conclude(&outcome, &incoming, key).await;
-        // 7. What the answer gives news of is fetched and pushed.
+        // 7. What the answer sets off is fetched and pushed.
         let (code, status) = (outcome.code(), outcome.status());
         if let (Ok(taken), Outcome::Delivered(answer)) = (&taken, outcome)
             && taken.route.call.is_some()
@@ -229,7 +229,7 @@ impl Exchange {
         };
         let answer = Answer { status, content_type, body, retry_after: None, attempts: 0 };
         let followed = self.follower.follow(taken, answer.clone()).await;
-        Ok(fetched(followed.map_err(|Stopping| Unanswered::Stopping)?, answer))
+        Ok(outcome_of_fetches(followed.map_err(|Stopping| Unanswered::Stopping)?, answer))
     }
 
     /// Does what follows the answer of a call. A defect in it does not change the outcome.
@@ -284,7 +284,7 @@ impl Exchange {
 
 /// How a row ends that calls nothing but what it fetches: well if a fetch did, or there was none; else as the
 /// worst of them.
-fn fetched(followed: Followed, answer: Answer) -> Outcome {
+fn outcome_of_fetches(followed: Followed, answer: Answer) -> Outcome {
     let Followed { fetched, troubles } = followed;
     let worst = troubles.into_iter().max_by_key(|trouble| match trouble {
         Trouble::Failed(_) => u16::MAX,
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn a_row_that_only_fetches_ends_well_if_a_fetch_did_and_else_as_the_worst() {
         let end = |fetched: usize, troubles: Vec<Trouble>| {
-            let outcome = super::fetched(Followed { fetched, troubles }, fixtures::answer(204));
+            let outcome = outcome_of_fetches(Followed { fetched, troubles }, fixtures::answer(204));
             (outcome.code(), outcome.status())
         };
         let failed = || Trouble::Failed(FailureKind::AttemptTimeout.into());

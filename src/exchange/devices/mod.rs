@@ -4,7 +4,7 @@
 //! Only devices that the upstream has accepted get a place, so that strangers cannot push anybody
 //! out; the least recently used one makes room.
 
-mod told;
+mod filter_state;
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ use bytes::Bytes;
 use jaq_json::Map;
 use lru::LruCache;
 
-use self::told::{Seen, Told};
+use self::filter_state::{FilterState, Seen};
 use super::items::{Item, Items};
 use crate::{
     call::{Authorization, StatusCode},
@@ -48,36 +48,36 @@ pub(super) struct Devices {
 struct Device {
     /// The key last accepted; none as long as the API has judged no key of this device.
     key: Option<Secret>,
-    told: Told,
+    state: FilterState,
     pushed: Items,
 }
 
-/// What became of an object that was to be remembered.
+/// What [`Devices::remember`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kept {
-    /// It was known already.
-    Known,
-    /// It is remembered.
-    New,
-    /// It is no object, or more than 4 KiB: what was remembered before still is.
-    Not,
+pub(super) enum Remembered {
+    /// Nothing: it is remembered already.
+    Unchanged,
+    /// The object is remembered.
+    Changed,
+    /// Nothing: it is no object, or more than 4 KiB. What was remembered before still is.
+    Refused,
 }
 
-/// Something that an answer says, at one entry of `then`.
+/// The value that an answer has at one entry of `then`, if it is compared with the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct News {
+pub(super) struct Observed {
     entry: u64,
     value: Option<u64>,
 }
 
-impl News {
+impl Observed {
     /// A value.
     pub(super) fn of(entry: u64, value: &[u8]) -> Self {
         Self { entry, value: Some(fingerprint(value)) }
     }
 
-    /// Nothing to compare with next time.
-    pub(super) fn none(entry: u64) -> Self {
+    /// An entry that runs whatever was seen before.
+    pub(super) fn always(entry: u64) -> Self {
         Self { entry, value: None }
     }
 
@@ -153,23 +153,23 @@ impl Devices {
     /// What the table told to remember, to whoever holds the accepted key; else null.
     pub(super) fn memory(&self, speaker: &Speaker) -> Val {
         match known_to(speaker, &mut self.known()) {
-            Some(known) if !known.told.memory().is_empty() => {
-                filter::parse(known.told.memory()).unwrap_or_default()
+            Some(known) if !known.state.memory().is_empty() => {
+                filter::parse(known.state.memory()).unwrap_or_default()
             }
             _ => Val::Null,
         }
     }
 
     /// Merges an object into what is remembered.
-    pub(super) fn remember(&self, speaker: &Speaker, news: &Val) -> Kept {
-        let Val::Obj(news) = news else { return Kept::Not };
+    pub(super) fn remember(&self, speaker: &Speaker, object: &Val) -> Remembered {
+        let Val::Obj(object) = object else { return Remembered::Refused };
         let mut known = self.known();
-        let Some(known) = known_to(speaker, &mut known) else { return Kept::Known };
-        let mut memory = match filter::parse(known.told.memory()) {
+        let Some(known) = known_to(speaker, &mut known) else { return Remembered::Unchanged };
+        let mut memory = match filter::parse(known.state.memory()) {
             Ok(Val::Obj(memory)) => (*memory).clone(),
             _ => Map::default(),
         };
-        for (name, value) in news.iter() {
+        for (name, value) in object.iter() {
             memory.insert(name.clone(), value.clone());
         }
         // To a filter, null and not there are the same.
@@ -179,38 +179,39 @@ impl Devices {
         } else {
             filter::to_json(&Val::obj(memory), MAX_MEMORY_BYTES)
         };
-        let Ok(text) = text else { return Kept::Not };
-        if *text == *known.told.memory() {
-            return Kept::Known;
+        let Ok(text) = text else { return Remembered::Refused };
+        if *text == *known.state.memory() {
+            return Remembered::Unchanged;
         }
-        known.told.remember(&text);
-        Kept::New
+        known.state.remember(&text);
+        Remembered::Changed
     }
 
-    /// Whether nothing follows from this answer, as last time: see `devices::told`.
-    pub(super) fn is_quiet(&self, speaker: &Speaker, answer: u64) -> bool {
-        known_to(speaker, &mut self.known()).is_some_and(|known| known.told.is_quiet(answer))
+    /// Whether this answer, given by its fingerprint, has no effect, as last time: see `filter_state`.
+    pub(super) fn is_without_effect(&self, speaker: &Speaker, answer: u64) -> bool {
+        known_to(speaker, &mut self.known())
+            .is_some_and(|known| known.state.is_without_effect(answer))
     }
 
-    /// Nothing followed from this answer.
-    pub(super) fn mark_quiet(&self, speaker: &Speaker, answer: u64) {
+    /// This answer, given by its fingerprint, has had no effect.
+    pub(super) fn mark_without_effect(&self, speaker: &Speaker, answer: u64) {
         if let Some(known) = known_to(speaker, &mut self.known()) {
-            known.told.mark_quiet(answer);
+            known.state.mark_without_effect(answer);
         }
     }
 
     /// Whether the value differs from the one last seen at that entry of `then`.
-    pub(super) fn is_news(&self, device: &str, news: News) -> bool {
-        let seen = |known: &Device| news.seen().is_some_and(|seen| known.told.has_seen(seen));
+    pub(super) fn has_changed(&self, device: &str, observed: Observed) -> bool {
+        let seen = |known: &Device| observed.seen().is_some_and(|seen| known.state.has_seen(seen));
         !self.known().peek(device).is_some_and(seen)
     }
 
-    /// The news has been dealt with.
-    pub(super) fn mark_seen(&self, device: &str, news: News) {
-        if let Some(news) = news.seen()
+    /// What was observed has been dealt with.
+    pub(super) fn mark_seen(&self, device: &str, observed: Observed) {
+        if let Some(seen) = observed.seen()
             && let Some(known) = self.known().peek_mut(device)
         {
-            known.told.see(news);
+            known.state.see(seen);
         }
     }
 

@@ -34,22 +34,22 @@ fn memory_is_merged_bounded_and_only_for_the_key_holder() {
     let speaker = |key: Option<Secret>| Speaker { device: d1.clone(), key };
     let (own, stranger) = (speaker(Some(key)), speaker(Some(Secret::new("other"))));
     let json = |text: &str| filter::parse(text.as_bytes()).unwrap();
-    assert_eq!(devices.remember(&own, &json(r#"{"a":1,"b":2}"#)), Kept::New);
-    devices.mark_quiet(&own, 7);
-    assert_eq!(devices.remember(&own, &json(r#"{"b":2}"#)), Kept::Known);
-    assert!(devices.is_quiet(&own, 7) && !devices.is_quiet(&own, 8));
-    assert!(!devices.is_quiet(&stranger, 7));
-    assert_eq!(devices.remember(&own, &json(r#"{"b":3}"#)), Kept::New);
-    assert!(!devices.is_quiet(&own, 7), "with another memory another thing may follow");
-    assert_eq!(devices.remember(&own, &json(r#"{"c":null}"#)), Kept::Known);
+    assert_eq!(devices.remember(&own, &json(r#"{"a":1,"b":2}"#)), Remembered::Changed);
+    devices.mark_without_effect(&own, 7);
+    assert_eq!(devices.remember(&own, &json(r#"{"b":2}"#)), Remembered::Unchanged);
+    assert!(devices.is_without_effect(&own, 7) && !devices.is_without_effect(&own, 8));
+    assert!(!devices.is_without_effect(&stranger, 7));
+    assert_eq!(devices.remember(&own, &json(r#"{"b":3}"#)), Remembered::Changed);
+    assert!(!devices.is_without_effect(&own, 7), "with another memory another thing may follow");
+    assert_eq!(devices.remember(&own, &json(r#"{"c":null}"#)), Remembered::Unchanged);
     devices.remember(&stranger, &json(r#"{"a":9}"#));
-    devices.mark_quiet(&stranger, 7);
-    assert!(!devices.is_quiet(&own, 7), "a stranger changes nothing");
+    devices.mark_without_effect(&stranger, 7);
+    assert!(!devices.is_without_effect(&own, 7), "a stranger changes nothing");
     assert_eq!(devices.memory(&own).to_string(), r#"{"a":1,"b":3}"#);
     assert_eq!(devices.memory(&stranger), Val::Null);
     assert_eq!(devices.memory(&speaker(None)), Val::Null, "nor does who shows no key");
     let much = json(&format!("{{\"c\":\"{}\"}}", "x".repeat(5000)));
-    assert_eq!(devices.remember(&own, &much), Kept::Not);
+    assert_eq!(devices.remember(&own, &much), Remembered::Refused);
     assert_eq!(devices.memory(&own).to_string(), r#"{"a":1,"b":3}"#);
 }
 
@@ -142,7 +142,7 @@ fn a_call_that_carries_no_key_of_its_speaker_teaches_and_forgets_none() {
     devices.remember(&speaker, &seen);
     assert_eq!(devices.memory(&speaker), Val::Null, "the API has not accepted it yet");
     devices.learn_key(&speaker.device, &Authorization::None, StatusCode::OK);
-    assert_eq!(devices.remember(&speaker, &seen), Kept::New);
+    assert_eq!(devices.remember(&speaker, &seen), Remembered::Changed);
     assert_eq!(
         (devices.key("d2"), devices.memory(&speaker).to_string()),
         (None, "{\"a\":1}".to_owned())
@@ -152,18 +152,21 @@ fn a_call_that_carries_no_key_of_its_speaker_teaches_and_forgets_none() {
 }
 
 #[test]
-fn news_is_what_differs_from_last_time() {
+fn a_value_has_changed_when_it_differs_from_the_last_one() {
     let (devices, d1, _) = devices();
-    let news = News::of(0, b"1");
-    assert!(devices.is_news(&d1, news));
-    devices.mark_seen(&d1, news);
-    assert!(!devices.is_news(&d1, news));
-    assert!(devices.is_news(&d1, News::of(1, b"1")) && devices.is_news(&d1, News::of(0, b"2")));
-    // What was quiet may be news again: it may say what was before.
+    let observed = Observed::of(0, b"1");
+    assert!(devices.has_changed(&d1, observed));
+    devices.mark_seen(&d1, observed);
+    assert!(!devices.has_changed(&d1, observed));
+    assert!(
+        devices.has_changed(&d1, Observed::of(1, b"1"))
+            && devices.has_changed(&d1, Observed::of(0, b"2"))
+    );
+    // The answer without effect may have one again: it may say what was before.
     let speaker = Speaker { device: d1.clone(), key: devices.key(&d1) };
-    devices.mark_quiet(&speaker, 7);
-    devices.mark_seen(&d1, News::none(0));
-    assert!(devices.is_quiet(&speaker, 7));
-    devices.mark_seen(&d1, News::of(0, b"2"));
-    assert!(!devices.is_quiet(&speaker, 7));
+    devices.mark_without_effect(&speaker, 7);
+    devices.mark_seen(&d1, Observed::always(0));
+    assert!(devices.is_without_effect(&speaker, 7));
+    devices.mark_seen(&d1, Observed::of(0, b"2"));
+    assert!(!devices.is_without_effect(&speaker, 7));
 }
