@@ -3,13 +3,17 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::{
     net::TcpListener,
     sync::{Mutex, watch},
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 
@@ -219,45 +223,24 @@ impl Gateway {
                 }
             }
         });
-        let mut connection = tokio::spawn(connection.run({
-            let (lanes, upstream) = (lanes.clone(), upstream.clone());
-            let patience = (config.upstream.deadline / 2, config.upstream.deadline);
-            let bytes = config.broker.max_pending_bytes;
-            let max_pending = config.broker.max_pending.into();
-            move |delivery: Delivery| {
-                metrics.received(exchange.route_name(delivery.subscription));
-                let sender = delivery.sender.clone();
-                let shares = metrics.shares();
-                // What a broker announces for itself is its window to us with some (EMQX), and with others not
-                // (Mosquitto): more than that at once tells.
-                if shares.messages() >= receive_window.load(Ordering::Relaxed) {
-                    receive_window.store(max_pending, Ordering::Relaxed);
-                }
-                let window = Window { messages: receive_window.load(Ordering::Relaxed), bytes };
-                if let Some(held) = crowds(&metrics, &upstream, &sender, window, patience) {
-                    let exchange = exchange.clone();
-                    // Bounded by the window: the broker sends no more before this is settled.
-                    tokio::spawn(async move {
-                        exchange.serve(delivery, Err(Refusal::Crowded { held })).await;
-                    });
-                    return;
-                }
-                let clock = exchange.clock(delivery.subscription);
-                let (bytes, answering) = (delivery.message.payload.len(), upstream.answering());
-                let place = shares.take(&sender, bytes, answering);
-                lanes.push(sender, Arrived { delivery, clock, place });
-            }
-        }));
+        let deadline = config.upstream.deadline;
+        let arrivals = Arrivals {
+            push: {
+                let lanes = lanes.clone();
+                move |sender, arrived| lanes.push(sender, arrived)
+            },
+            exchange,
+            upstream: upstream.clone(),
+            metrics,
+            receive_window,
+            max_pending: config.broker.max_pending.into(),
+            max_pending_bytes: config.broker.max_pending_bytes,
+            patience: (deadline / 2, deadline),
+        };
+        let mut connection = tokio::spawn(connection.run(move |delivery| arrivals.take(delivery)));
         tokio::select! {
             () = shutdown => {}
-            ended = &mut connection => {
-                if let Ok(Ended::SessionInUse(how)) = ended {
-                    tracing::error!(how, "the session is in use, and is left to whoever uses it");
-                    return Stopped::SessionInUse;
-                }
-                tracing::error!("the connection task ended on a defect of the gateway");
-                return Stopped::Failed;
-            }
+            ended = &mut connection => return ended_by_itself(ended.ok()),
         }
         tracing::info!(
             grace_seconds = config.grace.as_secs_f64(),
@@ -266,36 +249,103 @@ impl Gateway {
         health.stop();
         // Begins nothing more, finishes what is under way, publishes and acknowledges it, disconnects.
         // Neither unsubscribes nor ends the session: the broker keeps what comes meanwhile.
-        let finish = async {
+        let finish_calls = async {
             lanes.close();
             upstream.stop();
             lanes.idle().await;
-            publisher.finish().await;
-            // A connection task that failed has nothing left to finish.
-            (&mut connection).await
         };
-        let stopped = match timeout(config.grace, finish).await {
-            Ok(Ok(Ended::BrokerGone(trouble))) => {
-                tracing::warn!(trouble, "the broker is gone; what is not acknowledged comes back");
-                Stopped::GraceRanOut
-            }
-            Ok(_) => Stopped::Clean,
-            Err(_) => {
-                // What is settled need not come back because of what is not.
-                let close = async {
-                    publisher.close().await;
-                    let _ = (&mut connection).await;
-                };
-                let _ = timeout(FINAL_ACKNOWLEDGEMENTS, close).await;
-                Stopped::GraceRanOut
-            }
-        };
+        // On the heap: the future of a run is large enough.
+        let stop = stop(finish_calls, &publisher, &mut connection, config.grace);
+        let stopped = Box::pin(stop).await;
         if let Some(admin) = admin {
             admin.abort();
         }
         log.abort();
         tracing::info!(?stopped, "stopped");
         stopped
+    }
+}
+
+/// The connection task ended although nobody told it to.
+fn ended_by_itself(ended: Option<Ended>) -> Stopped {
+    if let Some(Ended::SessionInUse(how)) = ended {
+        tracing::error!(how, "the session is in use, and is left to whoever uses it");
+        return Stopped::SessionInUse;
+    }
+    tracing::error!("the connection task ended on a defect of the gateway");
+    Stopped::Failed
+}
+
+/// Finishes the calls and the connection within the grace.
+async fn stop(
+    finish_calls: impl Future<Output = ()>,
+    publisher: &Publisher,
+    connection: &mut JoinHandle<Ended>,
+    grace: Duration,
+) -> Stopped {
+    let finish = async {
+        finish_calls.await;
+        publisher.finish().await;
+        // A connection task that failed has nothing left to finish.
+        (&mut *connection).await
+    };
+    match timeout(grace, finish).await {
+        Ok(Ok(Ended::BrokerGone(trouble))) => {
+            tracing::warn!(trouble, "the broker is gone; what is not acknowledged comes back");
+            Stopped::GraceRanOut
+        }
+        Ok(_) => Stopped::Clean,
+        Err(_) => {
+            // What is settled need not come back because of what is not.
+            let close = async {
+                publisher.close().await;
+                let _ = connection.await;
+            };
+            let _ = timeout(FINAL_ACKNOWLEDGEMENTS, close).await;
+            Stopped::GraceRanOut
+        }
+    }
+}
+
+/// Takes what the connection delivers: into the lane of its device, or refused for its share.
+struct Arrivals<P> {
+    /// Puts a message into the lane of its sender.
+    push: P,
+    exchange: Arc<Exchange>,
+    upstream: Upstream,
+    metrics: Arc<Metrics>,
+    receive_window: Arc<AtomicUsize>,
+    max_pending: usize,
+    max_pending_bytes: usize,
+    patience: (Duration, Duration),
+}
+
+impl<P: Fn(Arc<str>, Arrived)> Arrivals<P> {
+    fn take(&self, delivery: Delivery) {
+        let Self { exchange, upstream, metrics, receive_window, .. } = self;
+        metrics.received(exchange.route_name(delivery.subscription));
+        let sender = delivery.sender.clone();
+        let shares = metrics.shares();
+        // Some brokers announce their delivery window in CONNACK (EMQX), others something else (Mosquitto):
+        // more messages at once than that show it.
+        if shares.messages() >= receive_window.load(Ordering::Relaxed) {
+            receive_window.store(self.max_pending, Ordering::Relaxed);
+        }
+        let messages = receive_window.load(Ordering::Relaxed);
+        let window = Window { messages, bytes: self.max_pending_bytes };
+        if let Some(held) = crowds(metrics, upstream, &sender, window, self.patience) {
+            let exchange = exchange.clone();
+            // Bounded by the window: the broker sends no more before this is settled.
+            tokio::spawn(async move {
+                exchange.serve(delivery, Err(Refusal::Crowded { held })).await;
+            });
+            return;
+        }
+        let clock = exchange.clock(delivery.subscription);
+        let (bytes, answering) = (delivery.message.payload.len(), upstream.answering());
+        let place = shares.take(&sender, bytes, answering);
+        // 2. It waits behind the earlier messages of its device.
+        (self.push)(sender, Arrived { delivery, clock, place });
     }
 }
 
