@@ -113,7 +113,9 @@ impl Shares {
 
     /// How the device stands at this reading of the clock, if the window is nearly full and it holds more than its share.
     pub fn crowd(&self, device: &str, window: Window, clock: Duration) -> Option<Crowd> {
-        let over = |part: usize, whole: usize, quarters: usize| part * 4 >= whole * quarters;
+        let over = |part: usize, whole: usize, quarters: usize| {
+            part.saturating_mul(4) >= whole.saturating_mul(quarters)
+        };
         let (messages, bytes) =
             (self.messages.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
         let full_of_messages = over(messages, window.messages, NEARLY_FULL);
@@ -185,6 +187,8 @@ mod tests {
         let crowd = shares.crowd("a", WINDOW, clock).unwrap();
         assert_eq!((crowd.messages, crowd.stuck, crowd.oldest), (14, clock, clock));
         assert_eq!(shares.crowd("b", WINDOW, clock), None, "its share is small");
+        let boundless = Window { bytes: usize::MAX, ..WINDOW };
+        assert!(shares.crowd("a", boundless, clock).is_some());
         assert_eq!(shares.largest(), Some(("a".into(), 14)));
         // It gets on.
         a.pop().unwrap().done(clock);
