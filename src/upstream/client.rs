@@ -1,41 +1,38 @@
 //! One attempt: a call becomes one HTTP exchange, bounded in time and size.
 
 use std::{
-    error::Error as _,
+    error::Error,
     future::Future,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use reqwest::{
-    Response,
-    header::{CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER},
-    redirect,
+use http::{
+    HeaderValue, Request, Response,
+    header::{CONTENT_TYPE, DATE, RETRY_AFTER},
 };
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper_util::client::legacy;
 use tokio::time::{Instant, timeout_at};
-use url::Url;
 
 use super::{
-    Settings,
+    ClientError, Settings,
     budget::{Budget, Reserved},
+    coding::Coding,
+    connections::{Connections, Which},
 };
 use crate::{
     call::{Answer, Authorization, Call, JSON, Retry, SMALL_ANSWER, StatusCode},
     failure::{Failure, FailureKind, Transience},
     metrics::{Attempt, Metrics},
-    tls::{self, TlsError},
+    tls,
 };
 
-/// Idle connections are closed before servers close them, which many do after 5 s, so that a request rarely
-/// meets a connection that is just going away.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Connections are not used for longer, so that a name that moves to another address is followed, and
-/// certificate files that are renewed are read.
-const MAX_AGE: Duration = Duration::from_mins(1);
 /// The part of an attempt's time that a call gets whose time is up and whose device hangs.
 const HURRIED: u32 = 10;
 
@@ -55,89 +52,27 @@ pub(super) struct Client {
 }
 
 struct Shared {
-    http: Mutex<Http>,
-    settings: Settings,
-    /// The upstream's URL without a trailing slash.
-    base: String,
+    connections: Connections,
+    attempt_timeout: Duration,
+    max_response_bytes: usize,
+    key_header: http::HeaderName,
+    key_prefix: Box<str>,
     budget: Budget,
     metrics: Arc<Metrics>,
-}
-
-/// Connections.
-struct Http {
-    /// Kept and used again.
-    kept: reqwest::Client,
-    /// One for each request: where a request must not meet a connection that the server is about to close, and where
-    /// the name should be looked up anew.
-    fresh: reqwest::Client,
-    made: Instant,
-}
-
-impl Http {
-    fn new(settings: &Settings) -> Result<Self, ClientError> {
-        let encrypted = settings.url.scheme() == "https"
-            || settings.proxy.as_ref().is_some_and(|proxy| proxy.expose().starts_with("https:"));
-        let tls = if encrypted { settings.tls.client()? } else { tls::Settings::unused()? };
-        let client = |idle: usize| -> Result<reqwest::Client, ClientError> {
-            let builder = reqwest::Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                // Redirects could lead a key to a host the operator never named.
-                .redirect(redirect::Policy::none())
-                // reqwest's own repetition would be invisible to the limits and to the metrics.
-                .retry(reqwest::retry::never())
-                .pool_idle_timeout(IDLE_TIMEOUT)
-                .pool_max_idle_per_host(idle)
-                .connect_timeout(settings.attempt_timeout)
-                .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
-            let builder = match &settings.proxy {
-                Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.expose())?),
-                // What is in force stands in the configuration, not in the environment.
-                None => builder.no_proxy(),
-            };
-            Ok(builder.build()?)
-        };
-        let (kept, fresh) = (client(settings.max_in_flight)?, client(0)?);
-        Ok(Self { kept, fresh, made: Instant::now() })
-    }
-}
-
-/// Why the client cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// A certificate file.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// Anything else, the proxy for example.
-    #[error("the HTTP client cannot be set up: {0}")]
-    Http(#[from] reqwest::Error),
 }
 
 impl Client {
     pub(super) fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, ClientError> {
         let shared = Shared {
-            http: Mutex::new(Http::new(settings)?),
-            base: settings.base().to_owned(),
+            connections: Connections::new(settings)?,
+            attempt_timeout: settings.attempt_timeout,
+            max_response_bytes: settings.max_response_bytes,
+            key_header: settings.key_header.clone(),
+            key_prefix: settings.key_prefix.clone(),
             budget: Budget::new(settings.max_held_response_bytes, settings.max_response_bytes),
-            settings: settings.clone(),
             metrics,
         };
         Ok(Self { shared: Arc::new(shared) })
-    }
-
-    /// A connection that is kept, or a fresh one.
-    fn http(&self, fresh: bool) -> reqwest::Client {
-        // No code that can panic runs under this lock.
-        let mut http = self.shared.http.lock().unwrap_or_else(PoisonError::into_inner);
-        if http.made.elapsed() >= MAX_AGE {
-            match Http::new(&self.shared.settings) {
-                Ok(new) => *http = new,
-                Err(error) => {
-                    http.made = Instant::now();
-                    tracing::error!(%error, "the HTTP client goes on with the certificates it has");
-                }
-            }
-        }
-        if fresh { http.fresh.clone() } else { http.kept.clone() }
     }
 
     /// Asks whether anything answers at this path: whatever says more than "not now".
@@ -153,9 +88,11 @@ impl Client {
 
     /// One GET without credentials, on a connection of its own; its body is not read.
     pub(super) async fn get(&self, path: &str) -> Result<StatusCode, FailureKind> {
-        let url = format!("{}{path}", self.shared.base);
-        let request = self.http(true).get(url).timeout(self.shared.settings.attempt_timeout);
-        request.send().await.map(|response| response.status()).map_err(|error| classify(&error))
+        let mut request = Request::new(Full::default());
+        *request.uri_mut() = self.shared.connections.origin().uri(path)?;
+        let clock = Clock { end: Instant::now() + self.shared.attempt_timeout, expires: None };
+        let response = clock.bound(self.shared.connections.send(request, Which::Fresh)).await?;
+        response.map(|response| response.status()).map_err(|error| unsent(&error))
     }
 
     async fn attempt(self, call: Call) -> Result<Answer, Failure> {
@@ -164,7 +101,7 @@ impl Client {
             // Waiting for a place among those under way is our own limit.
             call.trial.excuse(began - queued);
         }
-        let time = self.shared.settings.attempt_timeout;
+        let time = self.shared.attempt_timeout;
         let time = if call.hurried { time / HURRIED } else { time };
         let result = self.exchange(&call, began + time).await;
         let ended = match &result {
@@ -181,9 +118,7 @@ impl Client {
 
     async fn exchange(&self, call: &Call, end: Instant) -> Result<Answer, FailureKind> {
         let clock = Clock { end, expires: call.expires };
-        let settings = &self.shared.settings;
-        let url = Url::parse(&format!("{}{}", self.shared.base, call.path))
-            .map_err(|error| FailureKind::Broken(error.to_string()))?;
+        let Shared { connections, key_header, key_prefix, .. } = &*self.shared;
         // A repetition goes to where the name points to now. What may not be sent twice must not meet
         // a connection that the server closes at that moment.
         let once = match call.retry {
@@ -191,48 +126,59 @@ impl Client {
             Retry::Idempotent => !call.method.is_idempotent(),
             Retry::Never => true,
         };
-        let mut request = self.http(call.attempts > 0 || once).request(call.method.clone(), url);
+        let which = if call.attempts > 0 || once { Which::Fresh } else { Which::Kept };
+        let mut request = Request::new(Full::new(call.body.clone().unwrap_or_default()));
+        *request.method_mut() = call.method.clone();
+        *request.uri_mut() = connections.origin().uri(&call.path)?;
+        let headers = request.headers_mut();
         match &call.authorization {
             Authorization::SpeakersKey(key) => {
-                let value = format!("{}{}", settings.key_prefix, key.expose());
+                let value = format!("{key_prefix}{}", key.expose());
                 let mut value = HeaderValue::try_from(value)
                     .map_err(|_| FailureKind::Broken("the key is no header value".to_owned()))?;
                 value.set_sensitive(true);
-                request = request.header(settings.key_header.clone(), value);
+                headers.insert(key_header.clone(), value);
             }
             Authorization::None => {}
         }
-        if let Some(body) = &call.body {
-            request = request.header(CONTENT_TYPE, CONTENT_TYPE_JSON).body(body.clone());
+        if call.body.is_some() {
+            headers.insert(CONTENT_TYPE, CONTENT_TYPE_JSON);
         }
-        let response = clock.bound(request.send()).await?.map_err(|error| classify(&error))?;
+        let response = clock.bound(connections.send(request, which)).await?;
+        let response = response.map_err(|error| unsent(&error))?;
         let (status, headers) = (response.status(), response.headers());
-        if let Some(coding) = coding(headers) {
-            return Err(FailureKind::Coding(coding));
-        }
+        let coding = Coding::of(headers)?;
         let content_type =
             headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let retry_after = headers.get(RETRY_AFTER).and_then(|v| retry_after(v, headers.get(DATE)));
-        let body = self.body(response, clock).await?;
+        let body = self.body(response, coding, clock).await?;
         Ok(Answer { status, content_type, body, retry_after, attempts: 1 })
     }
 
-    async fn body(&self, mut response: Response, mut clock: Clock) -> Result<Bytes, FailureKind> {
-        let max = self.shared.settings.max_response_bytes;
+    async fn body(
+        &self,
+        response: Response<Incoming>,
+        coding: Option<Coding>,
+        mut clock: Clock,
+    ) -> Result<Bytes, FailureKind> {
+        let max = self.shared.max_response_bytes;
+        let mut incoming = response.into_body();
         // What is larger is found out when it comes: it may not.
-        let length = response.content_length();
+        let length = incoming.size_hint().exact();
         let length = length.map(|length| usize::try_from(length).unwrap_or(max).min(max));
         // Before anything of it is read: the client library reads ahead, up to 0.4 MiB at a time.
         let mut reserved = match length {
+            // What it is decoded to may be as large as any answer, and stands beside it for a moment.
+            _ if coding.is_some() => Some(self.reserve(2 * max, &mut clock).await),
             Some(length) if length > SMALL_ANSWER => Some(self.reserve(length, &mut clock).await),
             _ => None,
         };
         // Copied, since a chunk is a part of the connection's buffer: a reply that waits for the broker
         // would keep all of it, and the connection would need another.
         let mut body = Vec::with_capacity(length.unwrap_or_default());
-        while let Some(chunk) =
-            clock.bound(response.chunk()).await?.map_err(|error| classify(&error))?
-        {
+        while let Some(frame) = clock.bound(incoming.frame()).await? {
+            // Trailers say nothing that counts.
+            let Ok(chunk) = frame.map_err(|error| classify(&error))?.into_data() else { continue };
             if body.len() + chunk.len() > max {
                 return Err(FailureKind::AnswerTooLarge(max));
             }
@@ -241,6 +187,9 @@ impl Client {
             if body.len() > SMALL_ANSWER && reserved.is_none() {
                 reserved = Some(self.reserve(max, &mut clock).await);
             }
+        }
+        if let Some(coding) = coding {
+            body = coding.decode(&body, max)?;
         }
         // What it has grown by in vain is not counted.
         body.shrink_to_fit();
@@ -276,13 +225,6 @@ impl Clock {
     }
 }
 
-/// A content coding that is left on an answer: those that are understood are taken off before.
-fn coding(headers: &HeaderMap) -> Option<String> {
-    let coding = headers.get(CONTENT_ENCODING)?.to_str().unwrap_or("?").trim();
-    (!coding.is_empty() && !coding.eq_ignore_ascii_case("identity"))
-        .then(|| coding.escape_debug().take(40).collect())
-}
-
 impl tower::Service<Call> for Client {
     type Response = Answer;
     type Error = Failure;
@@ -297,47 +239,32 @@ impl tower::Service<Call> for Client {
     }
 }
 
-/// What a client error means for the next attempt. The text names causes, never the request.
-fn classify(error: &reqwest::Error) -> FailureKind {
-    let mut text = String::new();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text.push_str(tls::remedy(error));
-    if let Some(io) = io_error(error) {
-        if io.raw_os_error().is_some_and(|code| LOCAL_FAULTS.contains(&code)) {
-            return FailureKind::Local(text);
-        }
-        // An answer that is not coded as it says.
-        if matches!(io.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
-            && error.is_decode()
-        {
-            return FailureKind::Coding(text);
-        }
-    }
-    if error.is_timeout() {
-        FailureKind::AttemptTimeout
-    } else if error.is_connect() {
-        FailureKind::Unreachable(text)
-    } else {
-        FailureKind::Broken(text)
+/// Why a request has no answer.
+fn unsent(error: &legacy::Error) -> FailureKind {
+    match classify(error) {
+        FailureKind::Broken(text) if error.is_connect() => FailureKind::Unreachable(text),
+        kind => kind,
     }
 }
 
-/// The system's own error below a client error.
-fn io_error<'e>(error: &'e reqwest::Error) -> Option<&'e io::Error> {
-    let mut cause: Option<&'e (dyn std::error::Error + 'static)> = error.source();
-    let mut found = None;
+/// What an error of the HTTP library means for the next attempt. The text names causes, never the request.
+fn classify(error: &(dyn Error + 'static)) -> FailureKind {
+    let (mut text, mut system) = (error.to_string(), None);
+    let mut cause = error.source();
     while let Some(error) = cause {
-        found = error.downcast_ref::<io::Error>().or(found);
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        system = error.downcast_ref::<io::Error>().or(system);
         cause = error.source();
     }
-    found
+    text.push_str(tls::remedy(error));
+    match system {
+        Some(io) if io.raw_os_error().is_some_and(|code| LOCAL_FAULTS.contains(&code)) => {
+            FailureKind::Local(text)
+        }
+        Some(io) if io.kind() == io::ErrorKind::TimedOut => FailureKind::AttemptTimeout,
+        _ => FailureKind::Broken(text),
+    }
 }
 
 /// `Retry-After` in seconds or as a date [RFC 9110, 10.2.3]; a date is read by the clock of who wrote it.

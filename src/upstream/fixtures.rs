@@ -25,7 +25,7 @@ pub(super) fn hold(retry: Backoff) -> Arc<Hold> {
         max_filter_bytes: 1,
         max_response_bytes: 1,
         max_held_response_bytes: 1,
-        key_header: reqwest::header::AUTHORIZATION,
+        key_header: http::header::AUTHORIZATION,
         key_prefix: "".into(),
         proxy: None,
         tls: tls::Settings::default(),

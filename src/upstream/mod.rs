@@ -5,9 +5,13 @@ mod batch;
 mod breaker;
 mod budget;
 mod client;
+mod coding;
+mod connections;
+mod connector;
 #[cfg(test)]
 mod fixtures;
 mod hold;
+mod origin;
 mod retry;
 mod throttle;
 
@@ -25,7 +29,7 @@ use self::{
 };
 pub use self::{
     breaker::{BreakerSettings, Outage},
-    client::ClientError,
+    connections::ClientError,
     throttle::Rates,
 };
 use crate::{
@@ -57,7 +61,7 @@ pub struct Settings {
     /// Answers held at once, in bytes, small ones not counted.
     pub max_held_response_bytes: usize,
     /// The header that carries the device's key.
-    pub key_header: reqwest::header::HeaderName,
+    pub key_header: http::HeaderName,
     /// What stands before the key in that header.
     pub key_prefix: Box<str>,
     /// URL of an HTTP proxy; it may hold a password.
