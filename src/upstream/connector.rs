@@ -163,3 +163,78 @@ impl Write for Stream {
         self.io().poll_write_vectored(cx, buffers)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::{Request, Response, header::AUTHORIZATION};
+    use http_body_util::Full;
+    use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::tls;
+
+    /// The head of the first request that a proxy with a user and a password gets for this URL, and its connection.
+    async fn through_proxy(url: &'static str, answer: &str) -> (String, TcpStream) {
+        let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = proxy.local_addr().unwrap();
+        let user = format!("http://us%40er:pass@{address}");
+        let tls = tls::Settings::unused().unwrap();
+        let connector = Connector::new(tls, Some(&user), Duration::from_secs(9)).unwrap();
+        let mut request = Request::new(Full::<Bytes>::default());
+        *request.uri_mut() = Uri::from_static(url);
+        request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("the device's key"));
+        if let Some(authorization) = connector.proxy_authorization(request.uri()) {
+            request.headers_mut().insert("proxy-authorization", authorization.clone());
+        }
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        let sent: tokio::task::JoinHandle<Result<Response<_>, _>> =
+            tokio::spawn(client.request(request));
+        let (mut stream, _) = proxy.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        if !url.starts_with("https:") {
+            assert_eq!(sent.await.unwrap().unwrap().status(), 204);
+        }
+        (String::from_utf8(head).unwrap().to_lowercase(), stream)
+    }
+
+    /// `us@er:pass`.
+    const BASIC: &str = "proxy-authorization: basic dxnazxi6cgfzcw==\r\n";
+
+    #[tokio::test]
+    async fn a_proxy_gets_requests_in_clear_text_with_the_whole_url() {
+        let (head, _) = through_proxy("http://api.invalid/x?y", "HTTP/1.1 204 Fine\r\n\r\n").await;
+        assert!(head.starts_with("get http://api.invalid/x?y http/1.1\r\n"), "{head}");
+        assert!(head.contains(BASIC) && head.contains("host: api.invalid\r\n"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn a_proxy_tunnels_tls_and_sees_nothing_of_the_request() {
+        let answer = "HTTP/1.1 200 Connected\r\n\r\n";
+        let (head, mut stream) = through_proxy("https://api.invalid/secret", answer).await;
+        assert!(head.starts_with("connect api.invalid:443 http/1.1\r\n"), "{head}");
+        assert!(
+            head.contains(BASIC) && !head.contains("secret") && !head.contains("key"),
+            "{head}"
+        );
+        // A TLS record with a handshake message, the ClientHello.
+        assert_eq!(stream.read_u8().await.unwrap(), 0x16);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_url_of_a_proxy_is_refused() {
+        let connector = |proxy: &str| {
+            Connector::new(tls::Settings::unused().unwrap(), Some(proxy), Duration::from_secs(9))
+        };
+        assert!(connector("https://proxy:3128").is_some());
+        assert!(connector("ftp://proxy").is_none() && connector("http://").is_none());
+    }
+}
