@@ -257,7 +257,11 @@ fn a_wrong_certificate_file_is_named_under_its_own_key() {
     let (tls, cert) = ("mqtts://b", ("CERT_FILE", certificate.as_str()));
     assert_eq!(check(tls, &[cert, ("KEY_FILE", &key)]), "");
     for (url, pairs, expected) in [
-        (tls, vec![cert, ("KEY_FILE", &*foreign)], "[broker] key_file: this is not the key of"),
+        (
+            tls,
+            vec![cert, ("KEY_FILE", &*foreign)],
+            "[broker] key_file: this is not the key of",
+        ),
         (tls, vec![cert, ("KEY_FILE", &*sealed)], "the key is encrypted"),
         (tls, vec![cert, ("KEY_FILE", &*certificate)], "no private key in this file"),
         (tls, vec![("CERT_FILE", &*foreign), ("KEY_FILE", &*key)], "[broker] cert_file: "),
@@ -272,6 +276,8 @@ fn a_wrong_certificate_file_is_named_under_its_own_key() {
             vec![cert, ("KEY_FILE", &*key)],
             "[broker] cert_file: the connection is not encr",
         ),
+        // Whether a wrong URL would have been encrypted is not known.
+        ("mqtss://b", vec![("CA_FILE", &*certificate)], "BROKER_URL: unknown scheme `mqtss`"),
         (tls, vec![("PASSWORD_FILE", &*empty)], "is empty"),
     ] {
         let found = check(url, &pairs);

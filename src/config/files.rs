@@ -39,7 +39,10 @@ pub(super) fn certificates(section: &Section<'_>, encrypted: bool) -> Settings {
             TlsError::Pair(_) | TlsError::Rustls(_) => "key_file",
         };
         section.mistake(None, key, error.to_string());
-    } else if let (Some(key), false) = (named, encrypted) {
+    } else if let (Some(key), false) = (named, encrypted)
+        // What would stand there instead of a wrong URL is not known.
+        && !section.has_mistake("url")
+    {
         let text = "the connection is not encrypted and would not use it; write an `mqtts://`, `wss://` \
                     or `https://` url";
         section.mistake(None, key, text);

@@ -183,9 +183,7 @@ impl<'a> Section<'a> {
     pub(super) fn written(&self, key: &'static str) -> Option<Scalar<'a>> {
         let value = self.take(key);
         if self.row.is_none() {
-            let path =
-                if self.path.is_empty() { key.to_owned() } else { format!("{}_{key}", self.path) };
-            let name = format!("{PREFIX}{}", path.replace('.', "_").to_uppercase());
+            let name = self.variable(key);
             self.reader.env_names.borrow_mut().insert(name.clone());
             if let Some(text) = self.reader.env.get(&name) {
                 return Some(Scalar { text: text.into(), span: None, place: name });
@@ -330,6 +328,19 @@ impl<'a> Section<'a> {
     /// Notes a mistake in a scalar.
     pub(super) fn mistake_in(&self, scalar: Scalar<'_>, text: String) {
         self.reader.mistake(scalar.span, &scalar.place, text);
+    }
+
+    /// Whether a mistake was noted at this key, wherever its value came from.
+    pub(super) fn has_mistake(&self, key: &str) -> bool {
+        let places = [self.place(key), self.variable(key)];
+        self.reader.mistakes.borrow().iter().any(|mistake| places.contains(&mistake.place))
+    }
+
+    /// The variable of the environment that overrides a key of this section.
+    fn variable(&self, key: &str) -> String {
+        let path =
+            if self.path.is_empty() { key.to_owned() } else { format!("{}_{key}", self.path) };
+        format!("{PREFIX}{}", path.replace('.', "_").to_uppercase())
     }
 
     /// The name of the row, or the path of the section.
