@@ -20,7 +20,7 @@ use wiremock::ResponseTemplate;
 use crate::{
     fake_broker::{FakeBroker, Link},
     fixture::{REFUSED, SETTLED, again, gateway, path, question, quick, telemetry},
-    harness::{Options, PATIENCE, QUIET, Upstream},
+    harness::{Gateway, Options, PATIENCE, QUIET, Upstream},
     scripted_api::{Reply, answer_each},
     wire::{Packet, Props, Publish},
 };
@@ -102,37 +102,73 @@ enum Answer {
 const ANSWERS: [Answer; 3] =
     [Answer::BeforeConnack, Answer::BeforeRedelivery, Answer::AfterRedelivery];
 
+/// A message of `d1` whose connection is cut while the API has not answered. The API answers at a time that the test
+/// chooses.
+struct Cut {
+    broker: FakeBroker,
+    api: Gate,
+    gateway: Gateway,
+    message: Publish,
+    call: Option<Call>,
+    answer: Answer,
+}
+
+impl Cut {
+    async fn start(answer: Answer) -> Self {
+        let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
+        let gateway = gateway(&broker, &api.url, Options::default()).await;
+        let mut link = broker.serve(false, Props::default()).await;
+        let message = telemetry(1, "d1");
+        link.deliver(&message).await;
+        let call = Some(api.call("d1").await);
+        link.cut();
+        Self { broker, api, gateway, message, call, answer }
+    }
+
+    /// Answers, if this is the time.
+    async fn answer_if(&mut self, now: Answer) {
+        if self.answer == now {
+            self.call.take().expect("it is answered once").accept();
+            self.gateway.metric_reaches(SETTLED, &[], 1).await;
+        }
+    }
+
+    /// The next connection, with the subscriptions confirmed.
+    async fn reconnect(&mut self, session_present: bool) -> Link {
+        let mut link = self.broker.accept().await;
+        self.answer_if(Answer::BeforeConnack).await;
+        link.connack(session_present, Props::default()).await;
+        link.subscribed().await;
+        self.answer_if(Answer::BeforeRedelivery).await;
+        link
+    }
+
+    /// Delivers a message of `d2` under the same packet identifier, which the broker may do; its call waits.
+    async fn reuse_the_identifier(&mut self, link: &mut Link) -> Call {
+        link.deliver(&telemetry(self.message.packet_id, "d2")).await;
+        self.api.call("d2").await
+    }
+
+    /// The message of `d2` is acknowledged when its call is answered, not before.
+    async fn acknowledged_after(&mut self, call: Call, link: &mut Link) {
+        link.expect_nothing(QUIET).await;
+        call.accept();
+        assert_eq!(link.expect_puback().await, self.message.packet_id, "{:?}", self.answer);
+    }
+}
+
 /// A PUBACK whose connection has broken is not sent on the next one, where the packet identifier belongs
 /// to another message: that one would be lost.
 #[tokio::test]
 async fn a_late_answer_acknowledges_no_message_of_a_new_session() {
-    for when in ANSWERS {
-        let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
-        let gateway = gateway(&broker, &api.url, Options::default()).await;
-        let mut link = broker.serve(false, Props::default()).await;
-        link.deliver(&telemetry(1, "d1")).await;
-        let mut first = Some(api.call("d1").await);
-        link.cut();
-
-        let mut link = broker.accept().await;
-        let mut answer_if = async |now| {
-            if when == now {
-                first.take().unwrap().accept();
-                gateway.metric_reaches(SETTLED, &[], 1).await;
-            }
-        };
-        answer_if(Answer::BeforeConnack).await;
-        link.connack(false, Props::default()).await;
-        link.subscribed().await;
-        answer_if(Answer::BeforeRedelivery).await;
-        link.deliver(&telemetry(1, "d2")).await;
-        let second = api.call("d2").await;
-        answer_if(Answer::AfterRedelivery).await;
+    for answer in ANSWERS {
+        let mut cut = Cut::start(answer).await;
+        let mut link = cut.reconnect(false).await;
+        let other = cut.reuse_the_identifier(&mut link).await;
+        cut.answer_if(Answer::AfterRedelivery).await;
+        cut.acknowledged_after(other, &mut link).await;
         link.expect_nothing(QUIET).await;
-        second.accept();
-        assert_eq!(link.expect_puback().await, 1, "{when:?}");
-        link.expect_nothing(QUIET).await;
-        api.is_quiet();
+        cut.api.is_quiet();
     }
 }
 
@@ -141,42 +177,22 @@ async fn a_late_answer_acknowledges_no_message_of_a_new_session() {
 /// there is one request.
 #[tokio::test]
 async fn a_message_that_comes_again_is_sent_once_and_acknowledged_once() {
-    for when in ANSWERS {
-        let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
-        let gateway = gateway(&broker, &api.url, Options::default()).await;
-        let mut link = broker.serve(false, Props::default()).await;
-        let message = telemetry(1, "d1");
-        link.deliver(&message).await;
-        let mut first = Some(api.call("d1").await);
-        link.cut();
-
-        let mut link = broker.accept().await;
-        let mut answer_if = async |now| {
-            if when == now {
-                first.take().unwrap().accept();
-                gateway.metric_reaches(SETTLED, &[], 1).await;
-            }
-        };
-        answer_if(Answer::BeforeConnack).await;
-        link.connack(true, Props::default()).await;
-        link.subscribed().await;
-        answer_if(Answer::BeforeRedelivery).await;
+    for answer in ANSWERS {
+        let mut cut = Cut::start(answer).await;
+        let mut link = cut.reconnect(true).await;
         link.expect_nothing(QUIET).await;
-        link.deliver(&again(&message)).await;
-        gateway.metric_reaches("gateway_redelivered_total", &[], 1).await;
-        if when == Answer::AfterRedelivery {
+        link.deliver(&again(&cut.message)).await;
+        cut.gateway.metric_reaches("gateway_redelivered_total", &[], 1).await;
+        if answer == Answer::AfterRedelivery {
             link.expect_nothing(QUIET).await;
         }
-        answer_if(Answer::AfterRedelivery).await;
-        assert_eq!(link.expect_puback().await, 1, "{when:?}");
+        cut.answer_if(Answer::AfterRedelivery).await;
+        assert_eq!(link.expect_puback().await, 1, "{answer:?}");
 
         // The broker is free to use the identifier for something else.
-        link.deliver(&telemetry(1, "d2")).await;
-        let second = api.call("d2").await;
-        link.expect_nothing(QUIET).await;
-        second.accept();
-        assert_eq!(link.expect_puback().await, 1, "{when:?}");
-        api.is_quiet();
+        let other = cut.reuse_the_identifier(&mut link).await;
+        cut.acknowledged_after(other, &mut link).await;
+        cut.api.is_quiet();
     }
 }
 
@@ -751,46 +767,56 @@ async fn a_refused_publication_is_counted_and_the_next_one_passes() {
     gateway.logs("NotAuthorized").await;
 }
 
+/// Three messages: the first still waits for its answer, the two after it are answered.
+struct SlowFirst {
+    _broker: FakeBroker,
+    api: Gate,
+    gateway: Gateway,
+    link: Link,
+    began: Instant,
+    slow: Call,
+}
+
+impl SlowFirst {
+    async fn start(ack_hold: &str) -> Self {
+        let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
+        let options = Options::default().set("BROKER_ACK_HOLD", ack_hold);
+        let gateway = gateway(&broker, &api.url, options).await;
+        let mut link = broker.serve(false, Props::default()).await;
+        let began = Instant::now();
+        link.deliver(&telemetry(9, "d1")).await;
+        let slow = api.call("d1").await;
+        for (id, device) in [(3, "d2"), (7, "d3")] {
+            link.deliver(&telemetry(id, device)).await;
+            api.call(device).await.accept();
+        }
+        Self { _broker: broker, api, gateway, link, began, slow }
+    }
+}
+
 /// [MQTT-4.6.0-2].
 #[tokio::test]
 async fn pubacks_go_out_in_the_order_of_arrival() {
-    let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
-    let options = Options::default().set("BROKER_ACK_HOLD", "1m");
-    let gateway = gateway(&broker, &api.url, options).await;
-    let mut link = broker.serve(false, Props::default()).await;
-    link.deliver(&telemetry(9, "d1")).await;
-    let slow = api.call("d1").await;
-    for (id, device) in [(3, "d2"), (7, "d3")] {
-        link.deliver(&telemetry(id, device)).await;
-        api.call(device).await.accept();
-    }
-    gateway.metric_reaches(SETTLED, &[], 2).await;
-    link.expect_nothing(QUIET).await;
-    slow.accept();
+    let mut scene = SlowFirst::start("1m").await;
+    scene.gateway.metric_reaches(SETTLED, &[], 2).await;
+    scene.link.expect_nothing(QUIET).await;
+    scene.slow.accept();
     for id in [9, 3, 7] {
-        assert_eq!(link.expect_puback().await, id);
+        assert_eq!(scene.link.expect_puback().await, id);
     }
+    scene.api.is_quiet();
 }
 
 /// One that hangs holds back the others for `ack_hold` only, and with them the Receive Maximum.
 #[tokio::test]
 async fn pubacks_pass_a_message_that_is_held_longer_than_ack_hold() {
-    let hold = Duration::from_millis(500);
-    let (broker, mut api) = (FakeBroker::start().await, Gate::start().await);
-    let options = Options::default().set("BROKER_ACK_HOLD", "500ms");
-    let _gateway = gateway(&broker, &api.url, options).await;
-    let mut link = broker.serve(false, Props::default()).await;
-    let began = Instant::now();
-    link.deliver(&telemetry(9, "d1")).await;
-    let slow = api.call("d1").await;
-    for (id, device) in [(3, "d2"), (7, "d3")] {
-        link.deliver(&telemetry(id, device)).await;
-        api.call(device).await.accept();
-    }
-    assert_eq!(link.expect_puback().await, 3);
-    assert!(began.elapsed() >= hold, "already after {:?}", began.elapsed());
-    assert_eq!(link.expect_puback().await, 7);
-    link.expect_nothing(QUIET).await;
-    slow.accept();
-    assert_eq!(link.expect_puback().await, 9);
+    let mut scene = SlowFirst::start("500ms").await;
+    assert_eq!(scene.link.expect_puback().await, 3);
+    let after = scene.began.elapsed();
+    assert!(after >= Duration::from_millis(500), "already after {after:?}");
+    assert_eq!(scene.link.expect_puback().await, 7);
+    scene.link.expect_nothing(QUIET).await;
+    scene.slow.accept();
+    assert_eq!(scene.link.expect_puback().await, 9);
+    scene.api.is_quiet();
 }
