@@ -82,8 +82,8 @@ pub struct Trial(Arc<Marks>);
 struct Marks {
     /// Nanoseconds that do not count against the deadline.
     excused: AtomicU64,
-    /// One more than the number of outages; 0 is none.
-    proven: AtomicU64,
+    /// See [`Trial::others_served`]: one more than the number of outages, or 0 for none.
+    others_served: AtomicU64,
     ended: OnceLock<FailureKind>,
 }
 
@@ -99,15 +99,15 @@ impl Trial {
         Duration::from_nanos(self.0.excused.load(Ordering::Relaxed))
     }
 
-    /// The next attempt begins. `outages` says how many outages of the row there have been, if others have been
-    /// served since this call's first failure.
-    pub fn prove(&self, outages: Option<u64>) {
-        self.0.proven.store(outages.map_or(0, |outages| outages + 1), Ordering::Relaxed);
+    /// The next attempt begins. `outages` is there if other devices have been served since this call's first failure, and
+    /// says how many outages the row has had so far.
+    pub fn begin_attempt(&self, outages: Option<u64>) {
+        self.0.others_served.store(outages.map_or(0, |outages| outages + 1), Ordering::Relaxed);
     }
 
-    /// What [`Trial::prove`] was told when the last attempt began.
-    pub fn proven(&self) -> Option<u64> {
-        self.0.proven.load(Ordering::Relaxed).checked_sub(1)
+    /// The `outages` of [`Trial::begin_attempt`] when the last attempt began.
+    pub fn others_served(&self) -> Option<u64> {
+        self.0.others_served.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// There will be no further attempt, for this reason.

@@ -1,11 +1,11 @@
-//! File descriptors: a gateway holds one for each HTTP exchange under way, and systems give a process
-//! 1,024 of them unless it asks for those it may have.
+//! File descriptors. The gateway needs one for each HTTP exchange under way, and most systems give a process only 1,024
+//! (the soft limit) unless it raises that number to the hard limit.
 
-/// What is needed beside the exchanges: the broker, the admin endpoint's connections, the logs, and names
-/// being looked up.
-pub(crate) const BESIDE: u64 = 128;
+/// How many more are needed than exchanges: for the broker, the admin endpoint's connections, the log and name
+/// resolution.
+const OTHER_DESCRIPTORS: u64 = 128;
 
-/// Raises the soft limit to the hard one; how many there are then. `None` where the system does not say.
+/// Raises the soft limit to the hard limit. Returns the limit that then holds, or `None` where the system has none.
 pub(crate) fn raise() -> Option<u64> {
     rlimit::increase_nofile_limit(u64::MAX).or_else(|_| limit()).ok()
 }
@@ -14,9 +14,9 @@ fn limit() -> std::io::Result<u64> {
     rlimit::Resource::NOFILE.get_soft()
 }
 
-/// What to say where they are too few for so many exchanges at once.
+/// The warning for the operator, if there are too few for `max_in_flight` exchanges at once.
 pub(crate) fn warning(max_in_flight: usize) -> Option<String> {
-    let (limit, wanted) = (raise()?, max_in_flight as u64 + BESIDE);
+    let (limit, wanted) = (raise()?, max_in_flight as u64 + OTHER_DESCRIPTORS);
     (limit < wanted).then(|| {
         format!(
             "[upstream] max_in_flight: {max_in_flight} exchanges at once need {wanted} file \

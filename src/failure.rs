@@ -29,6 +29,17 @@ pub struct Failure {
     pub attempts: u32,
 }
 
+/// Why the probe does not show that the API works.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ProbeFailure {
+    /// It was answered with a status that says "not now".
+    #[error("the API answers {0}")]
+    Answered(StatusCode),
+    /// It was not answered.
+    #[error(transparent)]
+    Failed(#[from] FailureKind),
+}
+
 /// The ways in which a call fails.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FailureKind {

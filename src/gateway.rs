@@ -18,10 +18,9 @@ use tokio::{
 };
 
 use crate::{
-    admin::{self, Pages},
+    admin::{self, Health, Pages},
     config::Config,
     exchange::{Exchange, Lanes},
-    health::Health,
     metrics::Metrics,
     mqtt::{
         Connection, ConnectionSetupError, Delivery, Ended, Mode, Publisher, Status, Subscriptions,
@@ -212,14 +211,14 @@ impl Gateway {
             };
             tokio::spawn(admin::serve(listener, Arc::new(pages)))
         });
-        let log = tokio::spawn(telemetry::sum_up());
+        let log = tokio::spawn(telemetry::write_summaries());
         let lanes = Lanes::new(config.broker.max_pending.into(), {
             let (exchange, upstream) = (exchange.clone(), upstream.clone());
             move |Arrived { delivery, clock, place }| {
                 let (exchange, upstream) = (exchange.clone(), upstream.clone());
                 async move {
                     exchange.serve(delivery, Ok(clock)).await;
-                    place.done(upstream.answering());
+                    place.done(upstream.answering_time());
                 }
             }
         });
@@ -342,7 +341,7 @@ impl<P: Fn(Arc<str>, Arrived)> Arrivals<P> {
             return;
         }
         let clock = exchange.clock(delivery.subscription);
-        let (bytes, answering) = (delivery.message.payload.len(), upstream.answering());
+        let (bytes, answering) = (delivery.message.payload.len(), upstream.answering_time());
         let place = shares.take(&sender, bytes, answering);
         // 2. It waits behind the earlier messages of its device.
         (self.push)(sender, Arrived { delivery, clock, place });
@@ -367,8 +366,8 @@ fn crowds(
     window: Window,
     (stuck, oldest): (Duration, Duration),
 ) -> Option<usize> {
-    let crowd = metrics.shares().crowd(device, window, upstream.answering())?;
-    let waits = upstream.is_delayed(device) && crowd.oldest >= stuck;
-    let gets_on = crowd.stuck < stuck && crowd.oldest < oldest && !waits;
-    (!gets_on && upstream.outages().is_empty()).then_some(crowd.messages)
+    let over = metrics.shares().over_share(device, window, upstream.answering_time())?;
+    let waits = upstream.is_delayed(device) && over.oldest >= stuck;
+    let gets_on = over.stuck < stuck && over.oldest < oldest && !waits;
+    (!gets_on && upstream.outages().is_empty()).then_some(over.messages)
 }

@@ -1,13 +1,13 @@
-//! Is this text JSON? Answered without building a tree.
+//! Checks whether a text is JSON, without building a tree of it.
 
 use serde::de::IgnoredAny;
 
-/// Deepest nesting that is taken, in levels.
+/// How many levels deep JSON may be nested.
 pub const MAX_DEPTH: usize = 127;
-/// Most digits of one number that a filter is given: whatever is done with it stays cheap.
+/// How many digits a number may have that a filter reads. The time for arithmetic grows with them.
 const MAX_DIGITS: usize = 400;
 
-/// Why a text is not taken as JSON. Says what is wrong and where; never the text itself.
+/// Why a text is not accepted as JSON: what is wrong and where, but never the text itself, which may hold keys.
 #[derive(Debug, thiserror::Error)]
 pub enum NotJson {
     /// It begins with U+FEFF, which JSON must not [RFC 8259, 8.1].
@@ -22,13 +22,13 @@ pub enum NotJson {
     /// It is JSON, but nested too deeply.
     #[error("it is nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
-    /// It is JSON, but has a number that no filter is given.
-    #[error("a number of more than {MAX_DIGITS} digits cannot be read by a filter")]
+    /// It is JSON, but has a number with more digits than filters accept.
+    #[error("it has a number of more than {MAX_DIGITS} digits, which filters do not accept")]
     LongNumber,
 }
 
-/// Checks that `text` is one JSON value in grammar, nested no deeper than [`MAX_DEPTH`]. What a number or an
-/// escape stands for is left to the receiver: `1e400` is JSON.
+/// Checks that `text` follows the grammar of JSON and is nested no deeper than [`MAX_DEPTH`]. Only the grammar counts:
+/// `1e400` is JSON, although no receiver may be able to represent it.
 ///
 /// # Errors
 /// [`NotJson`], but never for a long number.
@@ -47,7 +47,7 @@ pub fn check_for_filter(text: &[u8]) -> Result<(), NotJson> {
     }
 }
 
-/// What is seen of a text without reading it.
+/// What is measured of a text while it is scanned.
 #[derive(Default)]
 struct Shape {
     /// Deepest nesting.
@@ -61,7 +61,7 @@ fn shape(text: &[u8]) -> Result<Shape, NotJson> {
     if text.starts_with('\u{feff}') {
         return Err(NotJson::Mark);
     }
-    // It follows any depth without recursion.
+    // `IgnoredAny` is parsed without recursion, so that no depth can overflow the stack.
     serde_json::from_str::<IgnoredAny>(text).map_err(NotJson::Grammar)?;
     let mut shape = Shape::default();
     let (mut depth, mut digits, mut in_string, mut escaped) = (0_usize, 0, false, false);

@@ -17,7 +17,6 @@ pub mod fingerprint;
 #[cfg(test)]
 mod fixtures;
 pub mod gateway;
-mod health;
 pub mod json;
 pub mod message;
 mod metrics;

@@ -1,12 +1,13 @@
 //! Every metric: its name, labels and help text, in one place.
 //!
-//! Labels are `route`, `outcome` and `status`, never a device: their number is known at start-up.
+//! No label names a device: how many time series there are is decided by the table, not by the fleet.
 
 mod messages;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use prometheus_client::{
+    collector::Collector,
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Metric, Registry},
@@ -22,12 +23,12 @@ pub struct Metrics {
     registry: Registry,
     messages: Arc<Messages>,
     shares: Arc<Shares>,
-    attempts: Family<Status, Counter>,
-    call_seconds: Family<Route, Histogram, fn() -> Histogram>,
-    fetches: Family<Outcome, Counter>,
-    filter_errors: Family<Route, Counter>,
-    publishes_refused: Family<Reason, Counter>,
-    dead_letters: Family<DeadLetter, Counter>,
+    attempts: Family<AttemptLabels, Counter>,
+    call_seconds: Family<RouteLabel, Histogram, fn() -> Histogram>,
+    fetches: Family<OutcomeLabels, Counter>,
+    filter_errors: Family<RouteLabel, Counter>,
+    publishes_refused: Family<RefusalLabel, Counter>,
+    dead_letters: Family<DeadLetterLabels, Counter>,
     upstream_up: Gauge,
     upstream_outages: Counter,
     broker_connected: Gauge,
@@ -39,26 +40,26 @@ pub struct Metrics {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Route {
+struct RouteLabel {
     route: Arc<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Status {
+struct AttemptLabels {
     route: Arc<str>,
-    status: Attempt,
+    status: AttemptResult,
 }
 
 /// How one HTTP exchange ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Attempt {
+pub enum AttemptResult {
     /// With this HTTP status.
     Answered(u16),
     /// Without an answer; the label says why.
     Failed(&'static str),
 }
 
-impl EncodeLabelValue for Attempt {
+impl EncodeLabelValue for AttemptResult {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         match self {
             Self::Answered(status) => status.encode(encoder),
@@ -68,24 +69,24 @@ impl EncodeLabelValue for Attempt {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Outcome {
+struct OutcomeLabels {
     route: Arc<str>,
     outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
+struct RefusalLabel {
     outcome: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DeadLetter {
+struct DeadLetterLabels {
     route: Arc<str>,
     reason: &'static str,
     kept: Kept,
 }
 
-/// Whether anybody took a dead letter, as far as the broker tells.
+/// Whether any subscriber got a dead letter, as far as the broker tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kept {
     /// Somebody is subscribed.
@@ -111,13 +112,31 @@ impl EncodeLabelValue for Kept {
     }
 }
 
-/// Puts a metric of its own into the registry; what is returned counts.
-fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
-    registry.register(name, help, metric.clone());
-    metric
+/// Puts metrics into a registry under their names.
+struct Register(Registry);
+
+impl Register {
+    /// A metric that starts at nothing; the copy that is returned is the one to count with.
+    fn metric<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        self.put(name, help, M::default())
+    }
+
+    fn put<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
+        self.0.register(name, help, metric.clone());
+        metric
+    }
+
+    fn collector<C: Collector + Default>(&mut self) -> Arc<C>
+    where
+        Arc<C>: Collector,
+    {
+        let collector = Arc::<C>::default();
+        self.0.register_collector(Box::new(collector.clone()));
+        collector
+    }
 }
 
-/// A call lasts from a loopback's fraction of a millisecond to a deadline's half minute.
+/// Buckets from a fraction of a millisecond, an answer over the loopback, to 30 s, the default deadline.
 fn call_buckets() -> Histogram {
     Histogram::new([
         0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
@@ -125,104 +144,30 @@ fn call_buckets() -> Histogram {
 }
 
 impl Default for Metrics {
+    #[rustfmt::skip] // It reads as a table.
     fn default() -> Self {
-        let mut registry = Registry::with_prefix("gateway");
-        let all = &mut registry;
-        let messages = Arc::new(Messages::default());
-        all.register_collector(Box::new(messages.clone()));
-        let shares = Arc::new(Shares::default());
-        all.register_collector(Box::new(shares.clone()));
+        let mut all = Register(Registry::with_prefix("gateway"));
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
-        all.register("build", "The version that runs", version);
-        let (counter, gauge) = (Counter::default, Gauge::default);
+        all.0.register("build", "The version that runs", version);
+        let seconds = Family::new_with_constructor(call_buckets as fn() -> Histogram);
         Self {
-            messages,
-            shares,
-            attempts: register(
-                all,
-                "attempts",
-                "HTTP exchanges, by row and by status or failure",
-                Family::default(),
-            ),
-            call_seconds: register(
-                all,
-                "call_seconds",
-                "Duration of one HTTP exchange",
-                Family::new_with_constructor(call_buckets as fn() -> Histogram),
-            ),
-            fetches: register(
-                all,
-                "fetches",
-                "Fetches that ran, by what came of them",
-                Family::default(),
-            ),
-            filter_errors: register(
-                all,
-                "filter_errors",
-                "jq filters that failed after a call",
-                Family::default(),
-            ),
-            publishes_refused: register(
-                all,
-                "publishes_refused",
-                "Publications that the broker refused or could not take",
-                Family::default(),
-            ),
-            dead_letters: register(
-                all,
-                "dead_letters",
-                "Dead letters, by row, reason and whether anybody took them",
-                Family::default(),
-            ),
-            upstream_up: register(
-                all,
-                "upstream_up",
-                "0 while nobody is served, on one row at least",
-                gauge(),
-            ),
-            upstream_outages: register(
-                all,
-                "upstream_outages",
-                "Times that nobody was served any more",
-                counter(),
-            ),
-            broker_connected: register(
-                all,
-                "broker_connected",
-                "1 while connected to the broker",
-                gauge(),
-            ),
-            broker_connects: register(
-                all,
-                "broker_connects",
-                "Connections made to the broker",
-                counter(),
-            ),
-            redelivered: register(
-                all,
-                "redelivered",
-                "Messages that came again while they were held, and were not handled again",
-                counter(),
-            ),
-            overruns: register(
-                all,
-                "overruns",
-                "Times the broker sent more than max_pending_bytes",
-                counter(),
-            ),
-            qos_0_dropped: register(
-                all,
-                "qos0_dropped",
-                "Messages at QoS 0 that came faster than they were handled and were dropped",
-                counter(),
-            ),
-            sessions_lost: register(
-                all,
-                "broker_sessions_lost",
-                "Sessions that were gone when the gateway came back, with what the broker held in them",
-                counter(),
-            ),
-            registry,
+            messages: all.collector(),
+            shares: all.collector(),
+            attempts: all.metric("attempts", "HTTP exchanges, by row and by status or failure"),
+            call_seconds: all.put("call_seconds", "Duration of one HTTP exchange", seconds),
+            fetches: all.metric("fetches", "Fetches that ran, by their result"),
+            filter_errors: all.metric("filter_errors", "jq filters that failed after a call"),
+            publishes_refused: all.metric("publishes_refused", "Publications that the broker refused or could not take"),
+            dead_letters: all.metric("dead_letters", "Dead letters, by row, reason and whether any subscriber got them"),
+            upstream_up: all.metric("upstream_up", "0 during an outage of the upstream or of any row, else 1"),
+            upstream_outages: all.metric("upstream_outages", "Outages of the upstream that began"),
+            broker_connected: all.metric("broker_connected", "1 while connected to the broker"),
+            broker_connects: all.metric("broker_connects", "Connections made to the broker"),
+            redelivered: all.metric("redelivered", "Messages that the broker sent again while they were pending; they are not handled twice"),
+            overruns: all.metric("overruns", "Times the broker sent more than max_pending_bytes"),
+            qos_0_dropped: all.metric("qos0_dropped", "Messages at QoS 0 that came faster than they were handled and were dropped"),
+            sessions_lost: all.metric("broker_sessions_lost", "Sessions that the broker had lost, with all messages queued in them"),
+            registry: all.0,
         }
     }
 }
@@ -236,12 +181,12 @@ impl Metrics {
         text
     }
 
-    /// Who holds how much of what is pending.
+    /// How many messages and bytes are pending, by device.
     pub fn shares(&self) -> &Arc<Shares> {
         &self.shares
     }
 
-    /// A message was taken.
+    /// A message arrived from the broker.
     pub fn received(&self, route: &Arc<str>) {
         let mut tally = self.messages.tally();
         *tally.received.entry(route.clone()).or_default() += 1;
@@ -254,32 +199,32 @@ impl Metrics {
         tally.last_settled = Some(Instant::now());
     }
 
-    /// How many messages are held, and how long ago the last one was settled.
+    /// How many messages are pending, and how long ago the last one was settled.
     pub fn progress(&self) -> (u64, Option<Duration>) {
         let tally = self.messages.tally();
         (tally.pending(), tally.last_settled.map(|at| at.elapsed()))
     }
 
     /// One HTTP exchange ended.
-    pub fn attempt(&self, route: &Arc<str>, status: Attempt, elapsed: Duration) {
-        self.attempts.get_or_create(&Status { route: route.clone(), status }).inc();
-        let label = Route { route: route.clone() };
+    pub fn attempt(&self, route: &Arc<str>, status: AttemptResult, elapsed: Duration) {
+        self.attempts.get_or_create(&AttemptLabels { route: route.clone(), status }).inc();
+        let label = RouteLabel { route: route.clone() };
         self.call_seconds.get_or_create(&label).observe(elapsed.as_secs_f64());
     }
 
     /// A fetch ended.
     pub fn fetched(&self, fetch: &Arc<str>, outcome: &'static str) {
-        self.fetches.get_or_create(&Outcome { route: fetch.clone(), outcome }).inc();
+        self.fetches.get_or_create(&OutcomeLabels { route: fetch.clone(), outcome }).inc();
     }
 
     /// A filter failed after the call.
     pub fn filter_failed(&self, route: &Arc<str>) {
-        self.filter_errors.get_or_create(&Route { route: route.clone() }).inc();
+        self.filter_errors.get_or_create(&RouteLabel { route: route.clone() }).inc();
     }
 
     /// A publication did not reach its subscribers.
     pub fn publish_refused(&self, reason: &'static str) {
-        self.publishes_refused.get_or_create(&Reason { outcome: reason }).inc();
+        self.publishes_refused.get_or_create(&RefusalLabel { outcome: reason }).inc();
     }
 
     /// A message at `QoS` 0 was dropped.
@@ -292,13 +237,13 @@ impl Metrics {
         self.sessions_lost.inc();
     }
 
-    /// A dead letter was taken, or not.
+    /// A dead letter was published, or could not be.
     pub fn dead_letter(&self, route: &Arc<str>, reason: &'static str, kept: Kept) {
-        let label = DeadLetter { route: route.clone(), reason, kept };
+        let label = DeadLetterLabels { route: route.clone(), reason, kept };
         self.dead_letters.get_or_create(&label).inc();
     }
 
-    /// No row of the upstream is down any more; or some still are.
+    /// Whether no row of the upstream is down.
     pub fn upstream_up(&self, up: bool) {
         self.upstream_up.set(i64::from(up));
     }
@@ -311,23 +256,23 @@ impl Metrics {
         }
     }
 
-    /// The connection to the broker stands.
+    /// The gateway is connected to the broker.
     pub fn connected(&self) {
         self.broker_connects.inc();
         self.broker_connected.set(1);
     }
 
-    /// The connection to the broker is gone.
+    /// The gateway is not connected to the broker any more.
     pub fn disconnected(&self) {
         self.broker_connected.set(0);
     }
 
-    /// The broker sent more than may be held.
+    /// The broker sent more than `max_pending_bytes`.
     pub fn overrun(&self) {
         self.overruns.inc();
     }
 
-    /// A message came again while it was held.
+    /// The broker sent a message again that is pending.
     pub fn redelivered(&self) {
         self.redelivered.inc();
     }

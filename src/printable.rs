@@ -1,16 +1,16 @@
-//! Text of strangers for people's eyes: what would break a line, move a cursor or turn the reading
-//! direction is written as an escape.
+//! Makes text from devices safe to print. Characters that end a line, move the cursor of a terminal or change the
+//! reading direction are written as escapes.
 
 use std::fmt::{self, Debug, Write};
 
-/// Whether a terminal shows the character and does nothing else with it.
+/// Whether a terminal only shows the character and does nothing else with it.
 pub(crate) fn is_printable(letter: char) -> bool {
     !letter.is_control()
         // Zero-width and direction marks, line and paragraph separators.
         && !matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
-/// On one line.
+/// The text on one line.
 pub(crate) fn line(text: &str) -> String {
     let mut printed = String::with_capacity(text.len());
     // Writing into a string cannot fail, here and below.
@@ -18,7 +18,7 @@ pub(crate) fn line(text: &str) -> String {
     printed
 }
 
-/// On one line and of bounded length, in bytes; an ellipsis says that something is missing.
+/// The text on one line of at most `bytes` bytes; an ellipsis is added where it was cut.
 pub(crate) fn short_line(text: &str, bytes: usize) -> String {
     let whole = text.len() <= bytes;
     let mut printed = line(text.get(..text.floor_char_boundary(bytes)).unwrap_or_default());
@@ -29,13 +29,13 @@ pub(crate) fn short_line(text: &str, bytes: usize) -> String {
     printed
 }
 
-/// On as many lines as it has.
+/// The text with the lines that it has.
 pub(crate) fn lines(text: &str) -> String {
     text.split('\n').map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Writes the `Debug` form of a value on one line. `Debug` of a text escapes by itself, that of a
-/// formatted value does not.
+/// Writes the `Debug` form of a value on one line. `Debug` of a string escapes control characters by itself, that of
+/// `format_args!` does not.
 pub(crate) fn write_debug(to: &mut dyn Write, value: &dyn Debug) -> fmt::Result {
     write!(Escaping(to), "{value:?}")
 }

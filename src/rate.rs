@@ -1,9 +1,8 @@
-//! A rate, as the configuration writes it.
+//! A rate limit, as the configuration writes it: `10/s`, `600/m`, `10/h`.
 
 use std::{num::NonZeroU32, str::FromStr, time::Duration};
 
-/// A number of attempts for each second, minute or hour, written `10/s`, `600/m` or `10/h`. They may be made all
-/// at once.
+/// A number of attempts per second, minute or hour. All of them may be made at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     /// How many attempts.
@@ -25,7 +24,7 @@ impl FromStr for Rate {
                 _ => return None,
             };
             let rate = Self { count: count.trim().parse().ok()?, per: Duration::from_secs(per) };
-            // The limiter counts in nanoseconds: two turns must not fall into the same one.
+            // The limiter counts in whole nanoseconds, and there must be at least one between two turns.
             (!(rate.per / rate.count.get()).is_zero()).then_some(rate)
         };
         parse().ok_or_else(|| format!("invalid rate `{text}`; write `100/s`, `600/m` or `10/h`"))

@@ -1,55 +1,56 @@
-//! Lines of the log that repeat: the first few of a kind are written at once, then one of them a
-//! minute and how many there were.
+//! Sums up lines of the log that repeat. The first few lines of a kind are written at once; after them one line a
+//! minute is written, and how many there were.
 //!
-//! A kind is a place in the code, a row and a reason, never a device: the number of kinds is bounded.
-//! Metrics count every single one all the same.
+//! A kind is a place in the code, a row and a reason, but never a device, so that the number of kinds is bounded.
+//! The metrics count every event, whether its line is written or not.
 
 use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// How many of a kind are written before they are summed up.
+/// How many lines of a kind are written before the rest is summed up.
 const FIRST: u64 = 10;
-/// How long they are summed up for.
-const WINDOW: Duration = Duration::from_mins(1);
-/// How many kinds are told apart; all further ones are one.
+/// How much time one summary covers.
+const PERIOD: Duration = Duration::from_mins(1);
+/// How many kinds are counted separately; all further ones share one count.
 const MAX_KINDS: usize = 500;
 
-/// What makes two lines the same kind, and what is said of it when it is summed up.
+/// What two lines of the same kind have in common. The summary shows the text, the row and the reason.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Kind {
-    /// The place in the code.
+    /// The place in the code that writes the line.
     pub place: &'static str,
-    /// What the line says.
+    /// The message, without its fields.
     pub text: String,
-    /// The row.
+    /// The row of the table, if the line names one.
     pub row: String,
-    /// The reason, in one word.
+    /// The reason, if the line has one: a code such as `deadline`.
     pub reason: String,
 }
 
 /// Lines that were not written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Summary {
-    /// What makes them one kind.
+    /// Their kind.
     pub kind: Kind,
-    /// How many lines were counted and not written.
+    /// How many there were.
     pub more: u64,
 }
 
-/// Counts lines.
+/// Counts lines by kind, and decides which are written.
 #[derive(Debug, Default)]
 pub(crate) struct Repeats {
-    kinds: HashMap<Kind, Run>,
+    kinds: HashMap<Kind, Count>,
 }
 
 #[derive(Debug)]
-struct Run {
+struct Count {
+    /// When the current period began.
     since: Instant,
-    /// Lines that came in this window.
-    came: u64,
-    /// How many of them were written.
-    written: u64,
+    /// Lines in this period.
+    lines: u64,
+    /// How many of them may be written; the rest is summed up.
+    limit: u64,
 }
 
 impl Repeats {
@@ -58,27 +59,27 @@ impl Repeats {
         let full = self.kinds.len() >= MAX_KINDS && !self.kinds.contains_key(&kind);
         let kind =
             if full { Kind { text: "other lines".to_owned(), ..Kind::default() } } else { kind };
-        let run = self.kinds.entry(kind).or_insert(Run { since: now, came: 0, written: FIRST });
-        run.came += 1;
-        run.came <= run.written
+        let count = self.kinds.entry(kind).or_insert(Count { since: now, lines: 0, limit: FIRST });
+        count.lines += 1;
+        count.lines <= count.limit
     }
 
-    /// What was kept back in windows that have ended. A kind of which nothing came is forgotten.
+    /// The summaries of the periods that have ended. A kind without a line in its period is forgotten.
     pub(crate) fn summaries(&mut self, now: Instant) -> Vec<Summary> {
         let mut summaries = Vec::new();
-        self.kinds.retain(|kind, run| {
-            if now.duration_since(run.since) < WINDOW {
+        self.kinds.retain(|kind, count| {
+            if now.duration_since(count.since) < PERIOD {
                 return true;
             }
-            let more = run.came.saturating_sub(run.written);
+            let more = count.lines.saturating_sub(count.limit);
             if more > 0 {
                 summaries.push(Summary { kind: kind.clone(), more });
             }
-            let goes_on = run.came > 0;
-            // Of what goes on and on one line a window is enough, as an example.
-            let written = if more > 0 || run.written == 1 { 1 } else { FIRST };
-            *run = Run { since: now, came: 0, written };
-            goes_on
+            let repeats = count.lines > 0;
+            // A kind that goes on repeating is written once in each period, as an example.
+            let limit = if more > 0 || count.limit == 1 { 1 } else { FIRST };
+            *count = Count { since: now, lines: 0, limit };
+            repeats
         });
         summaries
     }
@@ -102,15 +103,15 @@ mod tests {
         assert!(repeats.admit(kind("b"), Instant::now()), "another row is another kind");
         assert_eq!(repeats.summaries(Instant::now()), [], "the minute is not over");
 
-        tokio::time::advance(WINDOW).await;
+        tokio::time::advance(PERIOD).await;
         let summary = |more| [Summary { kind: kind("a"), more }];
         assert_eq!(repeats.summaries(Instant::now()), summary(5000 - FIRST));
         assert_eq!(flood(&mut repeats, 3000), 1);
-        tokio::time::advance(WINDOW).await;
+        tokio::time::advance(PERIOD).await;
         assert_eq!(repeats.summaries(Instant::now()), summary(2999));
 
         // None came for a minute: the next ones are written at once again.
-        tokio::time::advance(WINDOW).await;
+        tokio::time::advance(PERIOD).await;
         assert_eq!(repeats.summaries(Instant::now()), []);
         assert_eq!(flood(&mut repeats, 5000), FIRST);
     }
@@ -120,7 +121,7 @@ mod tests {
         let mut repeats = Repeats::default();
         for _ in 0..100 {
             assert!(repeats.admit(kind("a"), Instant::now()));
-            tokio::time::advance(WINDOW / 5).await;
+            tokio::time::advance(PERIOD / 5).await;
             assert_eq!(repeats.summaries(Instant::now()), []);
         }
     }
@@ -131,7 +132,7 @@ mod tests {
         let written = (0..5000).filter(|n| repeats.admit(kind(&n.to_string()), Instant::now()));
         let written = written.count();
         assert!(repeats.kinds.len() <= MAX_KINDS + 1);
-        tokio::time::advance(WINDOW).await;
+        tokio::time::advance(PERIOD).await;
         let more: u64 = repeats.summaries(Instant::now()).iter().map(|s| s.more).sum();
         assert_eq!(written as u64 + more, 5000);
     }

@@ -1,8 +1,8 @@
-//! A string that cannot be printed.
+//! A string that is never printed.
 //!
-//! Keys and passwords live in this type from the moment they are read. It has no `Display`, its
-//! `Debug` hides the value, and the value leaves only through [`Secret::expose`], which is called
-//! where the bytes go on the wire and nowhere else.
+//! Keys and passwords are kept in this type from the moment they are read. It has no `Display`, and its `Debug` hides
+//! the value. [`Secret::expose`] is the only way to the value; it is called only where the bytes are written to the
+//! network.
 
 use std::{fmt, sync::Arc};
 
@@ -16,7 +16,7 @@ impl Secret {
         Self(value.into())
     }
 
-    /// The value itself. Call it only to put the value on the wire.
+    /// The value itself. Call it only to write the value to the network.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -28,7 +28,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Parts of names under which secrets go, and whole names, without case and punctuation.
+/// A name that contains one of the first, or is one of the second, belongs to a secret. Case and punctuation do not
+/// count.
 const PARTS: [&str; 8] =
     ["authorization", "password", "passwd", "secret", "token", "apikey", "accesskey", "signature"];
 const NAMES: [&str; 6] = ["auth", "key", "pass", "pin", "pwd", "sig"];

@@ -1,8 +1,9 @@
-//! Who holds how much of what may be pending: one device with many waiting messages must not keep the others out.
+//! Counts how much of the window each device has, so that one device with many pending messages does not keep the others
+//! out.
 //!
-//! The broker sends in its own order and no more at once than the window allows. When the window is nearly full, and
-//! one device holds more than its share of it and does not get on, then its newest messages are refused, with a
-//! reason, and make room. While there is room, or the device gets on, nothing is refused.
+//! The broker decides the order in which it sends, and sends no more at once than the window allows. When the window is
+//! nearly full, and one device has more than its fair share of it and makes no progress, the device's newest messages
+//! are refused with a reason, which makes room. While there is room, or the device makes progress, nothing is refused.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -19,30 +20,32 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::gauge::ConstGauge,
 };
-/// The window is nearly full when so much of it is in use, in quarters.
+
+/// The window counts as nearly full when this much of it is in use, in quarters.
 const NEARLY_FULL: usize = 3;
-/// A device's share of it, in quarters.
-const SHARE: usize = 1;
+/// A device's fair share of the window, in quarters.
+const FAIR_SHARE: usize = 1;
 
 /// Messages and bytes that are pending, by device.
 #[derive(Default)]
 pub struct Shares {
-    held: Mutex<HashMap<Arc<str>, Held>>,
+    devices: Mutex<HashMap<Arc<str>, Share>>,
     messages: AtomicUsize,
     bytes: AtomicUsize,
 }
 
-/// Times are readings of the clock that runs while the API is known to answer: in an outage nobody is stuck.
+/// What one device has of the window. Times are readings of the clock that runs while the API is known to answer, so that
+/// no device counts as stuck in an outage.
 #[derive(Default)]
-struct Held {
-    /// When each of its messages came, in order.
+struct Share {
+    /// When each of its pending messages arrived, oldest first.
     arrivals: VecDeque<Duration>,
     bytes: usize,
-    /// When one of them was done; or when the first came.
+    /// When a message of the device was last finished, or when the first one arrived.
     progress: Option<Duration>,
 }
 
-/// What may be pending in all.
+/// How much may be pending in all.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
     /// Messages.
@@ -51,14 +54,14 @@ pub struct Window {
     pub bytes: usize,
 }
 
-/// How one device stands that holds more than its share of a window that is nearly full.
+/// A device that has more than its fair share of a window that is nearly full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Crowd {
-    /// Messages that it holds.
+pub struct OverShare {
+    /// How many of its messages are pending.
     pub messages: usize,
-    /// How long its oldest message has been here.
+    /// How long its oldest message has been pending.
     pub oldest: Duration,
-    /// How long none of its messages was done.
+    /// How long ago the last of its messages was finished.
     pub stuck: Duration,
 }
 
@@ -70,9 +73,9 @@ pub struct Place {
 }
 
 impl Place {
-    /// The message is done, at this reading of the clock.
+    /// The message is finished, at this reading of the clock.
     pub fn done(self, clock: Duration) {
-        if let Some(own) = self.shares.held().get_mut(&self.device) {
+        if let Some(own) = self.shares.devices().get_mut(&self.device) {
             own.progress = Some(clock);
         }
     }
@@ -80,12 +83,12 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut held = self.shares.held();
-        if let Some(own) = held.get_mut(&self.device) {
+        let mut devices = self.shares.devices();
+        if let Some(own) = devices.get_mut(&self.device) {
             own.arrivals.pop_front();
             own.bytes -= self.bytes;
             if own.arrivals.is_empty() {
-                held.remove(&self.device);
+                devices.remove(&self.device);
             }
         }
         self.shares.messages.fetch_sub(1, Ordering::Relaxed);
@@ -94,10 +97,10 @@ impl Drop for Place {
 }
 
 impl Shares {
-    /// A message of this device is pending, from this reading of the clock on.
+    /// A message of this device is pending from now on; `clock` is the reading of the clock.
     pub fn take(self: &Arc<Self>, device: &Arc<str>, bytes: usize, clock: Duration) -> Place {
-        let mut held = self.held();
-        let own = held.entry(device.clone()).or_default();
+        let mut devices = self.devices();
+        let own = devices.entry(device.clone()).or_default();
         own.arrivals.push_back(clock);
         own.bytes += bytes;
         own.progress.get_or_insert(clock);
@@ -106,44 +109,44 @@ impl Shares {
         Place { shares: self.clone(), device: device.clone(), bytes }
     }
 
-    /// Messages that are pending in all.
+    /// How many messages are pending in all.
     pub fn messages(&self) -> usize {
         self.messages.load(Ordering::Relaxed)
     }
 
-    /// How the device stands at this reading of the clock, if the window is nearly full and it holds more than its share.
-    pub fn crowd(&self, device: &str, window: Window, clock: Duration) -> Option<Crowd> {
-        let over = |part: usize, whole: usize, quarters: usize| {
+    /// What the device has at this reading of the clock, if the window is nearly full and that is more than a fair share.
+    pub fn over_share(&self, device: &str, window: Window, clock: Duration) -> Option<OverShare> {
+        let reaches = |part: usize, whole: usize, quarters: usize| {
             part.saturating_mul(4) >= whole.saturating_mul(quarters)
         };
         let (messages, bytes) =
             (self.messages.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
-        let full_of_messages = over(messages, window.messages, NEARLY_FULL);
-        let full_of_bytes = over(bytes, window.bytes, NEARLY_FULL);
+        let full_of_messages = reaches(messages, window.messages, NEARLY_FULL);
+        let full_of_bytes = reaches(bytes, window.bytes, NEARLY_FULL);
         if !full_of_messages && !full_of_bytes {
             return None;
         }
-        let held = self.held();
-        let own = held.get(device)?;
-        let much = full_of_messages && over(own.arrivals.len(), window.messages, SHARE)
-            || full_of_bytes && over(own.bytes, window.bytes, SHARE);
-        much.then(|| Crowd {
+        let devices = self.devices();
+        let own = devices.get(device)?;
+        let is_over = full_of_messages && reaches(own.arrivals.len(), window.messages, FAIR_SHARE)
+            || full_of_bytes && reaches(own.bytes, window.bytes, FAIR_SHARE);
+        is_over.then(|| OverShare {
             messages: own.arrivals.len(),
             oldest: clock.saturating_sub(own.arrivals.front().copied().unwrap_or(clock)),
             stuck: clock.saturating_sub(own.progress.unwrap_or(clock)),
         })
     }
 
-    /// The device that holds most, and how many messages.
+    /// The device with the most pending messages, and how many it has.
     pub fn largest(&self) -> Option<(Arc<str>, usize)> {
-        let held = self.held();
-        let largest = held.iter().max_by_key(|(_, held)| held.arrivals.len());
-        largest.map(|(device, held)| (device.clone(), held.arrivals.len()))
+        let devices = self.devices();
+        let largest = devices.iter().max_by_key(|(_, share)| share.arrivals.len());
+        largest.map(|(device, share)| (device.clone(), share.arrivals.len()))
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<Arc<str>, Held>> {
+    fn devices(&self) -> MutexGuard<'_, HashMap<Arc<str>, Share>> {
         // No code that can panic runs under this lock.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -159,7 +162,7 @@ impl Collector for Shares {
         let gauge = ConstGauge::new(i64::try_from(most).unwrap_or(i64::MAX));
         let family = encoder.encode_descriptor(
             "messages_pending_of_one_device",
-            "Messages pending of the device that has most of them",
+            "Messages pending of the device with the most of them",
             None,
             gauge.metric_type(),
         )?;
@@ -178,33 +181,33 @@ mod tests {
     }
 
     #[test]
-    fn only_who_holds_more_than_a_share_of_a_full_window_crowds_it() {
+    fn only_more_than_a_fair_share_of_a_full_window_is_too_much() {
         let shares = Arc::<Shares>::default();
         let clock = Duration::from_secs(3);
         let mut a = places(&shares, "a", 14, 1);
-        assert_eq!(shares.crowd("a", WINDOW, clock), None, "there is room");
+        assert_eq!(shares.over_share("a", WINDOW, clock), None, "there is room");
         let b = places(&shares, "b", 1, 1);
-        let crowd = shares.crowd("a", WINDOW, clock).unwrap();
-        assert_eq!((crowd.messages, crowd.stuck, crowd.oldest), (14, clock, clock));
-        assert_eq!(shares.crowd("b", WINDOW, clock), None, "its share is small");
+        let over = shares.over_share("a", WINDOW, clock).unwrap();
+        assert_eq!((over.messages, over.stuck, over.oldest), (14, clock, clock));
+        assert_eq!(shares.over_share("b", WINDOW, clock), None, "its share is small");
         let boundless = Window { bytes: usize::MAX, ..WINDOW };
-        assert!(shares.crowd("a", boundless, clock).is_some());
+        assert!(shares.over_share("a", boundless, clock).is_some());
         assert_eq!(shares.largest(), Some(("a".into(), 14)));
         // It gets on.
         a.pop().unwrap().done(clock);
         let _more = places(&shares, "b", 2, 1);
-        assert_eq!(shares.crowd("a", WINDOW, clock).unwrap().stuck, Duration::ZERO);
+        assert_eq!(shares.over_share("a", WINDOW, clock).unwrap().stuck, Duration::ZERO);
         drop((a, b));
-        assert_eq!(shares.crowd("a", WINDOW, clock), None);
+        assert_eq!(shares.over_share("a", WINDOW, clock), None);
     }
 
     #[test]
     fn bytes_count_as_messages_do() {
         let shares = Arc::<Shares>::default();
         let a = places(&shares, "a", 2, 400);
-        assert_eq!(shares.crowd("a", WINDOW, Duration::ZERO).unwrap().messages, 2);
-        assert_eq!(shares.crowd("b", WINDOW, Duration::ZERO), None);
+        assert_eq!(shares.over_share("a", WINDOW, Duration::ZERO).unwrap().messages, 2);
+        assert_eq!(shares.over_share("b", WINDOW, Duration::ZERO), None);
         drop(a);
-        assert!(shares.held().is_empty() && shares.bytes.load(Ordering::Relaxed) == 0);
+        assert!(shares.devices().is_empty() && shares.bytes.load(Ordering::Relaxed) == 0);
     }
 }

@@ -1,6 +1,7 @@
-//! Log output: `tracing` to standard error, as text or as JSON lines. What a line says may come from
-//! a device, so nothing in it can begin another line or act on a terminal; and lines that repeat are
-//! summed up.
+//! The log: `tracing` to standard error, as text or as JSON lines.
+//!
+//! A line may contain text from a device. So its characters are escaped that would begin another line or control a
+//! terminal, and lines that repeat are summed up.
 
 use std::{
     fmt::{Debug, Write as _},
@@ -30,18 +31,19 @@ use crate::{
     repeats::{Kind, Repeats},
 };
 
-/// How often is looked for lines to sum up.
-const LOOK: Duration = Duration::from_secs(5);
-/// Longest value that tells kinds of lines apart, in bytes.
-const MAX_VALUE: usize = 100;
-/// The words for a level, and the crate whose lines are meant.
+/// How often summaries of repeated lines are looked for.
+const SUMMARY_CHECK: Duration = Duration::from_secs(5);
+/// How many bytes of a value are compared to tell kinds of lines apart.
+const MAX_COMPARED: usize = 100;
+/// The names of levels.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+/// The target of the gateway's own lines begins with this.
 const OWN: &str = env!("CARGO_CRATE_NAME");
 
 /// What the configuration says about logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Level or filter directives, `info` or `warn,mqtt_rest_gateway=debug`.
+    /// A level or filter directives: `info`, or `warn,mqtt_rest_gateway=debug`.
     pub level: String,
     /// JSON lines instead of text.
     pub json: bool,
@@ -54,14 +56,14 @@ pub struct Settings {
 pub fn level(text: &str) -> Result<String, String> {
     let wanted = |why: &str| {
         Err(format!(
-            "`{text}` is no log level; write `info`, `debug` or directives like `info,hyper=warn`{why}"
+            "invalid log level `{text}`; write `info`, `debug` or directives such as `info,hyper=warn`{why}"
         ))
     };
-    // The library measures a directive without the spaces around it and then cuts the one with them:
-    // it takes `info, hyper=warn` for a mistake and panics over some that are not ASCII.
+    // Spaces are taken off here: tracing-subscriber finds the positions in the text without them and applies them to
+    // the text with them. So it rejects `info, hyper=warn`, and panics on some directives that are not ASCII.
     let directives: Vec<_> = text.split(',').map(str::trim).collect();
     let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
-    // The library takes any other word for a target, and everything but that target is silent.
+    // tracing-subscriber would take any other word for the name of a target, and log that target alone.
     let bare = directives.iter().find(|word| !word.contains(['=', '[']) && !is_level(word));
     if let Some(word) = bare {
         return wanted(&nearest_level(word));
@@ -72,27 +74,27 @@ pub fn level(text: &str) -> Result<String, String> {
     }
     let own = |word: &&str| is_level(word) || word.starts_with(OWN) || word.starts_with('[');
     if !directives.iter().any(own) {
-        return wanted("; without a level of its own the gateway would say nothing");
+        return wanted("; add a level for the gateway itself, or it would log nothing");
     }
     Ok(level)
 }
 
 fn nearest_level(word: &str) -> String {
     let word = word.to_lowercase();
-    let said = match word.as_str() {
+    let synonym = match word.as_str() {
         "verbose" | "all" | "everything" | "finest" => Some("debug"),
         "notice" | "normal" | "default" => Some("info"),
         "critical" | "fatal" | "severe" | "alert" | "emerg" => Some("error"),
         "none" | "quiet" | "silent" | "disabled" | "false" => Some("off"),
         _ => None,
     };
-    let begins = LEVELS.iter().find(|level| word.starts_with(**level) || level.starts_with(&word));
-    let like = || {
+    let prefix = LEVELS.iter().find(|level| word.starts_with(**level) || level.starts_with(&word));
+    let similar = || {
         let likeness = |level: &&&str| strsim::jaro_winkler(level, &word);
         let nearest = LEVELS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
         nearest.filter(|level| likeness(level) > 0.7)
     };
-    match said.or(begins.copied()).or_else(|| like().copied()) {
+    match synonym.or(prefix.copied()).or_else(|| similar().copied()) {
         Some(level) => format!("; do you mean `{level}`?"),
         None => String::new(),
     }
@@ -101,11 +103,12 @@ fn nearest_level(word: &str) -> String {
 /// Sends this process's logs to standard error. Only the first call has an effect.
 pub fn install(settings: &Settings) {
     let filter = EnvFilter::try_new(&settings.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let filter = filter.and(Once);
+    let filter = filter.and(WithoutRepeats);
     let registry = Registry::default();
-    // An error means that a subscriber is installed already, by a test for example.
+    // It fails only where a subscriber is installed already, by a test for example.
     let _ = if settings.json {
-        let layer = fmt::layer().json().flatten_event(true).with_writer(|| Json(io::stderr()));
+        let layer =
+            fmt::layer().json().flatten_event(true).with_writer(|| EscapeJson(io::stderr()));
         registry.with(layer.with_filter(filter)).try_init()
     } else {
         let layer = fmt::layer()
@@ -116,10 +119,10 @@ pub fn install(settings: &Settings) {
     };
 }
 
-/// Writes how many lines were not written, from time to time, for ever.
-pub async fn sum_up() {
+/// Writes the summaries of repeated lines, until its task is aborted.
+pub async fn write_summaries() {
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(SUMMARY_CHECK).await;
         let summaries = repeats().summaries(Instant::now());
         for summary in summaries {
             let Kind { text, row, reason, .. } = &summary.kind;
@@ -138,10 +141,11 @@ fn repeats() -> MutexGuard<'static, Repeats> {
     REPEATS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets through what [`Repeats`] admits; what was asked for by `debug` or `trace` comes whole.
-struct Once;
+/// Lets the lines through that [`Repeats`] admits. Lines at `debug` and `trace` all pass: whoever sets such a level wants
+/// every one.
+struct WithoutRepeats;
 
-impl<S> Filter<S> for Once {
+impl<S> Filter<S> for WithoutRepeats {
     fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
         true
     }
@@ -157,10 +161,11 @@ impl<S> Filter<S> for Once {
     }
 }
 
+/// Fills in a kind from the fields of a line.
 struct KindOf<'k>(&'k mut Kind);
 
 impl KindOf<'_> {
-    fn place(&mut self, field: &Field) -> Option<&mut String> {
+    fn part(&mut self, field: &Field) -> Option<&mut String> {
         match field.name() {
             "message" => Some(&mut self.0.text),
             "route" | "fetch" | "row" => Some(&mut self.0.row),
@@ -172,20 +177,20 @@ impl KindOf<'_> {
 
 impl Visit for KindOf<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
-        if let Some(place) = self.place(field) {
-            *place = printable::short_line(value, MAX_VALUE);
+        if let Some(part) = self.part(field) {
+            *part = printable::short_line(value, MAX_COMPARED);
         }
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        if self.place(field).is_some() {
+        if self.part(field).is_some() {
             self.record_str(field, &format!("{value:?}"));
         }
     }
 }
 
-/// A field as text. A value that is a text is quoted and escaped; of any other form, and of the message,
-/// nothing but printable characters is left.
+/// Writes a field of a line in text form. `Debug` quotes and escapes a value that is a string; in every other value, and
+/// in the message, the characters that are not printable are escaped here.
 fn write_field(
     writer: &mut fmt::format::Writer<'_>,
     field: &Field,
@@ -197,11 +202,11 @@ fn write_field(
     printable::write_debug(writer, value)
 }
 
-/// Standard error for JSON lines: what JSON itself leaves unescaped in texts and a terminal obeys is
-/// escaped as well. It stands nowhere but in texts.
-struct Json<W>(W);
+/// Writes JSON lines and escapes the characters that JSON allows in strings although they control a terminal. Outside of
+/// strings JSON has none of them.
+struct EscapeJson<W>(W);
 
-impl<W: Write> Write for Json<W> {
+impl<W: Write> Write for EscapeJson<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
         let mut escaped = String::with_capacity(text.len());
@@ -252,7 +257,7 @@ mod tests {
             let hint = format!("do you mean `{nearest}`?");
             assert!(nearest.is_empty() || mistake.ends_with(&hint), "{word}: {mistake}");
         }
-        assert!(level("hyper=debug").unwrap_err().contains("would say nothing"));
+        assert!(level("hyper=debug").unwrap_err().contains("would log nothing"));
         for right in
             ["info", "WARN", "off", "warn,mqtt_rest_gateway=debug", "mqtt_rest_gateway=info"]
         {
@@ -265,7 +270,7 @@ mod tests {
         let mut out = Vec::new();
         let text = "a\u{9b}2J\u{202e}\u{7f}ü";
         let line = format!("{}\n", serde_json::json!({ "topic": text }));
-        Json(&mut out).write_all(line.as_bytes()).unwrap();
+        EscapeJson(&mut out).write_all(line.as_bytes()).unwrap();
         let out = String::from_utf8(out).unwrap();
         assert_eq!(out, "{\"topic\":\"a\\u009b2J\\u202e\\u007fü\"}\n");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&out).unwrap()["topic"], text);

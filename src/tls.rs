@@ -15,13 +15,14 @@ use rustls::{
     },
 };
 
-/// Certificate files as the configuration names them. Files are read when a connection is set up.
+/// Certificate files, under the names of the configuration. They are read again for new connections, so that renewed
+/// certificates are used without a restart.
 #[derive(Debug, Clone, Default)]
-#[expect(clippy::struct_field_names, reason = "they are called as the keys are")]
+#[expect(clippy::struct_field_names, reason = "they have the names of the keys")]
 pub struct Settings {
     /// Certificates to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// Our certificate chain, for mutual TLS.
+    /// The gateway's own certificate chain, for mutual TLS.
     pub cert_file: Option<PathBuf>,
     /// The private key of that certificate.
     pub key_file: Option<PathBuf>,
@@ -30,7 +31,7 @@ pub struct Settings {
 /// A certificate file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// Not readable or not PEM.
+    /// It cannot be read, or is not PEM.
     #[error("{file}: {reason}")]
     File {
         /// The file.
@@ -39,12 +40,12 @@ pub enum TlsError {
         reason: String,
     },
     /// The certificate and the key do not belong together.
-    #[error("this is not the key of `cert_file`: {0}")]
+    #[error("this key does not belong to the certificate in `cert_file`: {0}")]
     Pair(rustls::Error),
-    /// The cryptography is not usable.
+    /// The cryptography of rustls cannot be used.
     #[error("TLS cannot be set up: {0}")]
     Rustls(#[from] rustls::Error),
-    /// The system trusts nobody and no `ca_file` is given.
+    /// No `ca_file` is set, and the system has no trusted certificates either.
     #[error("the system has no trusted certificates; install ca-certificates or set ca_file")]
     NoRoots,
 }
@@ -69,7 +70,7 @@ impl Settings {
         self.finish(roots)
     }
 
-    /// Reads the files that are named, so that a wrong one is found before any socket opens.
+    /// Reads the files that are set, so that a wrong one is reported before any socket opens.
     ///
     /// # Errors
     /// [`TlsError`] when one cannot be used.
@@ -78,11 +79,11 @@ impl Settings {
         if files.iter().any(|file| file.is_some()) { self.client().map(|_| ()) } else { Ok(()) }
     }
 
-    /// A configuration that trusts nobody, for plain connections that never use it; it spares
-    /// reading the system's certificates.
+    /// A configuration that trusts no certificate, for a client whose connections are not encrypted: the system's
+    /// certificates need not be read for it.
     ///
     /// # Errors
-    /// [`TlsError::Rustls`] when the cryptography is not usable.
+    /// [`TlsError::Rustls`] when the cryptography cannot be used.
     pub fn unused() -> Result<ClientConfig, TlsError> {
         Self::default().finish(RootCertStore::empty())
     }
@@ -111,7 +112,7 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| unusable(file, error.to_string()))?;
     if certificates.is_empty() {
-        return Err(unusable(file, "no certificate in this file; PEM is wanted"));
+        return Err(unusable(file, "no certificate in this file; write it in PEM format"));
     }
     Ok(certificates)
 }
@@ -119,24 +120,23 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let text = fs::read(file).map_err(|error| unusable(file, error.to_string()))?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| {
-        // The library passes over what it cannot use and finds nothing.
+        // The library skips an encrypted key and reports that there is none.
         let text = String::from_utf8_lossy(&text);
         if text.contains("ENCRYPTED") {
             unusable(
                 file,
-                "the key is encrypted and nobody is there to be asked; write it out with \
-                            `openssl pkey -in <file> -out <file>`",
+                "the key is encrypted, and the gateway cannot ask for a passphrase; decrypt it with \
+                 `openssl pkey -in <file> -out <file>`",
             )
         } else if matches!(error, pem::Error::NoItemsFound) {
-            unusable(file, "no private key in this file; PEM is wanted")
+            unusable(file, "no private key in this file; write it in PEM format")
         } else {
             unusable(file, error.to_string())
         }
     })
 }
 
-/// What to do about a connection that failed on a certificate, as the end of a sentence; empty if it did
-/// not.
+/// What to do about a connection that failed on TLS, as the end of a sentence. Empty if it failed on something else.
 pub(crate) fn remedy(error: &(dyn Error + 'static)) -> &'static str {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -145,13 +145,13 @@ pub(crate) fn remedy(error: &(dyn Error + 'static)) -> &'static str {
             Some(rustls::Error::InvalidCertificate(reason)) => return certificate_remedy(reason),
             Some(rustls::Error::AlertReceived(
                 AlertDescription::CertificateRequired | AlertDescription::HandshakeFailure,
-            )) => return "; it may want a certificate of ours: set `cert_file` and `key_file`",
+            )) => return "; it may require a client certificate: set `cert_file` and `key_file`",
             Some(rustls::Error::InvalidMessage(_)) => {
-                return "; this is not TLS: is the port one for plain connections?";
+                return "; the other side does not speak TLS: is this the port for unencrypted connections?";
             }
             Some(_) => return "",
             None => {
-                // An I/O error keeps what it was made of to itself.
+                // `source` of an I/O error skips the error that it was made of.
                 let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
                 cause = inner.map(|inner| inner as &dyn Error).or_else(|| error.source());
             }
@@ -162,22 +162,22 @@ pub(crate) fn remedy(error: &(dyn Error + 'static)) -> &'static str {
 
 fn certificate_remedy(reason: &CertificateError) -> &'static str {
     match reason {
-        // A bad signature: signed by another authority of the same name, as when it has been renewed.
+        // The signature is bad if another authority of the same name signed it, for example a renewed one.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            "; whoever signed it is not trusted here: set `ca_file` to that authority's certificate"
+            "; the authority that signed it is not trusted: set `ca_file` to its certificate"
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "; it has to be renewed there, or the clock here is wrong"
+            "; renew it on the server, or set the clock of this machine right"
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "; the clock here or there is wrong"
+            "; the clock of this machine or of the server is wrong"
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "; write the url with a name that stands in it"
+            "; write the url with one of the names in the certificate"
         }
         // The library has no variant of its own for it.
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
-            "; this certificate is an authority, as `openssl req -x509` makes it: make a server \
+            "; the server's certificate is one of an authority, as `openssl req -x509` makes it: make a server \
              certificate with `basicConstraints=CA:FALSE`"
         }
         _ => "",

@@ -260,7 +260,7 @@ fn a_wrong_certificate_file_is_named_under_its_own_key() {
         (
             tls,
             vec![cert, ("KEY_FILE", &*foreign)],
-            "[broker] key_file: this is not the key of",
+            "[broker] key_file: this key does not belong to",
         ),
         (tls, vec![cert, ("KEY_FILE", &*sealed)], "the key is encrypted"),
         (tls, vec![cert, ("KEY_FILE", &*certificate)], "no private key in this file"),

@@ -285,6 +285,9 @@ async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<()
         mqtt::check_broker(&config.broker, &patterns),
         upstream::probe(&config.upstream)
     );
+    let upstream = upstream
+        .map(|status| format!("{} answers {status}", config.upstream.url))
+        .map_err(|error| error.to_string());
     let mut bad = Vec::new();
     for (name, result) in [("broker", broker), ("upstream", upstream)] {
         match result {

@@ -1,4 +1,4 @@
-//! How many messages there are, in every state.
+//! Messages received, settled and pending, as one collector.
 
 use std::{
     collections::BTreeMap,
@@ -49,7 +49,7 @@ impl Collector for Messages {
         let kind = ConstCounter::new(0u64).metric_type();
         let mut family = encoder.encode_descriptor(
             "messages_received",
-            "Messages taken from the broker",
+            "Messages received from the broker",
             None,
             kind,
         )?;
@@ -59,7 +59,7 @@ impl Collector for Messages {
         }
         let mut family = encoder.encode_descriptor(
             "messages_settled",
-            "Messages that have their outcome",
+            "Messages settled, by row, outcome and status",
             None,
             kind,
         )?;
@@ -71,7 +71,7 @@ impl Collector for Messages {
         let pending = ConstGauge::new(i64::try_from(tally.pending()).unwrap_or(i64::MAX));
         let family = encoder.encode_descriptor(
             "messages_pending",
-            "Messages taken and not settled: received - settled",
+            "Messages received and not settled: received - settled",
             None,
             pending.metric_type(),
         )?;

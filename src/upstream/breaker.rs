@@ -1,14 +1,16 @@
-//! The circuit breaker: is it this message, this device, this row of the table, or the API as a whole?
+//! The circuit breaker. When calls fail it finds out whether the cause is one message, one device, one row of the table or
+//! the API as a whole.
 //!
-//! Nobody waits for somebody else's failure. A call that has not failed is always tried at once; a call that
-//! has failed waits here, by itself, until it may be tried again. Whether its deadline runs meanwhile depends
-//! on what is known of the API: it runs while the API is known to serve others on the same row, and stands
-//! still in an outage. So a message that alone fails ends by its deadline, and nothing is given up for an outage.
+//! No call waits because another call failed. A call that has not failed is always tried at once; a call that has failed
+//! waits here, by itself, until it may be tried again. Its deadline runs only while the API is known to serve other devices
+//! on the same row, and stands still in an outage. So a message that fails alone ends by its deadline, and no message is
+//! given up because of an outage.
 //!
-//! What is known comes from the calls themselves. Where there are too few of them to tell, the gateway asks by
+//! What is known about the API comes from the calls themselves. Where there are too few of them to tell, the gateway sends
 //! a request of its own, the probe.
 //!
-//! Pure: no clock, no socket, no task. `hold` drives it; the simulation plays thousands of histories with it.
+//! This module is pure: it has no clock, no socket and no task. `shared_breaker` drives it, and the simulation plays
+//! thousands of histories with it.
 
 mod row;
 
@@ -16,180 +18,188 @@ use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-pub(super) use self::row::Told;
+pub(super) use self::row::RetryAfter;
 use self::row::{Clock, Row, Waiting};
-use crate::{backoff::Backoff, failure::Sign};
+use crate::{
+    backoff::Backoff,
+    failure::{ProbeFailure, Sign},
+};
 
-/// So many times in a row no connection means that there is none to be had.
-const UNREACHABLE: u32 = 3;
-/// Longest wait that the API can ask for by `Retry-After`.
-pub(super) const MAX_TOLD: Duration = Duration::from_mins(5);
+/// After this many attempts in a row that found no connection, the API counts as unreachable.
+const UNREACHABLE_ATTEMPTS: u32 = 3;
+/// The longest `Retry-After` that a call waits for. After a longer one its message ends, if the API serves others.
+pub(super) const MAX_OBEYED_RETRY_AFTER: Duration = Duration::from_mins(5);
 
 /// What the configuration says about the breaker.
 #[derive(Debug, Clone)]
 pub struct BreakerSettings {
-    /// So many devices failing on a row, and none served in between, mean that the row is down.
+    /// A row is down when this many devices have failed on it and none was served in between.
     pub devices: usize,
-    /// Waits between attempts of calls that are held in an outage, and between probes. Its upper bound is also
-    /// the longest that any call waits between two attempts, unless the API asks for longer.
+    /// The waits between attempts during an outage, and between probes. No call waits longer than its upper bound between
+    /// two attempts, unless the API asks for that.
     pub probe: Backoff,
     /// Path of the probe, below the upstream's URL; `None` sends none.
     pub probe_path: Option<Box<str>>,
 }
 
-/// Names a call that waits.
-pub(super) type Id = u64;
+/// Identifies a call that waits.
+pub(super) type CallId = u64;
 
-/// The upstream, or one row of it, is down.
+/// An outage of one row. When the API as a whole is away, every row has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outage {
-    /// The row that nobody is served on; all rows have one each when the API is away.
+    /// The row on which no device is served.
     pub row: Arc<str>,
-    /// Since when.
+    /// When it began.
     pub since: Instant,
-    /// What it was told by.
+    /// What showed it, in words for the operator.
     pub sign: String,
 }
 
-/// When a call had failed first.
+/// When the first attempt of a call failed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct First {
+pub(super) struct FirstFailure {
     at: Instant,
-    /// What the clock showed that runs while something answers.
+    /// The reading at that time of the row's clock that runs while the row or the probe answers.
     answering: Duration,
 }
 
 /// A call that has failed and may be tried again.
 #[derive(Debug, Clone)]
-pub(super) struct Failing<'a> {
+pub(super) struct FailedCall<'a> {
     pub(super) row: &'a Arc<str>,
-    /// Attempts made.
+    /// How many attempts have failed.
     pub(super) failures: u32,
-    /// The first of them had failed.
-    pub(super) first: First,
-    /// How much of its deadline has passed since its message came, by the clock of its row.
+    /// When the first of them did.
+    pub(super) first: FirstFailure,
+    /// How much of its deadline has passed since its message arrived, by the clock of its row.
     pub(super) spent: Duration,
     /// Its deadline.
     pub(super) deadline: Duration,
-    /// Others had been served since its first failure when its last attempt began, after so many outages.
-    pub(super) proven: Option<u64>,
-    /// What the API has said about when to try again.
-    pub(super) told: Option<Told>,
+    /// What [`Next::Again`] said when its last attempt began.
+    pub(super) others_served: Option<u64>,
+    /// When the API wants the next attempt.
+    pub(super) retry_after: Option<RetryAfter>,
 }
 
-/// How a call that has failed goes on.
+/// What happens to a call that has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// It is tried again. `proven`: others have been served since its first failure; after so many outages.
-    Again { proven: Option<u64> },
-    /// Its time is up, and others are served.
+    /// It is tried again. `others_served` is there if other devices have been served since its first failure, and says how
+    /// many outages the row had had then.
+    Again { others_served: Option<u64> },
+    /// Its deadline has passed, and other devices are served.
     GiveUp,
-    /// The API will not take it for longer than anything waits here, and serves others.
+    /// The API serves others, and asked this device to wait for this time, which is longer than any call waits.
     Pause(Duration),
 }
 
-/// What is worth a line in the log.
+/// An outage began or ended, which the operator should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum News {
-    Down(Outage),
-    Up(Outage),
+pub(super) enum OutageChange {
+    Began(Outage),
+    Ended(Outage),
 }
 
-/// What is to be done now.
+/// What has to be done now.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Due {
-    /// These calls wait no longer, and go on so.
-    pub(super) released: Vec<(Id, Next)>,
-    /// The probe is to be sent.
+    /// The calls that wait no longer, and what happens to them.
+    pub(super) released: Vec<(CallId, Next)>,
+    /// Whether the probe has to be sent.
     pub(super) probe: bool,
 }
 
+/// The state of the probe.
 struct Probe {
-    /// Not before.
+    /// The earliest time of the next one.
     at: Instant,
+    /// How many in a row brought no proof.
     failures: u32,
+    /// Whether one is being sent.
     under_way: bool,
 }
 
-/// What is known of the API, and who waits for it.
+/// What is known about the API, and the calls that wait.
 pub(super) struct Breaker {
     settings: BreakerSettings,
     retry: Backoff,
-    /// With nothing heard for so long, the probe is asked.
-    quiet: Duration,
+    /// The probe is sent when a row has answered nothing for this time.
+    silence: Duration,
     rows: HashMap<Arc<str>, Row>,
-    next_id: Id,
-    /// Attempts in a row, on any row, that found no connection.
+    next_id: CallId,
+    /// How many attempts in a row, on any row, found no connection.
     unreachable: u32,
     probe: Probe,
     /// Runs while the API is known to answer anybody, on any row.
     answering: Clock,
-    news: Vec<News>,
+    changes: Vec<OutageChange>,
 }
 
 impl Breaker {
-    /// `deadline` is that of calls.
+    /// `retry` has the waits between the attempts of one call, and `deadline` is the deadline of calls.
     pub(super) fn new(
         settings: BreakerSettings,
         retry: Backoff,
         deadline: Duration,
         now: Instant,
     ) -> Self {
-        // Often enough to see a deadline pass.
-        let quiet = settings.probe.initial.min(deadline / 10);
+        // Often enough to notice within a tenth of the deadline that it has passed.
+        let silence = settings.probe.initial.min(deadline / 10);
         let probe = Probe { at: now, failures: 0, under_way: false };
-        let (rows, news) = (HashMap::new(), Vec::new());
+        let (rows, changes) = (HashMap::new(), Vec::new());
         Self {
             settings,
             retry,
-            quiet,
+            silence,
             rows,
             next_id: 0,
             unreachable: 0,
             probe,
-            news,
+            changes,
             answering: Clock::default(),
         }
     }
 
-    /// How long the row has been known to serve, added up: the clock that deadlines run by.
-    pub(super) fn serving(&self, row: &str) -> Duration {
+    /// How long the row has been known to serve, added up. Deadlines run by this clock.
+    pub(super) fn serving_time(&self, row: &str) -> Duration {
         self.rows.get(row).map_or(Duration::ZERO, |row| row.serving.time)
     }
 
-    /// What that clock will show for this moment if the row turns out to serve now: what a deadline begins with.
-    pub(super) fn reading(&self, row: &str, now: Instant) -> Duration {
+    /// What that clock will show for this moment if the row turns out to serve now. The deadline of a message that arrives
+    /// now begins with this reading.
+    pub(super) fn serving_time_at(&self, row: &str, now: Instant) -> Duration {
         self.rows.get(row).map_or(Duration::ZERO, |row| row.serving.reading(now))
     }
 
-    /// How long the API has been known to answer anybody, added up.
-    pub(super) fn answering(&self) -> Duration {
+    /// How long the API has been known to answer on any row, added up.
+    pub(super) fn answering_time(&self) -> Duration {
         self.answering.time
     }
 
-    /// Rows that are down, by name.
+    /// The outages of rows, in the order of their names.
     pub(super) fn outages(&self) -> Vec<Outage> {
         let mut outages: Vec<_> = self.rows.values().filter_map(|row| row.outage.clone()).collect();
         outages.sort_by(|a, b| a.row.cmp(&b.row));
         outages
     }
 
-    /// Whether nobody waits and nothing is down.
+    /// Whether no call waits and no row is down.
     pub(super) fn is_idle(&self) -> bool {
         self.rows.values().all(|row| row.waiting.is_empty() && row.outage.is_none())
     }
 
-    /// Whether this device's calls on this row have failed of late because no answer came.
+    /// Whether the device's last failure on this row was a time-out, and other devices were served meanwhile.
     pub(super) fn hangs(&self, row: &str, device: u64) -> bool {
         self.rows.get(row).is_some_and(|row| row.hangs(device))
     }
 
-    /// What has happened since the last time.
-    pub(super) fn news(&mut self) -> Vec<News> {
-        std::mem::take(&mut self.news)
+    /// The outages that have begun and ended since this was last asked.
+    pub(super) fn take_changes(&mut self) -> Vec<OutageChange> {
+        std::mem::take(&mut self.changes)
     }
 
-    /// Learns from an attempt; `how` it ended, in words.
+    /// Learns from an attempt. `how` says in words how it ended.
     pub(super) fn learn(
         &mut self,
         row: &Arc<str>,
@@ -201,7 +211,7 @@ impl Breaker {
         if sign == Sign::Nothing {
             return;
         }
-        let Self { settings, rows, unreachable, news, answering, .. } = self;
+        let Self { settings, rows, unreachable, changes, answering, .. } = self;
         let row = match rows.get_mut(row) {
             Some(row) => row,
             None => rows.entry(row.clone()).or_insert_with(|| Row::new(row.clone(), now)),
@@ -212,54 +222,63 @@ impl Breaker {
         };
         match sign {
             Sign::Served => {
-                row.served(device, now, news);
+                row.served(device, now, changes);
                 answering.proves(now);
             }
             Sign::Refused => row.forget(device),
             Sign::Failed | Sign::Hung | Sign::Unreachable => {
                 row.failed(device, sign == Sign::Hung);
-                let sign = if *unreachable >= UNREACHABLE {
+                let sign = if *unreachable >= UNREACHABLE_ATTEMPTS {
                     how.to_string()
                 } else if row.is_down_for_all(settings.devices) {
-                    format!("{} devices tried and none was served, at last: {how}", row.failing())
+                    format!(
+                        "{} devices failed and none was served; the last result: {how}",
+                        row.failing()
+                    )
                 } else {
                     return;
                 };
-                row.goes_down(sign, settings.probe, now, news);
+                row.goes_down(sign, settings.probe, now, changes);
                 answering.interrupt();
             }
             Sign::Nothing => {}
         }
     }
 
-    /// A call has failed for the first time.
-    pub(super) fn first(&self, row: &str, now: Instant) -> First {
+    /// The mark of a call whose first attempt has just failed.
+    pub(super) fn first_failure(&self, row: &str, now: Instant) -> FirstFailure {
         let row = self.rows.get(row);
-        First { at: now, answering: row.map_or(Duration::ZERO, |row| row.answering.reading(now)) }
+        FirstFailure {
+            at: now,
+            answering: row.map_or(Duration::ZERO, |row| row.answering.reading(now)),
+        }
     }
 
-    /// A call has failed, and its attempt has been learnt from: it waits until [`Breaker::poll`] releases it.
-    pub(super) fn wait(&mut self, call: &Failing<'_>, now: Instant) -> Id {
+    /// A call waits from now on, until [`Breaker::poll`] releases it. [`Breaker::learn`] knows of its last attempt already.
+    pub(super) fn wait(&mut self, call: &FailedCall<'_>, now: Instant) -> CallId {
         let rows = &mut self.rows;
         let row = rows.entry(call.row.clone()).or_insert_with(|| Row::new(call.row.clone(), now));
-        // Others are served, so it fails by itself: its deadline runs from its message's arrival. Or nobody else speaks, and
-        // the probe is answered: then it runs from the first failure, since what is known is less.
-        let alone = row.answering.time.saturating_sub(call.first.answering);
-        let proven = call.proven == Some(row.outages);
-        let later = alone >= call.deadline;
-        let late = proven && call.spent >= call.deadline;
-        let asked = call.told.map(|told| told.wait).filter(|asked| *asked > MAX_TOLD);
-        let end = match asked {
-            // It is not asked again to see whether others are served: they must be, for as long as it would take.
-            Some(asked) => {
+        // If other devices are served, the call fails for a reason of its own, and its deadline runs from the arrival of its
+        // message. If no other device sends anything and the probe is answered, less is known, and the deadline runs from
+        // the first failure.
+        let others_served = call.others_served == Some(row.outages);
+        let late = others_served && call.spent >= call.deadline;
+        let since_first = row.answering.time.saturating_sub(call.first.answering);
+        let late_by_probe = since_first >= call.deadline;
+        let too_long =
+            call.retry_after.map(|asked| asked.wait).filter(|wait| *wait > MAX_OBEYED_RETRY_AFTER);
+        let end = match too_long {
+            // It is not tried again, so no attempt will show whether others are served. Unless that is known already, the
+            // row has to serve for as long as the deadline first.
+            Some(wait) => {
                 let known = row.serving.reading(now) + call.deadline;
-                Some((Next::Pause(asked), if proven { Duration::ZERO } else { known }))
+                Some((Next::Pause(wait), if others_served { Duration::ZERO } else { known }))
             }
-            None => (late || later).then_some((Next::GiveUp, Duration::ZERO)),
+            None => (late || late_by_probe).then_some((Next::GiveUp, Duration::ZERO)),
         };
         let mut backoff = self.retry.after(call.failures.saturating_sub(1));
-        let left = call.deadline.saturating_sub(call.spent.max(alone));
-        // The last attempt is made when the deadline passes, not up to a whole wait later.
+        let left = call.deadline.saturating_sub(call.spent.max(since_first));
+        // So that the last attempt is made soon after the deadline has passed, not up to a whole wait later.
         if backoff > left {
             backoff = left.max(backoff / 4);
         }
@@ -273,79 +292,82 @@ impl Breaker {
             failed_at: now,
             ready_at: now + backoff,
             latest: now + longest,
-            not_before: call.told.map(|told| (now + told.wait.min(MAX_TOLD), told.personal)),
+            not_before: call
+                .retry_after
+                .map(|asked| (now + asked.wait.min(MAX_OBEYED_RETRY_AFTER), asked.for_device)),
             served: row.times_served,
-            // That others are served must be known from before this attempt and from after it: an outage may just begin.
+            // That others are served must be known from before this attempt and from after it, since an outage may just be
+            // beginning.
             end: end.filter(|_| row.outage.is_none()),
-            by_probe: later && !late && asked.is_none(),
+            by_probe: late_by_probe && !late && too_long.is_none(),
         });
         id
     }
 
-    /// The call does not wait any more.
-    pub(super) fn cancel(&mut self, row: &str, id: Id) {
+    /// The call does not wait any more, because its message has expired or the gateway stops.
+    pub(super) fn cancel(&mut self, row: &str, id: CallId) {
         if let Some(row) = self.rows.get_mut(row) {
             row.waiting.retain(|waiting| waiting.id != id);
         }
     }
 
-    /// The probe has been answered, or not, and how.
-    pub(super) fn probed(&mut self, result: Result<(), String>, now: Instant) {
+    /// Learns from the probe.
+    pub(super) fn learn_from_probe(&mut self, result: Result<(), ProbeFailure>, now: Instant) {
         self.probe.under_way = false;
-        let Self { settings, rows, probe, news, unreachable, answering, .. } = self;
-        let quiet = self.quiet;
+        let Self { settings, rows, probe, changes, unreachable, answering, .. } = self;
+        let silence = self.silence;
         match result {
             Ok(()) => {
                 *unreachable = 0;
                 let back = probe.failures > 0;
                 let mut proved = false;
-                // Also those whose failing call is just being tried.
-                let asking = |row: &&mut Row| row.failing() > 0 || row.outage.is_some();
-                for row in rows.values_mut().filter(asking) {
+                // These include rows whose only failed call is just being tried again.
+                let in_doubt = |row: &&mut Row| row.failing() > 0 || row.outage.is_some();
+                for row in rows.values_mut().filter(in_doubt) {
                     if row.believes_probe(settings.devices) {
-                        row.answers(now);
+                        row.probe_answered(now);
                         answering.proves(now);
-                        row.comes_up(now, news);
+                        row.comes_up(now, changes);
                         proved = true;
                     } else if row.waiting.is_empty() {
-                        // Nobody is left to say whether it still is.
-                        row.comes_up(now, news);
+                        // No call is left that could show whether it still is down.
+                        row.comes_up(now, changes);
                     } else if back {
-                        row.looks_again();
+                        row.allow_one_attempt();
                     }
                 }
-                // What it cannot tell, it need not ask often.
+                // A probe whose answer proves nothing need not be sent often.
                 probe.failures = if proved { 0 } else { probe.failures.saturating_add(1) };
                 probe.at =
-                    now + if proved { quiet } else { settings.probe.ceiling(probe.failures) };
+                    now + if proved { silence } else { settings.probe.ceiling(probe.failures) };
             }
-            Err(how) => {
+            Err(failure) => {
                 probe.failures = probe.failures.saturating_add(1);
                 probe.at =
                     now + settings.probe.after(probe.failures).max(settings.probe.initial / 2);
-                let asking =
-                    |row: &&mut Row| !row.waiting.is_empty() && row.wants_proof(quiet, now);
-                for row in rows.values_mut().filter(asking) {
-                    row.goes_down(how.clone(), settings.probe, now, news);
+                let in_doubt =
+                    |row: &&mut Row| !row.waiting.is_empty() && row.wants_proof(silence, now);
+                for row in rows.values_mut().filter(in_doubt) {
+                    row.goes_down(failure.to_string(), settings.probe, now, changes);
                 }
             }
         }
     }
 
-    /// What is due.
+    /// What has to be done at this time.
     pub(super) fn poll(&mut self, now: Instant) -> Due {
         let mut due = Due::default();
         for row in self.rows.values_mut() {
             row.refill(self.settings.probe, now);
             row.release(now, &mut due.released);
             if self.settings.probe_path.is_none() && row.waiting.is_empty() {
-                row.comes_up(now, &mut self.news);
+                row.comes_up(now, &mut self.changes);
             }
         }
         if self.settings.probe_path.is_some()
             && !self.probe.under_way
             && self.probe.at <= now
-            && self.rows.values().any(|row| row.wants_proof(self.quiet, now))
+            && self.rows.values().any(|row| row.wants_proof(self.silence, now))
         {
             self.probe.under_way = true;
             due.probe = true;
@@ -353,11 +375,11 @@ impl Breaker {
         due
     }
 
-    /// When [`Breaker::poll`] should be asked again, if nothing happens before.
+    /// When [`Breaker::poll`] has to be called again, if nothing happens before.
     pub(super) fn next_timeout(&self, now: Instant) -> Option<Instant> {
         let rows = self.rows.values().filter_map(|row| row.next_timeout(now));
         let probing = self.settings.probe_path.is_some() && !self.probe.under_way;
-        let proofs = self.rows.values().filter_map(|row| row.wants_proof_at(self.quiet));
+        let proofs = self.rows.values().filter_map(|row| row.wants_proof_at(self.silence));
         let probe = proofs.min().filter(|_| probing).map(|at| at.max(self.probe.at));
         rows.chain(probe).min()
     }

@@ -28,8 +28,8 @@ use super::{
 };
 use crate::{
     call::{Answer, Authorization, Call, JSON, Retry, SMALL_ANSWER, StatusCode},
-    failure::{Failure, FailureKind, Transience},
-    metrics::{Attempt, Metrics},
+    failure::{Failure, FailureKind, ProbeFailure, Transience},
+    metrics::{AttemptResult, Metrics},
     tls,
 };
 
@@ -75,14 +75,11 @@ impl Client {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Asks whether anything answers at this path: whatever says more than "not now".
-    pub(super) async fn probe(&self, path: &str) -> Result<(), String> {
-        match self.get(path).await {
-            Ok(status) if Transience::of(status) != Transience::Final => {
-                Err(format!("the API answers {status}"))
-            }
-            Ok(_) => Ok(()),
-            Err(failure) => Err(failure.to_string()),
+    /// Asks whether the API works: any answer at this path shows that it does, unless its status says "not now".
+    pub(super) async fn probe(&self, path: &str) -> Result<(), ProbeFailure> {
+        match self.get(path).await? {
+            status if Transience::of(status) == Transience::Final => Ok(()),
+            status => Err(ProbeFailure::Answered(status)),
         }
     }
 
@@ -105,8 +102,8 @@ impl Client {
         let time = if call.hurried { time / HURRIED } else { time };
         let result = self.exchange(&call, began + time).await;
         let ended = match &result {
-            Ok(answer) => Attempt::Answered(answer.status.as_u16()),
-            Err(kind) => Attempt::Failed(kind.attempt()),
+            Ok(answer) => AttemptResult::Answered(answer.status.as_u16()),
+            Err(kind) => AttemptResult::Failed(kind.attempt()),
         };
         self.shared.metrics.attempt(&call.name, ended, began.elapsed());
         tracing::debug!(
@@ -195,7 +192,7 @@ impl Client {
         body.shrink_to_fit();
         Ok(match reserved {
             None => body.into(),
-            Some(reserved) => reserved.hold(body),
+            Some(reserved) => reserved.tie_to(body),
         })
     }
 

@@ -1,5 +1,5 @@
-//! Content codings of answers [RFC 9110, 8.4]. None is asked for; what an API or a proxy on the way encodes
-//! nevertheless is decoded, within the bound on answers, or refused by name.
+//! Content codings of answers [RFC 9110, 8.4]. The gateway asks for none. If the API or a proxy encodes an answer
+//! nevertheless, it is decoded within the size limit for answers, or refused with the name of the coding.
 
 use std::io::{self, Read};
 
@@ -8,7 +8,7 @@ use http::{HeaderMap, header::CONTENT_ENCODING};
 
 use crate::failure::FailureKind;
 
-/// A coding that is understood.
+/// A coding that can be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Coding {
     Gzip,
@@ -16,10 +16,10 @@ pub(super) enum Coding {
 }
 
 impl Coding {
-    /// The coding of an answer with these headers, if it has one.
+    /// The coding that these headers of an answer name, if any.
     ///
     /// # Errors
-    /// [`FailureKind::Coding`] with its name when it is not understood.
+    /// [`FailureKind::Coding`] with the name of a coding that cannot be decoded.
     pub(super) fn of(headers: &HeaderMap) -> Result<Option<Self>, FailureKind> {
         let Some(name) = headers.get(CONTENT_ENCODING) else { return Ok(None) };
         let name = name.to_str().unwrap_or("?").trim();
@@ -34,10 +34,10 @@ impl Coding {
     /// The body, decoded.
     ///
     /// # Errors
-    /// [`FailureKind::AnswerTooLarge`] when it has more than `max` bytes, [`FailureKind::Coding`] when it is not
-    /// coded as it says.
+    /// [`FailureKind::AnswerTooLarge`] when the result has more than `max` bytes, [`FailureKind::Coding`] when the body is not
+    /// in this coding.
     pub(super) fn decode(self, body: &[u8], max: usize) -> Result<Vec<u8>, FailureKind> {
-        // Answers without a body may name a coding all the same.
+        // An answer without a body, to HEAD for example, may name a coding all the same.
         if body.is_empty() {
             return Ok(Vec::new());
         }

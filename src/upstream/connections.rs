@@ -1,4 +1,4 @@
-//! HTTP/1.1 connections to the REST API: kept ones and fresh ones.
+//! HTTP/1.1 connections to the REST API: those that are kept for further requests, and those for one request alone.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -23,11 +23,11 @@ use crate::{
     tls::{self, TlsError},
 };
 
-/// Idle connections are closed before servers close them, which many do after 5 s, so that a request rarely
-/// meets a connection that is just going away.
+/// Idle connections are closed after this time. Many servers close them after 5 s; closing them earlier makes it rare that
+/// a request is sent just when the server closes the connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Connections are not used for longer, so that a name that moves to another address is followed, and
-/// certificate files that are renewed are read.
+/// Connections and certificate files are used for this time at most, so that a host name that gets another address and a
+/// certificate that is renewed are noticed.
 const MAX_AGE: Duration = Duration::from_mins(1);
 
 const ANY_TYPE: HeaderValue = HeaderValue::from_static("*/*");
@@ -37,10 +37,10 @@ const THIS_PROGRAM: HeaderValue =
 /// Which connection a request goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Which {
-    /// One that is kept, if one is free.
+    /// A kept one if one is free, else a new one, which is kept afterwards.
     Kept,
-    /// One for this request alone: it must not meet a connection that the server is about to close, or the name
-    /// should be looked up anew.
+    /// A new one for this request alone. It is for requests that must not be sent while the server closes the connection,
+    /// or that should go to the address that the host name has now.
     Fresh,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct Connections {
 struct Clients {
     kept: Client<Connector, Full<Bytes>>,
     fresh: Client<Connector, Full<Bytes>>,
-    /// For a proxy that reads the requests.
+    /// `Proxy-Authorization`, for a proxy that reads the requests.
     proxy_authorization: Option<HeaderValue>,
     made: Instant,
 }
@@ -83,7 +83,7 @@ impl Clients {
         let tls = if encrypted { settings.tls.client()? } else { tls::Settings::unused()? };
         let connector =
             Connector::new(tls, proxy, settings.attempt_timeout).ok_or(ClientError::Proxy)?;
-        // It sends a request again by itself only when nothing of it has been sent.
+        // The library sends a request again by itself only when no byte of it has been sent.
         let client = |idle: usize| {
             Client::builder(TokioExecutor::new())
                 .pool_timer(TokioTimer::new())
@@ -101,7 +101,7 @@ impl Clients {
 }
 
 impl Connections {
-    /// Opens none.
+    /// Sets everything up. Opens no connection.
     ///
     /// # Errors
     /// [`ClientError`] when a certificate file or the proxy cannot be used.
@@ -116,8 +116,7 @@ impl Connections {
         &self.origin
     }
 
-    /// Sends a request. Neither redirects nor answers that ask for another attempt are followed: a redirect could
-    /// lead a key to a host the operator never named.
+    /// Sends a request. A redirect is not followed, since it could send a key to a host that the operator never named.
     pub(super) fn send(&self, mut request: Request<Full<Bytes>>, which: Which) -> ResponseFuture {
         // No code that can panic runs under this lock.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,7 +125,7 @@ impl Connections {
                 Ok(new) => *clients = new,
                 Err(error) => {
                     clients.made = Instant::now();
-                    tracing::error!(%error, "the HTTP client goes on with the certificates it has");
+                    tracing::error!(%error, "the certificate files cannot be used; the HTTP client goes on with those it has read before");
                 }
             }
         }

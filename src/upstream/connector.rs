@@ -1,4 +1,4 @@
-//! Connections to the REST API: TCP, with TLS where the URL says so, and through a proxy where one is set.
+//! Opens connections to the REST API: TCP, with TLS if the URL is `https://`, and through a proxy if one is set.
 
 use std::{
     io,
@@ -33,9 +33,9 @@ pub(super) struct Connector {
 #[derive(Clone)]
 struct Proxy {
     url: Uri,
-    /// `Proxy-Authorization`, from the user and the password in its URL.
+    /// `Proxy-Authorization`, made from the user and the password in the URL.
     authorization: Option<HeaderValue>,
-    /// Opens a tunnel by CONNECT and speaks TLS through it.
+    /// Opens a tunnel with CONNECT, and TLS inside of it.
     tunnel: HttpsConnector<Tunnel<HttpsConnector<HttpConnector>>>,
 }
 
@@ -50,7 +50,7 @@ impl Connector {
         let proxy = match proxy {
             None => None,
             Some(text) => {
-                // It takes the user and the password out of the URL.
+                // The library takes the user and the password out of the URL.
                 let proxy = Matcher::builder().all(text).build();
                 let proxy = proxy.intercept(&Uri::from_static("http://api"))?;
                 let (url, authorization) = (proxy.uri().clone(), proxy.basic_auth().cloned());
@@ -66,7 +66,8 @@ impl Connector {
         Some(Self { direct, proxy, time })
     }
 
-    /// What a request in clear text through the proxy has to carry for it. Requests over TLS are not seen by it.
+    /// `Proxy-Authorization` for a request in clear text, which the proxy reads. A request over TLS is hidden from it: there
+    /// the tunnel has the header.
     pub(super) fn proxy_authorization(&self, to: &Uri) -> Option<&HeaderValue> {
         let proxy = self.proxy.as_ref().filter(|_| to.scheme() == Some(&Scheme::HTTP))?;
         proxy.authorization.as_ref()
@@ -108,7 +109,7 @@ impl<T: Read + Write + Send + Unpin> Io for T {}
 /// A connection to the API or to the proxy.
 pub(super) struct Stream {
     io: Box<dyn Io>,
-    /// The proxy reads the requests, which must name the API in full.
+    /// Whether a proxy reads the requests, which must then have the whole URL in their first line.
     proxied: bool,
 }
 
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_url_of_a_proxy_is_refused() {
+    async fn a_url_that_cannot_be_a_proxy_is_refused() {
         let connector = |proxy: &str| {
             Connector::new(tls::Settings::unused().unwrap(), Some(proxy), Duration::from_secs(9))
         };

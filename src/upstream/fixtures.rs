@@ -1,16 +1,18 @@
-//! What the tests of the layers need besides calls and answers: a breaker without anything behind it.
+//! What the tests of the layers need besides calls and answers: a breaker without an API behind it.
 
 use std::{sync::Arc, time::Duration};
 
-use super::{BreakerSettings, Settings, client::Client, hold::Hold, throttle::Rates};
+use super::{
+    BreakerSettings, Settings, client::Client, shared_breaker::SharedBreaker, throttle::Rates,
+};
 use crate::{backoff::Backoff, tls};
 
 pub(super) use crate::fixtures::{answer, call};
 
 pub(super) const NO_WAIT: Backoff = Backoff { initial: Duration::ZERO, max: Duration::ZERO };
 
-/// A breaker that sends no probe and lets calls wait as `retry` says.
-pub(super) fn hold(retry: Backoff) -> Arc<Hold> {
+/// A breaker that sends no probe, and lets calls wait as `retry` says.
+pub(super) fn shared_breaker(retry: Backoff) -> Arc<SharedBreaker> {
     let breaker = BreakerSettings {
         devices: 3,
         probe: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(30) },
@@ -34,5 +36,5 @@ pub(super) fn hold(retry: Backoff) -> Arc<Hold> {
         rates: Rates::default(),
     };
     let client = Client::new(&settings, Arc::default()).expect("nothing can be wrong with it");
-    Hold::new(breaker, retry, settings.deadline, client, Arc::default())
+    SharedBreaker::new(breaker, retry, settings.deadline, client, Arc::default())
 }

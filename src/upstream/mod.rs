@@ -1,5 +1,5 @@
-//! The REST API, as one service: a [`Call`] goes in, an [`Answer`] or the reason why there is none
-//! ([`Unanswered`]) comes out. Knows nothing of MQTT.
+//! The REST API as one service: a [`Call`] goes in, and an [`Answer`] comes out, or the reason why there is none
+//! ([`Unanswered`]). This folder knows nothing of MQTT.
 
 mod batch;
 mod breaker;
@@ -10,9 +10,9 @@ mod connections;
 mod connector;
 #[cfg(test)]
 mod fixtures;
-mod hold;
 mod origin;
 mod retry;
+mod shared_breaker;
 mod throttle;
 
 use std::{sync::Arc, time::Duration};
@@ -23,8 +23,8 @@ use url::Url;
 use self::{
     batch::{BatchLayer, Batches},
     client::Client,
-    hold::Hold,
     retry::RetryTransient,
+    shared_breaker::SharedBreaker,
     throttle::{Throttle, ThrottleLayer, Turns},
 };
 pub use self::{
@@ -34,8 +34,8 @@ pub use self::{
 };
 use crate::{
     backoff::Backoff,
-    call::{Answer, Call, Lifetime, Trial},
-    failure::Unanswered,
+    call::{Answer, Call, Lifetime, StatusCode, Trial},
+    failure::{FailureKind, Unanswered},
     metrics::Metrics,
     secret::Secret,
     tls,
@@ -44,13 +44,13 @@ use crate::{
 /// What the configuration says about the upstream.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where the API lives; paths are appended.
+    /// The URL of the API; paths are appended to it.
     pub url: Url,
     /// How long one exchange may take, body included.
     pub attempt_timeout: Duration,
-    /// How long one message may take, all attempts.
+    /// How long the calls of one message may take, with all attempts.
     pub deadline: Duration,
-    /// Exchanges under way at once.
+    /// How many exchanges may be under way at once.
     pub max_in_flight: usize,
     /// Largest payload or body sent, in bytes.
     pub max_request_bytes: usize,
@@ -58,7 +58,7 @@ pub struct Settings {
     pub max_filter_bytes: usize,
     /// Largest answer read, in bytes.
     pub max_response_bytes: usize,
-    /// Answers held at once, in bytes, small ones not counted.
+    /// Answers kept in memory at once, in bytes; small ones do not count.
     pub max_held_response_bytes: usize,
     /// The header that carries the device's key.
     pub key_header: http::HeaderName,
@@ -70,7 +70,7 @@ pub struct Settings {
     pub tls: tls::Settings,
     /// Waits between attempts.
     pub backoff: Backoff,
-    /// When the upstream counts as down.
+    /// When a row counts as down, and how that is found out.
     pub breaker: BreakerSettings,
     /// Limits on attempts.
     pub rates: Rates,
@@ -83,15 +83,15 @@ impl Settings {
     }
 }
 
-/// The layers, outermost first; [`Upstream::new`] has a reason for each.
+/// The layers, outermost first; [`Upstream::new`] gives the reason for each.
 type Stack = tower::retry::Retry<RetryTransient, Throttle<Batches<ConcurrencyLimit<Client>>>>;
 
-/// A cheap-clone handle on the upstream.
+/// The upstream. A clone is cheap and shares everything with the original.
 #[derive(Clone)]
 pub struct Upstream {
     stack: Stack,
     turns: Turns,
-    hold: Arc<Hold>,
+    breaker: Arc<SharedBreaker>,
 }
 
 impl Upstream {
@@ -101,46 +101,46 @@ impl Upstream {
     /// [`ClientError`] when a certificate file or the proxy cannot be used.
     pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, ClientError> {
         let client = Client::new(settings, metrics.clone())?;
-        let hold = Hold::new(
+        let breaker = SharedBreaker::new(
             settings.breaker.clone(),
             settings.backoff,
             settings.deadline,
             client.clone(),
             metrics,
         );
-        let turns = Turns::new(&settings.rates, hold.clone());
+        let turns = Turns::new(&settings.rates, breaker.clone());
         let stack = ServiceBuilder::new()
-            // Outermost, so that it sees each attempt's result and gives everything below back
-            // while it waits: a call in back-off holds neither a turn nor a connection.
+            // Outermost, so that it sees the result of each attempt, and everything below is free while it waits: a call
+            // in back-off keeps neither a turn nor a connection.
             .layer(tower::retry::RetryLayer::new(RetryTransient::new(
                 settings.backoff,
-                hold.clone(),
+                breaker.clone(),
             )))
-            // Below retry, so that every attempt that the API counts takes a turn; above the
-            // concurrency limit, so that a device waiting for its turn takes nobody's place.
+            // Below retry, so that every attempt that the API counts takes a turn; above the concurrency limit, so that a
+            // call that waits for its turn takes no other call's place.
             .layer(ThrottleLayer(turns.clone()))
-            // Below the throttle, so that each call takes its own turn; above the concurrency limit, since
-            // what waits to travel together is not under way.
+            // Below the throttle, so that each call takes its own turn; above the concurrency limit, since calls that wait
+            // to be sent together are not under way yet.
             .layer(BatchLayer {
                 max_in_flight: settings.max_in_flight,
                 max_bytes: settings.max_request_bytes,
             })
-            // Last before the wire: bounds connections and the memory that answers need.
+            // Next to the client: it bounds the connections, and the memory that answers need.
             .layer(tower::limit::GlobalConcurrencyLimitLayer::new(settings.max_in_flight))
             .service(client);
-        Ok(Self { stack, turns, hold })
+        Ok(Self { stack, turns, breaker })
     }
 
-    /// Makes the call, again if it has to be.
+    /// Makes the call, with as many attempts as it takes.
     ///
     /// # Errors
-    /// [`Unanswered`] when no answer that counts could be had before the call's deadline, or the gateway stops.
+    /// [`Unanswered`] when the call got no final answer before its deadline, or the gateway stops.
     pub async fn call(&self, call: Call) -> Result<Answer, Unanswered> {
         self.stack.clone().oneshot(call).await
     }
 
-    /// Waits for a turn of the limits on a device's calls on a row, before anything is spent on making one;
-    /// the call then says [`Call::has_turn`] and has this [`Trial`].
+    /// Waits for a turn of the rate limits for a device's calls on a row, before any work is spent on a call. The call must
+    /// then have [`Call::has_turn`] set, and this [`Trial`].
     ///
     /// # Errors
     /// [`Throttled`](crate::failure::FailureKind::Throttled) when the turn would come later than the deadline,
@@ -156,45 +156,53 @@ impl Upstream {
         Ok(trial)
     }
 
-    /// What the clock shows that deadlines of this row run by; see [`Call::since`].
+    /// The reading of the clock by which deadlines of this row run; see [`Call::since`].
     pub fn clock(&self, row: &str) -> Duration {
-        self.hold.reading(row)
+        self.breaker.serving_time_now(row)
     }
 
-    /// How long the API has been known to answer anybody, added up: the time in which a device can be said not to
-    /// get on by itself.
-    pub fn answering(&self) -> Duration {
-        self.hold.answering()
+    /// How long the API has been known to answer, added up. A device without progress is only at fault in this time.
+    pub fn answering_time(&self) -> Duration {
+        self.breaker.answering_time()
     }
 
-    /// Rows on which nobody is served: since when, and how that showed.
+    /// The rows that are down: since when, and what showed it.
     pub fn outages(&self) -> Vec<Outage> {
-        self.hold.outages()
+        self.breaker.outages()
     }
 
-    /// What this machine could not do of late, if that kept it from making calls.
+    /// The last fault of this machine that kept it from making calls, if it was recent.
     pub fn local_fault(&self) -> Option<String> {
-        self.hold.local_fault()
+        self.breaker.local_fault()
     }
 
-    /// Whether a call of this device has failed and waits, or waits for a turn of a limit of its own.
+    /// Whether a call of this device waits to be tried again, or for a turn of a rate limit.
     pub fn is_delayed(&self, device: &str) -> bool {
-        self.hold.is_delayed(device)
+        self.breaker.is_delayed(device)
     }
 
-    /// Holds no calls any longer. Those under way go on.
+    /// Ends the wait of every call that waits. Attempts under way go on.
     pub fn stop(&self) {
-        self.hold.stop();
+        self.breaker.stop();
     }
 }
 
-/// Reaches for the API once, as `check --connect` does; any answer will do.
+/// Why `check --connect` did not reach the API.
+#[derive(Debug, thiserror::Error)]
+pub enum UnreachedError {
+    /// The client could not be set up.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The request got no answer.
+    #[error(transparent)]
+    Failed(#[from] FailureKind),
+}
+
+/// Sends one request to the API, as `check --connect` does, and returns the status of the answer, whatever it is.
 ///
 /// # Errors
-/// A sentence for the operator.
-pub async fn probe(settings: &Settings) -> Result<String, String> {
-    let client = Client::new(settings, Arc::default()).map_err(|e| e.to_string())?;
-    let path = settings.breaker.probe_path.as_deref().unwrap_or("/");
-    let status = client.get(path).await.map_err(|failure| failure.to_string())?;
-    Ok(format!("{} answers {status}", settings.url))
+/// [`UnreachedError`] when there is no answer.
+pub async fn probe(settings: &Settings) -> Result<StatusCode, UnreachedError> {
+    let client = Client::new(settings, Arc::default())?;
+    Ok(client.get(settings.breaker.probe_path.as_deref().unwrap_or("/")).await?)
 }

@@ -29,7 +29,7 @@ impl Origin {
         &self.base
     }
 
-    /// A path and query below it.
+    /// The URL of a path and query below the base.
     ///
     /// # Errors
     /// [`FailureKind::Broken`] when no request can name it.
@@ -44,7 +44,7 @@ impl Origin {
         Uri::from_parts(parts).map_err(|error| FailureKind::Broken(error.to_string()))
     }
 
-    /// As the URL standard has it: what has to be encoded is, and dots are resolved.
+    /// The path as the URL standard normalises it: characters are encoded where they must be, and dot segments resolved.
     fn normal(&self, path: &str) -> Result<String, FailureKind> {
         let base = self.url.as_str().trim_end_matches('/');
         let url = Url::parse(&format!("{base}{path}"))
@@ -54,8 +54,8 @@ impl Origin {
     }
 }
 
-/// Whether a path means itself, as nearly all do: everything in it may stand in a URL, and no segment begins with a
-/// dot, encoded (`%2e`) or not.
+/// Whether normalising would not change the path, as with nearly all: every character may stand in a URL as it is, and no
+/// segment begins with a dot, encoded (`%2e`) or not.
 fn is_plain(path: &str) -> bool {
     path.starts_with('/')
         && !path.contains("/.")

@@ -1,4 +1,5 @@
-//! Which results are worth another attempt, and what they say about the API. The verdict is pure; the policy waits.
+//! Which results are worth another attempt, and what they say about the API. The verdict is a pure function; the policy
+//! around it waits.
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
@@ -6,8 +7,8 @@ use tokio::time::{Instant, sleep};
 use tower::retry::Policy;
 
 use super::{
-    breaker::{Failing, First, Next, Told},
-    hold::Hold,
+    breaker::{FailedCall, FirstFailure, Next, RetryAfter},
+    shared_breaker::SharedBreaker,
 };
 use crate::{
     backoff::Backoff,
@@ -16,14 +17,14 @@ use crate::{
 };
 
 /// The result of one attempt.
-type Seen<'r> = Result<&'r Answer, &'r Failure>;
+type Attempted<'r> = Result<&'r Answer, &'r Failure>;
 
 /// What the result of one attempt means for its call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// Final, good or bad.
-    Done,
-    /// Transient: try again.
+    /// It is the call's result, good or bad.
+    Final,
+    /// The call is tried again.
     Again,
 }
 
@@ -31,20 +32,20 @@ enum Verdict {
 #[derive(Clone)]
 pub(super) struct RetryTransient {
     backoff: Backoff,
-    hold: Arc<Hold>,
+    breaker: Arc<SharedBreaker>,
     attempts: u32,
-    /// The first attempt has failed.
-    first: Option<First>,
+    /// When the first attempt failed.
+    first: Option<FirstFailure>,
 }
 
 impl RetryTransient {
-    pub(super) fn new(backoff: Backoff, hold: Arc<Hold>) -> Self {
-        Self { backoff, hold, attempts: 0, first: None }
+    pub(super) fn new(backoff: Backoff, breaker: Arc<SharedBreaker>) -> Self {
+        Self { backoff, breaker, attempts: 0, first: None }
     }
 }
 
-fn verdict(call: &Call, seen: Seen<'_>) -> Verdict {
-    let again = match transience(seen) {
+fn verdict(call: &Call, result: Attempted<'_>) -> Verdict {
+    let again = match transience(result) {
         Transience::Final => false,
         Transience::Unmade => true,
         Transience::Unprocessed => call.retry != Retry::Never,
@@ -54,38 +55,38 @@ fn verdict(call: &Call, seen: Seen<'_>) -> Verdict {
             Retry::Never => false,
         },
     };
-    if again { Verdict::Again } else { Verdict::Done }
+    if again { Verdict::Again } else { Verdict::Final }
 }
 
-fn transience(seen: Seen<'_>) -> Transience {
-    match seen {
+fn transience(result: Attempted<'_>) -> Transience {
+    match result {
         Ok(answer) => Transience::of(answer.status),
         Err(failure) => failure.kind.transience(),
     }
 }
 
-/// It has not got as far as to count against a rate.
-fn is_uncounted(seen: Seen<'_>) -> bool {
-    match transience(seen) {
+/// Whether the attempt did not get far enough to count against a rate limit of the API.
+fn is_uncounted(result: Attempted<'_>) -> bool {
+    match transience(result) {
         Transience::Unprocessed | Transience::Unmade => true,
-        Transience::Final | Transience::Transient => seen.is_ok_and(|answer| {
+        Transience::Final | Transience::Transient => result.is_ok_and(|answer| {
             matches!(answer.status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT)
         }),
     }
 }
 
 /// What the result says about the API.
-fn sign(seen: Seen<'_>) -> Sign {
-    match seen {
+fn sign(result: Attempted<'_>) -> Sign {
+    match result {
         Ok(answer) => Sign::of(answer.status),
         Err(failure) => failure.kind.sign(),
     }
 }
 
-/// A result, for the line of the log about an outage.
-struct Words<'r>(Seen<'r>);
+/// A result in words, for the log's line about an outage.
+struct InWords<'r>(Attempted<'r>);
 
-impl fmt::Display for Words<'_> {
+impl fmt::Display for InWords<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Ok(answer) => write!(f, "the API answers {}", answer.status),
@@ -95,58 +96,58 @@ impl fmt::Display for Words<'_> {
 }
 
 impl RetryTransient {
-    /// The wait before the next attempt, or before it is known that there is none.
+    /// Waits until the next attempt may be made, or until it is known that there is none.
     fn wait(
         &mut self,
         call: &mut Call,
-        seen: Seen<'_>,
+        result: Attempted<'_>,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        let (hold, expires) = (self.hold.clone(), call.expires);
-        let delayed = hold.delayed(&call.device);
-        if let Err(Failure { kind: FailureKind::Local(fault), .. }) = seen {
-            hold.fails_locally(fault);
+        let (breaker, expires) = (self.breaker.clone(), call.expires);
+        let delayed = breaker.mark_delayed(&call.device);
+        if let Err(Failure { kind: FailureKind::Local(fault), .. }) = result {
+            breaker.local_fault_happened(fault);
             let wait = self.backoff.after(self.attempts);
             call.trial.excuse(wait);
             return Box::pin(async move {
                 tokio::select! {
                     () = sleep(wait) => {}
-                    () = hold.stopped() => {}
+                    () = breaker.stopped() => {}
                     () = expired(expires) => {}
                 }
                 drop(delayed);
             });
         }
-        let told = seen.ok().and_then(|answer| {
-            let personal = answer.status == StatusCode::TOO_MANY_REQUESTS;
-            answer.retry_after.map(|wait| Told { wait, personal })
+        let retry_after = result.ok().and_then(|answer| {
+            let for_device = answer.status == StatusCode::TOO_MANY_REQUESTS;
+            answer.retry_after.map(|wait| RetryAfter { wait, for_device })
         });
-        let clock = hold.serving(&call.name);
-        call.since.get_or_insert_with(|| hold.reading(&call.name));
-        let wait = hold.wait(&Failing {
+        let clock = breaker.serving_time(&call.name);
+        call.since.get_or_insert_with(|| breaker.serving_time_now(&call.name));
+        let wait = breaker.wait(&FailedCall {
             row: &call.name,
             failures: self.attempts,
-            first: *self.first.get_or_insert_with(|| hold.first(&call.name)),
-            proven: call.trial.proven(),
+            first: *self.first.get_or_insert_with(|| breaker.first_failure(&call.name)),
+            others_served: call.trial.others_served(),
             spent: call.spent(clock),
             deadline: call.deadline,
-            told,
+            retry_after,
         });
-        tracing::debug!(route = %call.name, device = ?call.device, ?told, "retry");
-        // A call that runs out of time says so, and what the last answer was.
-        let out_of_time = match seen {
+        tracing::debug!(route = %call.name, device = ?call.device, ?retry_after, "retry");
+        // What the call fails with if its deadline passes: the deadline, and the last answer.
+        let out_of_time = match result {
             Ok(answer) => FailureKind::Deadline(answer.status),
             Err(failure) => failure.kind.clone(),
         };
         let (trial, name, device) = (call.trial.clone(), call.name.clone(), call.device.clone());
         Box::pin(async move {
             match wait.over(expires).await {
-                Some(Next::Again { proven }) => trial.prove(proven),
+                Some(Next::Again { others_served }) => trial.begin_attempt(others_served),
                 Some(Next::GiveUp) => trial.end(out_of_time),
                 Some(Next::Pause(wait)) => {
-                    hold.pause(&name, &device, wait);
+                    breaker.pause(&name, &device, wait);
                     trial.end(FailureKind::Throttled(wait));
                 }
-                // The next attempt is not made.
+                // The layer below refuses the next attempt.
                 None => {}
             }
             drop(delayed);
@@ -169,18 +170,18 @@ impl Policy<Call, Answer, Unanswered> for RetryTransient {
         call: &mut Call,
         result: &mut Result<Answer, Unanswered>,
     ) -> Option<Self::Future> {
-        let seen = match &*result {
+        let attempt = match &*result {
             Ok(answer) => Ok(answer),
             Err(Unanswered::Failed(failure)) => Err(failure),
             Err(Unanswered::Stopping) => return None,
         };
         if call.trial.ended().is_none() {
-            self.hold.learn(call, sign(seen), &Words(seen));
-            self.attempts += seen.map_or_else(|failure| failure.attempts, |_| 1);
-            if verdict(call, seen) == Verdict::Again {
-                call.has_turn = is_uncounted(seen);
+            self.breaker.learn(call, sign(attempt), &InWords(attempt));
+            self.attempts += attempt.map_or_else(|failure| failure.attempts, |_| 1);
+            if verdict(call, attempt) == Verdict::Again {
+                call.has_turn = is_uncounted(attempt);
                 call.attempts = self.attempts;
-                return Some(self.wait(call, seen));
+                return Some(self.wait(call, attempt));
             }
         }
         match result {

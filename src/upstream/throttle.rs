@@ -1,7 +1,8 @@
-//! Rate limits: attempts in all and attempts per device, kept by `governor`.
+//! Rate limits for attempts: in all, per device, and per device and row. `governor` does the counting.
 //!
-//! Only what the API counts takes a turn: an attempt that did not get through, or that the API did not act on, keeps
-//! its turn for the next one, so that nothing that is held in an outage waits for a rate when it is over.
+//! Only an attempt that the API counts uses up its turn. If an attempt did not reach the API, or the API did not act on it,
+//! the next attempt of the call has the same turn. So the calls that are held in an outage need not wait for the rate
+//! limit when it is over.
 
 use std::{
     collections::HashMap,
@@ -22,26 +23,25 @@ use governor::{
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
 
-use super::{breaker::MAX_TOLD, hold::Hold};
+use super::{breaker::MAX_OBEYED_RETRY_AFTER, shared_breaker::SharedBreaker};
 use crate::{
     call::{self, Answer, Call, Trial},
     failure::{Failure, FailureKind, Unanswered},
     rate::Rate,
 };
 
-/// How often the limiter looks for devices that have been idle long enough to be forgotten, in
-/// attempts.
+/// After this many attempts the devices are forgotten that have been idle long enough.
 const SWEEP_EVERY: u32 = 4096;
 
 fn quota(rate: Rate) -> Quota {
     Quota::with_period(rate.per / rate.count.get())
-        .expect("a rate that leaves no time between turns is no rate")
+        .expect("a rate leaves at least a nanosecond between two turns, which its parser checks")
         .allow_burst(rate.count)
 }
 
 type PerDevice = DefaultKeyedRateLimiter<Arc<str>>;
 
-/// The limits in force, as the configuration and the table say.
+/// The rate limits of the configuration and of the table.
 #[derive(Debug, Clone, Default)]
 pub struct Rates {
     /// Attempts in all.
@@ -52,7 +52,7 @@ pub struct Rates {
     pub rows: Vec<(Arc<str>, Rate)>,
 }
 
-struct Limits {
+struct Limiters {
     total: Option<DefaultDirectRateLimiter>,
     per_device: Option<PerDevice>,
     rows: HashMap<Arc<str>, PerDevice>,
@@ -60,23 +60,24 @@ struct Limits {
     clock: DefaultClock,
 }
 
-impl Limits {
+impl Limiters {
     fn new(rates: &Rates) -> Option<Self> {
         let keyed = |rate: Rate| RateLimiter::keyed(quota(rate));
-        let limits = Self {
+        let limiters = Self {
             total: rates.total.map(|rate| RateLimiter::direct(quota(rate))),
             per_device: rates.per_device.map(keyed),
             rows: rates.rows.iter().map(|(row, rate)| (row.clone(), keyed(*rate))).collect(),
             attempts: AtomicU32::new(0),
             clock: DefaultClock::default(),
         };
-        let none = limits.total.is_none() && limits.per_device.is_none() && limits.rows.is_empty();
-        (!none).then_some(limits)
+        let none =
+            limiters.total.is_none() && limiters.per_device.is_none() && limiters.rows.is_empty();
+        (!none).then_some(limiters)
     }
 
-    /// Waits for a turn, the narrowest limit first, so that a device over its own limit uses up no
-    /// turn of the others. Waiting does not count against the message. A device over a limit of its own is
-    /// refused where the turn would come later than a message's deadline; the limit for all only delays.
+    /// Waits for a turn of each limit. The narrowest comes first, so that a device over its own limit uses up no turn of the
+    /// wider ones. The wait does not count against the message's deadline. A call over a limit of its device is refused when
+    /// the turn would come later than the deadline; the limit for all devices only delays.
     async fn turn(&self, wanted: &Wanted<'_>) -> Result<(), Unanswered> {
         self.sweep();
         let now = || self.clock.now();
@@ -94,7 +95,7 @@ impl Limits {
         Ok(())
     }
 
-    /// Forgets devices that have been idle for so long that nothing holds them back.
+    /// Forgets the devices that have been idle for so long that their limits are unused again.
     fn sweep(&self) {
         if self.attempts.fetch_add(1, Ordering::Relaxed).is_multiple_of(SWEEP_EVERY) {
             for limiter in self.rows.values().chain(&self.per_device) {
@@ -105,7 +106,7 @@ impl Limits {
     }
 }
 
-/// A turn that is wanted.
+/// The call that wants a turn.
 #[derive(Clone, Copy)]
 struct Wanted<'a> {
     name: &'a Arc<str>,
@@ -113,46 +114,46 @@ struct Wanted<'a> {
     deadline: Duration,
     expires: Option<Instant>,
     trial: &'a Trial,
-    hold: &'a Arc<Hold>,
+    breaker: &'a Arc<SharedBreaker>,
 }
 
 impl Wanted<'_> {
-    /// Waits, unless it would be for longer than `most`, the message expires, or the gateway stops.
+    /// Waits, unless it would be for `most` or longer, or the message expires before. Ends when the gateway stops.
     async fn wait(&self, wait: Duration, most: Duration) -> Result<(), Unanswered> {
         let next = Instant::now() + wait;
         if wait >= most || self.expires.is_some_and(|expires| expires <= next) {
             return Err(Failure::unmade(FailureKind::Throttled(wait)).into());
         }
         self.trial.excuse(wait);
-        let _delayed = self.hold.delayed(self.device);
+        let _delayed = self.breaker.mark_delayed(self.device);
         tokio::select! {
             () = tokio::time::sleep_until(next) => Ok(()),
-            () = self.hold.stopped() => Err(Unanswered::Stopping),
+            () = self.breaker.stopped() => Err(Unanswered::Stopping),
         }
     }
 
-    /// Waits until the API takes calls of this device again, where it has asked for patience before.
+    /// Waits until the API wants calls of this device again, if it has asked for a pause.
     async fn pause(&self) -> Result<(), Unanswered> {
-        match self.hold.paused(self.name, self.device) {
-            Some(wait) => self.wait(wait, MAX_TOLD).await,
+        match self.breaker.paused(self.name, self.device) {
+            Some(wait) => self.wait(wait, MAX_OBEYED_RETRY_AFTER).await,
             None => Ok(()),
         }
     }
 }
 
-/// Turns of all limits.
+/// Gives out the turns of all limits.
 #[derive(Clone)]
 pub(super) struct Turns {
-    limits: Option<Arc<Limits>>,
-    hold: Arc<Hold>,
+    limiters: Option<Arc<Limiters>>,
+    breaker: Arc<SharedBreaker>,
 }
 
 impl Turns {
-    pub(super) fn new(rates: &Rates, hold: Arc<Hold>) -> Self {
-        Self { limits: Limits::new(rates).map(Arc::new), hold }
+    pub(super) fn new(rates: &Rates, breaker: Arc<SharedBreaker>) -> Self {
+        Self { limiters: Limiters::new(rates).map(Arc::new), breaker }
     }
 
-    /// Waits for one.
+    /// Waits for a turn.
     pub(super) async fn take(
         &self,
         name: &Arc<str>,
@@ -160,16 +161,16 @@ impl Turns {
         lifetime: call::Lifetime,
         trial: &Trial,
     ) -> Result<(), Unanswered> {
-        let (hold, call::Lifetime { deadline, expires, .. }) = (&self.hold, lifetime);
-        let wanted = Wanted { name, device, deadline, expires, trial, hold };
+        let (breaker, call::Lifetime { deadline, expires, .. }) = (&self.breaker, lifetime);
+        let wanted = Wanted { name, device, deadline, expires, trial, breaker };
         wanted.pause().await?;
-        match &self.limits {
-            Some(limits) => limits.turn(&wanted).await,
+        match &self.limiters {
+            Some(limiters) => limiters.turn(&wanted).await,
             None => Ok(()),
         }
     }
 
-    /// Whether the call may still be made, and waits for its turn if it needs one.
+    /// Waits for the call's turn if it needs one. Fails if the call may not be made any more.
     async fn admit(&self, call: &mut Call) -> Result<(), Unanswered> {
         if let Some(why) = call.trial.ended() {
             return Err(Failure::unmade(why.clone()).into());
@@ -177,7 +178,7 @@ impl Turns {
         if call.expires.is_some_and(|expires| expires <= Instant::now()) {
             return Err(Failure::unmade(FailureKind::Expired).into());
         }
-        if call.attempts > 0 && self.hold.is_stopping() {
+        if call.attempts > 0 && self.breaker.is_stopping() {
             return Err(Unanswered::Stopping);
         }
         if !call.has_turn {
@@ -185,13 +186,13 @@ impl Turns {
             let lifetime = call::Lifetime { deadline, expires, since };
             self.take(&call.name, &call.device, lifetime, &call.trial).await?;
         }
-        call.hurried = call.since.is_some() && self.hold.hurries(call);
+        call.hurried = call.since.is_some() && self.breaker.is_hurried(call);
         call.queued = Some(Instant::now());
         Ok(())
     }
 }
 
-/// Adds the limits to a service.
+/// Adds the rate limits to a service.
 #[derive(Clone)]
 pub(super) struct ThrottleLayer(pub(super) Turns);
 
@@ -203,7 +204,7 @@ impl<S> Layer<S> for ThrottleLayer {
     }
 }
 
-/// A service whose calls take turns.
+/// A service whose calls wait for their turns.
 #[derive(Clone)]
 pub(super) struct Throttle<S> {
     inner: S,
@@ -219,7 +220,7 @@ where
     type Error = Unanswered;
     type Future = Pin<Box<dyn Future<Output = Result<Answer, Unanswered>> + Send>>;
 
-    // Always ready: a turn belongs to a call, and which call it is is known only in `call`.
+    // Always ready: the turn depends on the call, which is known only in `call`.
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Unanswered>> {
         Poll::Ready(Ok(()))
     }
@@ -236,9 +237,9 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::fixtures::{NO_WAIT, hold};
+    use crate::upstream::fixtures::{NO_WAIT, shared_breaker};
 
-    /// How long there is no turn, if that is why there is no answer.
+    /// For how long there is no turn, if that is why there is no answer.
     fn throttled(why: &Unanswered) -> Option<Duration> {
         match why {
             Unanswered::Failed(Failure { kind: FailureKind::Throttled(wait), attempts: 0 }) => {
@@ -256,7 +257,7 @@ mod tests {
             per_device: Some(rate("3/h")),
             rows: vec![("rare".into(), rate("1/h"))],
         };
-        let turns = Turns::new(&rates, hold(NO_WAIT));
+        let turns = Turns::new(&rates, shared_breaker(NO_WAIT));
         let lifetime =
             call::Lifetime { deadline: Duration::from_secs(1), expires: None, since: None };
         let take = async |name: &str, device: &str| {
@@ -271,17 +272,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_limit_for_all_delays_and_does_not_count() {
+    async fn the_limit_for_all_delays_and_the_wait_does_not_count() {
         let rates = Rates { total: Some("20/s".parse().unwrap()), ..Rates::default() };
-        let hold = hold(NO_WAIT);
-        let turns = Turns::new(&rates, hold.clone());
+        let breaker = shared_breaker(NO_WAIT);
+        let turns = Turns::new(&rates, breaker.clone());
         let lifetime = call::Lifetime { deadline: Duration::ZERO, expires: None, since: None };
         let trial = Trial::default();
         for _ in 0..22 {
             turns.take(&"r".into(), &"d".into(), lifetime, &trial).await.unwrap();
         }
         assert!(trial.excused() > Duration::from_millis(20), "{:?}", trial.excused());
-        hold.stop();
+        breaker.stop();
         let mut taken = Ok(());
         while taken.is_ok() {
             taken = turns.take(&"r".into(), &"d".into(), lifetime, &trial).await;
@@ -289,14 +290,14 @@ mod tests {
         assert_eq!(
             taken,
             Err(Unanswered::Stopping),
-            "nobody waits for a turn when the gateway stops"
+            "no call waits for a turn when the gateway stops"
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_call_that_keeps_its_turn_waits_for_none() {
         let rates = Rates { per_device: Some("1/h".parse().unwrap()), ..Rates::default() };
-        let turns = Turns::new(&rates, hold(NO_WAIT));
+        let turns = Turns::new(&rates, shared_breaker(NO_WAIT));
         let mut call = crate::upstream::fixtures::call("r", "d");
         assert!(turns.admit(&mut call).await.is_ok());
         assert!(turns.admit(&mut call.clone()).await.is_err());
@@ -305,14 +306,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_device_that_was_told_to_wait_waits_before_its_next_message_too() {
-        let hold = hold(NO_WAIT);
-        let turns = Turns::new(&Rates::default(), hold.clone());
+    async fn a_device_that_was_asked_to_wait_waits_before_its_next_message_too() {
+        let breaker = shared_breaker(NO_WAIT);
+        let turns = Turns::new(&Rates::default(), breaker.clone());
         let (began, mut call) = (Instant::now(), crate::upstream::fixtures::call("r", "d"));
-        hold.pause("r", "d", Duration::from_secs(90));
+        breaker.pause("r", "d", Duration::from_secs(90));
         turns.admit(&mut call).await.unwrap();
         assert_eq!(began.elapsed().as_secs(), 90);
-        hold.pause("r", "d", Duration::from_hours(1));
+        breaker.pause("r", "d", Duration::from_hours(1));
         assert!(throttled(&turns.admit(&mut call).await.unwrap_err()).is_some());
     }
 }

@@ -1,61 +1,63 @@
-//! What is known of one row of the table: who is served on it, who fails, and who waits to try again.
+//! What the breaker knows about one row of the table: which devices are served on it, which fail, and which calls wait.
 
 use std::{sync::Arc, time::Duration};
 
 use lru::LruCache;
 use tokio::time::Instant;
 
-use super::{Id, News, Next, Outage};
+use super::{CallId, Next, Outage, OutageChange};
 use crate::backoff::Backoff;
 
-/// Between two proofs at most so much counts: with nothing heard for longer,
-/// nothing is known.
+/// The most time that counts between two proofs: when nothing is heard for longer, nothing is known.
 const LONGEST_GAP: Duration = Duration::from_secs(10);
-/// A device that has failed this often after others had been served fails by itself: it is no witness of an outage.
-const OWN_TROUBLE: u32 = 2;
-/// Devices that have failed are remembered, at most so many of a row; the one that failed longest ago makes room.
+/// A device that has failed this often although others were served in between fails for a reason of its own, and is no
+/// witness of an outage.
+const OWN_FAILURES: u32 = 2;
+/// How many failing devices of a row are remembered. One more replaces the one that failed longest ago.
 const MAX_DEVICES: usize = 4096;
-/// Devices last served, for fleets that are smaller than the number that makes an outage.
-const RECENT: usize = 3;
-/// Second attempts that are free: so many at once, and one more after each pause. Beyond them, two for every
-/// call that is served: what comes back from an outage, or presses against a limit of the API, comes back by a ramp.
-const FREE: u32 = 10;
-const FREE_AGAIN: Duration = Duration::from_millis(100);
-const FOR_EACH_SERVED: u32 = 2;
+/// How many of the devices last served are remembered. When all of them fail, that is an outage even if the fleet has fewer
+/// devices than the configuration asks for.
+const RECENTLY_SERVED: usize = 3;
+/// How many retries a row may make at once without a success. One more is allowed after each `FREE_RETRY_EVERY`, and
+/// `RETRIES_PER_SERVED` more for each call that is served. So the calls that waited for an outage to end, or for a limit of
+/// the API, do not come back all at once but at a growing rate.
+const FREE_RETRIES: u32 = 10;
+const FREE_RETRY_EVERY: Duration = Duration::from_millis(100);
+const RETRIES_PER_SERVED: u32 = 2;
 
-/// The API's word on when to try again (`Retry-After`) [RFC 9110, 10.2.3].
+/// When the API wants the next attempt: `Retry-After` [RFC 9110, 10.2.3].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::upstream) struct Told {
-    /// For so long.
+pub(in crate::upstream) struct RetryAfter {
+    /// How long to wait.
     pub(in crate::upstream) wait: Duration,
-    /// It was said to this device (429), so that others are served changes nothing.
-    pub(in crate::upstream) personal: bool,
+    /// It was meant for this device alone (429), so it counts even when others are served.
+    pub(in crate::upstream) for_device: bool,
 }
 
-/// Adds up the time in which something is known to be so, from proof to proof.
+/// Adds up the time during which something is known to be true, from one proof to the next.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
-    /// What it shows.
+    /// The sum.
     pub(super) time: Duration,
-    /// When it was known last.
+    /// The last proof.
     pub(super) last: Option<Instant>,
-    /// It is known not to have been so since.
+    /// Whether it is known to have been false since.
     interrupted: bool,
 }
 
 impl Clock {
-    /// What it will show for this moment, if it is so.
+    /// The sum if it is true now.
     pub(super) fn reading(&self, now: Instant) -> Duration {
         let since = self.last.filter(|_| !self.interrupted);
         self.time + since.map_or(Duration::ZERO, |last| (now - last).min(LONGEST_GAP))
     }
 
-    /// It is so now.
+    /// It is true now.
     pub(super) fn proves(&mut self, now: Instant) {
         *self = Self { time: self.reading(now), last: Some(now), interrupted: false };
     }
 
-    /// It is not so now.
+    /// It is false now.
     pub(super) fn interrupt(&mut self) {
         self.interrupted = true;
     }
@@ -64,34 +66,34 @@ impl Clock {
 /// A call that waits for its next attempt.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    pub(super) id: Id,
+    pub(super) id: CallId,
     pub(super) failures: u32,
-    /// When it failed first.
+    /// When its first attempt failed.
     pub(super) first: Instant,
-    /// When it failed last.
+    /// When its last attempt failed.
     pub(super) failed_at: Instant,
-    /// Its own back-off is over; means nothing in an outage.
+    /// When its own back-off is over. It has no meaning in an outage.
     pub(super) ready_at: Instant,
-    /// It goes at the latest, however many wait.
+    /// When it is tried at the latest, however many calls wait.
     pub(super) latest: Instant,
-    /// The API has asked for patience until then; of this device alone or of everybody.
+    /// The API wants no attempt before this time; `true` if it asked this device alone.
     pub(super) not_before: Option<(Instant, bool)>,
-    /// How often the row had served when it failed.
+    /// How many calls the row had served when it failed.
     pub(super) served: u64,
-    /// It ends so, as soon as the row is known not to have been down, and the clock shows so much.
+    /// How it ends, once the row is known not to have been down when it failed, and the clock has reached this reading.
     pub(super) end: Option<(Next, Duration)>,
-    /// Which the probe may say, since nobody else speaks.
+    /// Whether the probe is proof enough of that, since no other device sends anything.
     pub(super) by_probe: bool,
 }
 
-/// A device that has failed, and has not been served since.
+/// A device whose call has failed and that has not been served since.
 #[derive(Debug)]
-struct Trouble {
-    /// How often the row had served others when it failed last.
+struct FailingDevice {
+    /// How many calls the row had served when it last failed.
     served: u64,
-    /// How often it has failed again although others had been served in between.
-    alone: u32,
-    /// The last failure was a time-out.
+    /// How often it has failed again after others had been served.
+    while_others_served: u32,
+    /// Whether its last failure was a time-out.
     hung: bool,
 }
 
@@ -99,28 +101,29 @@ struct Trouble {
 #[derive(Debug)]
 pub(super) struct Row {
     name: Arc<str>,
-    made: Instant,
-    /// Runs while it is known to serve.
+    created: Instant,
+    /// Runs while the row is known to serve calls.
     pub(super) serving: Clock,
-    /// Runs while it is known to serve, or as far as the probe can tell.
+    /// Runs while the row is known to serve calls, or the probe is answered and can be believed.
     pub(super) answering: Clock,
-    /// Calls served so far.
+    /// How many calls were served so far.
     pub(super) times_served: u64,
-    /// Devices last served, by fingerprint.
-    recent: Vec<u64>,
-    devices: LruCache<u64, Trouble>,
-    /// Devices that have failed since a call was last served.
-    failing: usize,
-    /// Those of them that do not fail by themselves.
+    /// The devices last served, by fingerprint, latest first.
+    recently_served: Vec<u64>,
+    failing_devices: LruCache<u64, FailingDevice>,
+    /// How many of them have failed since a call was last served.
+    failing_now: usize,
+    /// How many of these do not fail for a reason of their own.
     witnesses: usize,
     pub(super) waiting: Vec<Waiting>,
-    /// Further attempts that may be made now.
-    attempts: u32,
-    /// When there will be one more, and how often there was since the outage began.
+    /// How many calls may be tried again now.
+    retries: u32,
+    /// When one more may be.
     refill_at: Instant,
+    /// How often that has happened since the outage began.
     refills: u32,
     pub(super) outage: Option<Outage>,
-    /// Outages that have begun.
+    /// How many outages have begun so far.
     pub(super) outages: u64,
 }
 
@@ -128,16 +131,16 @@ impl Row {
     pub(super) fn new(name: Arc<str>, now: Instant) -> Self {
         Self {
             name,
-            made: now,
+            created: now,
             serving: Clock::default(),
             answering: Clock::default(),
             times_served: 0,
-            recent: Vec::with_capacity(RECENT),
-            devices: LruCache::unbounded(),
-            failing: 0,
+            recently_served: Vec::with_capacity(RECENTLY_SERVED),
+            failing_devices: LruCache::unbounded(),
+            failing_now: 0,
             witnesses: 0,
             waiting: Vec::new(),
-            attempts: FREE,
+            retries: FREE_RETRIES,
             refill_at: now,
             refills: 0,
             outage: None,
@@ -145,163 +148,171 @@ impl Row {
         }
     }
 
-    /// Devices that have failed since a call was last served.
+    /// How many devices have failed since a call was last served.
     pub(super) fn failing(&self) -> usize {
-        self.failing
+        self.failing_now
     }
 
+    /// Whether the device's last failure was a time-out, and others were served before it.
     pub(super) fn hangs(&self, device: u64) -> bool {
-        self.devices.peek(&device).is_some_and(|trouble| trouble.hung && trouble.alone > 0)
+        self.failing_devices
+            .peek(&device)
+            .is_some_and(|failing| failing.hung && failing.while_others_served > 0)
     }
 
-    /// The probe says that it is not down.
-    pub(super) fn answers(&mut self, now: Instant) {
+    /// The probe was answered and shows that the row is not down.
+    pub(super) fn probe_answered(&mut self, now: Instant) {
         self.answering.proves(now);
     }
 
-    /// This device's call was served.
-    pub(super) fn served(&mut self, device: u64, now: Instant, news: &mut Vec<News>) {
+    /// A call of this device was served.
+    pub(super) fn served(&mut self, device: u64, now: Instant, changes: &mut Vec<OutageChange>) {
         self.serving.proves(now);
-        self.answers(now);
+        self.answering.proves(now);
         self.times_served += 1;
-        (self.failing, self.witnesses) = (0, 0);
+        (self.failing_now, self.witnesses) = (0, 0);
         self.forget(device);
-        if self.recent.first() != Some(&device) {
-            self.recent.retain(|recent| *recent != device);
-            self.recent.truncate(RECENT - 1);
-            self.recent.insert(0, device);
+        if self.recently_served.first() != Some(&device) {
+            self.recently_served.retain(|served| *served != device);
+            self.recently_served.truncate(RECENTLY_SERVED - 1);
+            self.recently_served.insert(0, device);
         }
-        let most = FREE.max(u32::try_from(self.waiting.len()).unwrap_or(u32::MAX));
-        self.attempts = (self.attempts + FOR_EACH_SERVED).min(most);
-        self.comes_up(now, news);
+        let most = FREE_RETRIES.max(u32::try_from(self.waiting.len()).unwrap_or(u32::MAX));
+        self.retries = (self.retries + RETRIES_PER_SERVED).min(most);
+        self.comes_up(now, changes);
     }
 
-    /// The device is not in trouble, or nothing is known about it.
+    /// The device does not count as failing any more.
     pub(super) fn forget(&mut self, device: u64) {
-        if !self.devices.is_empty()
-            && let Some(trouble) = self.devices.pop(&device)
-            && self.counts(&trouble)
+        if !self.failing_devices.is_empty()
+            && let Some(failing) = self.failing_devices.pop(&device)
+            && self.is_current(&failing)
         {
-            self.failing -= 1;
-            self.witnesses -= usize::from(trouble.alone < OWN_TROUBLE);
+            self.failing_now -= 1;
+            self.witnesses -= usize::from(failing.while_others_served < OWN_FAILURES);
         }
     }
 
-    /// This device's call has failed.
+    /// A call of this device has failed.
     pub(super) fn failed(&mut self, device: u64, hung: bool) {
         let served = self.times_served;
-        let mut alone = 0;
-        if let Some(trouble) = self.devices.get_mut(&device) {
-            trouble.hung = hung;
-            if trouble.served == served {
+        let mut while_others_served = 0;
+        if let Some(failing) = self.failing_devices.get_mut(&device) {
+            failing.hung = hung;
+            if failing.served == served {
                 return;
             }
-            trouble.served = served;
-            trouble.alone = trouble.alone.saturating_add(1);
-            alone = trouble.alone;
+            failing.served = served;
+            failing.while_others_served = failing.while_others_served.saturating_add(1);
+            while_others_served = failing.while_others_served;
         } else {
-            if self.devices.len() >= MAX_DEVICES
-                && let Some((_, oldest)) = self.devices.pop_lru()
-                && self.counts(&oldest)
+            if self.failing_devices.len() >= MAX_DEVICES
+                && let Some((_, oldest)) = self.failing_devices.pop_lru()
+                && self.is_current(&oldest)
             {
-                self.failing -= 1;
-                self.witnesses -= usize::from(oldest.alone < OWN_TROUBLE);
+                self.failing_now -= 1;
+                self.witnesses -= usize::from(oldest.while_others_served < OWN_FAILURES);
             }
-            self.devices.put(device, Trouble { served, alone, hung });
+            self.failing_devices.put(device, FailingDevice { served, while_others_served, hung });
         }
-        self.failing += 1;
-        self.witnesses += usize::from(alone < OWN_TROUBLE);
+        self.failing_now += 1;
+        self.witnesses += usize::from(while_others_served < OWN_FAILURES);
     }
 
-    /// Whether it has failed since a call was last served.
-    fn counts(&self, trouble: &Trouble) -> bool {
-        trouble.served == self.times_served
+    /// Whether the device has failed since a call was last served.
+    fn is_current(&self, failing: &FailingDevice) -> bool {
+        failing.served == self.times_served
     }
 
-    /// Everybody who speaks on this row fails: `devices` of them, or all there are.
+    /// Whether every device on this row fails: at least `devices` of them, or all that there are.
     pub(super) fn is_down_for_all(&self, devices: usize) -> bool {
-        let fails = |device: &u64| self.devices.peek(device).is_some_and(|t| self.counts(t));
+        let fails =
+            |device: &u64| self.failing_devices.peek(device).is_some_and(|t| self.is_current(t));
         self.witnesses >= devices
-            || self.failing >= 2 && self.witnesses >= 1 && self.recent.iter().all(fails)
+            || self.failing_now >= 2
+                && self.witnesses >= 1
+                && self.recently_served.iter().all(fails)
     }
 
-    /// Whether an answer to the probe says something about this row: not when several fail on it and nobody is
-    /// served; then it may be the row that is down, whatever else answers.
+    /// Whether an answer to the probe says something about this row. When several devices fail on it and none is served, the
+    /// row itself may be down although the probe's path is answered.
     pub(super) fn believes_probe(&self, devices: usize) -> bool {
-        self.failing < 2 || self.witnesses == 0 && self.failing < devices
+        self.failing_now < 2 || self.witnesses == 0 && self.failing_now < devices
     }
 
-    /// Somebody waits, or it is down, and nothing has been heard for a while.
-    pub(super) fn wants_proof(&self, quiet: Duration, now: Instant) -> bool {
-        self.wants_proof_at(quiet).is_some_and(|at| at <= now)
+    /// Whether the probe should be sent: calls wait or the row is down, and nothing has been heard for `silence`.
+    pub(super) fn wants_proof(&self, silence: Duration, now: Instant) -> bool {
+        self.wants_proof_at(silence).is_some_and(|at| at <= now)
     }
 
-    /// When it will.
-    pub(super) fn wants_proof_at(&self, quiet: Duration) -> Option<Instant> {
+    /// When [`Row::wants_proof`] will be true.
+    pub(super) fn wants_proof_at(&self, silence: Duration) -> Option<Instant> {
         let asks = !self.waiting.is_empty() || self.outage.is_some();
-        asks.then_some(self.answering.last.map_or(self.made, |last| last + quiet))
+        asks.then_some(self.answering.last.map_or(self.created, |last| last + silence))
     }
 
-    /// Nobody is served any more.
+    /// An outage begins, unless there is one.
     pub(super) fn goes_down(
         &mut self,
         sign: String,
         probe: Backoff,
         now: Instant,
-        news: &mut Vec<News>,
+        changes: &mut Vec<OutageChange>,
     ) {
         if self.outage.is_some() {
             return;
         }
         self.serving.interrupt();
         self.answering.interrupt();
-        (self.attempts, self.refills) = (0, 0);
+        (self.retries, self.refills) = (0, 0);
         self.outages += 1;
         for waiting in &mut self.waiting {
             waiting.end = None;
         }
         self.refill_at = now + probe.after(0);
         let outage = Outage { row: self.name.clone(), since: now, sign };
-        news.push(News::Down(outage.clone()));
+        changes.push(OutageChange::Began(outage.clone()));
         self.outage = Some(outage);
     }
 
-    /// It is back, or nobody is left to say that it is not. Who waits because of it is ready.
-    pub(super) fn comes_up(&mut self, now: Instant, news: &mut Vec<News>) {
+    /// The outage ends, if there is one: a call was served, or none is left that could show whether the row is down. The
+    /// calls that waited because of it are ready.
+    pub(super) fn comes_up(&mut self, now: Instant, changes: &mut Vec<OutageChange>) {
         if let Some(outage) = self.outage.take() {
             for waiting in &mut self.waiting {
                 waiting.ready_at = waiting.ready_at.min(now);
             }
-            self.attempts = self.attempts.max(1);
-            self.refill_at = now + FREE_AGAIN;
-            news.push(News::Up(outage));
+            self.retries = self.retries.max(1);
+            self.refill_at = now + FREE_RETRY_EVERY;
+            changes.push(OutageChange::Ended(outage));
         }
     }
 
-    /// Something answers again: one of those who wait may look whether it is this row.
-    pub(super) fn looks_again(&mut self) {
-        self.attempts = self.attempts.max(1);
+    /// The probe is answered again: one of the calls that wait may find out whether this row is back.
+    pub(super) fn allow_one_attempt(&mut self) {
+        self.retries = self.retries.max(1);
     }
 
-    /// Time has passed: in an outage one call tries now and then, else some attempts are free.
+    /// Allows more retries as time passes: one now and then in an outage, else some at a steady rate.
     pub(super) fn refill(&mut self, probe: Backoff, now: Instant) {
         if self.refill_at > now {
             return;
         }
         if self.outage.is_some() {
-            self.attempts = 1;
+            self.retries = 1;
             self.refills = self.refills.saturating_add(1);
             self.refill_at = now + probe.after(self.refills);
-        } else if self.attempts < FREE {
-            let pauses = (now - self.refill_at).as_millis() / FREE_AGAIN.as_millis() + 1;
-            let more = u32::try_from(pauses).unwrap_or(FREE);
-            self.attempts = self.attempts.saturating_add(more).min(FREE);
-            self.refill_at = now + FREE_AGAIN;
+        } else if self.retries < FREE_RETRIES {
+            let pauses = (now - self.refill_at).as_millis() / FREE_RETRY_EVERY.as_millis() + 1;
+            let more = u32::try_from(pauses).unwrap_or(FREE_RETRIES);
+            self.retries = self.retries.saturating_add(more).min(FREE_RETRIES);
+            self.refill_at = now + FREE_RETRY_EVERY;
         }
     }
 
-    /// Who may try again: first who has failed least, since he is the likeliest to be served.
-    pub(super) fn release(&mut self, now: Instant, released: &mut Vec<(Id, Next)>) {
+    /// Releases the calls that end, then those that may be tried again. The one with the fewest failures is the first, since
+    /// it is the likeliest to be served.
+    pub(super) fn release(&mut self, now: Instant, released: &mut Vec<(CallId, Next)>) {
         if self.waiting.is_empty() {
             return;
         }
@@ -315,28 +326,28 @@ impl Row {
         });
         let served_at = self.serving.last;
         let (down, served, outages) = (self.outage.is_some(), self.times_served, self.outages);
-        let proven =
+        let others_served =
             |first: Instant| (!down && served_at.is_some_and(|at| at > first)).then_some(outages);
         let mut ready: Vec<_> = self
             .waiting
             .iter()
             .filter(|w| may_try(w, served, now))
             .filter(|w| w.latest <= now || down || w.ready_at <= now)
-            .map(|w| (w.latest > now, w.failures, w.latest, w.id, proven(w.first)))
+            .map(|w| (w.latest > now, w.failures, w.latest, w.id, others_served(w.first)))
             .collect();
         ready.sort_unstable();
         let before = released.len();
-        for (early, _, _, id, proven) in ready {
-            if early && self.attempts == 0 {
+        for (early, _, _, id, others_served) in ready {
+            if early && self.retries == 0 {
                 break;
             }
             if early {
-                if self.attempts >= FREE {
-                    self.refill_at = self.refill_at.max(now + FREE_AGAIN);
+                if self.retries >= FREE_RETRIES {
+                    self.refill_at = self.refill_at.max(now + FREE_RETRY_EVERY);
                 }
-                self.attempts -= 1;
+                self.retries -= 1;
             }
-            released.push((id, Next::Again { proven }));
+            released.push((id, Next::Again { others_served }));
         }
         let gone = released.get(before..).unwrap_or_default();
         if !gone.is_empty() {
@@ -344,12 +355,12 @@ impl Row {
         }
     }
 
-    /// When somebody may try again, if nothing happens before.
+    /// When a call may be tried again, if nothing happens before.
     pub(super) fn next_timeout(&self, now: Instant) -> Option<Instant> {
         let down = self.outage.is_some();
         let next = self.waiting.iter().map(|waiting| {
             let early = if down { now } else { waiting.ready_at };
-            let early = if self.attempts == 0 { early.max(self.refill_at) } else { early };
+            let early = if self.retries == 0 { early.max(self.refill_at) } else { early };
             let next = early.min(waiting.latest);
             match waiting.not_before {
                 Some((until, _)) if !may_try(waiting, self.times_served, now) => next.max(until),
@@ -360,9 +371,9 @@ impl Row {
     }
 }
 
-/// Whether the API's own word lets it try.
+/// Whether `Retry-After` lets the call be tried now.
 fn may_try(waiting: &Waiting, served: u64, now: Instant) -> bool {
     waiting
         .not_before
-        .is_none_or(|(until, personal)| until <= now || !personal && served > waiting.served)
+        .is_none_or(|(until, for_device)| until <= now || !for_device && served > waiting.served)
 }

@@ -1,5 +1,7 @@
 //! The breaker, played through by hand.
 
+use http::StatusCode;
+
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -35,16 +37,16 @@ impl Scene {
     }
 
     /// A call that has failed so often waits.
-    fn waits(&mut self, failures: u32) -> Id {
-        let first = self.breaker.first(&self.row, self.now);
-        let (deadline, told, proven) = (30 * SECOND, None, None);
+    fn waits(&mut self, failures: u32) -> CallId {
+        let first = self.breaker.first_failure(&self.row, self.now);
+        let (deadline, retry_after, others_served) = (30 * SECOND, None, None);
         let spent = Duration::ZERO;
         let row = &self.row.clone();
-        let call = Failing { row, failures, first, spent, deadline, proven, told };
+        let call = FailedCall { row, failures, first, spent, deadline, others_served, retry_after };
         self.breaker.wait(&call, self.now)
     }
 
-    fn later(&mut self, time: Duration) -> Vec<Id> {
+    fn later(&mut self, time: Duration) -> Vec<CallId> {
         self.now += time;
         let due = self.breaker.poll(self.now);
         due.released.into_iter().map(|(id, _)| id).collect()
@@ -132,8 +134,10 @@ fn the_probe_tells_a_message_from_the_api_where_one_device_speaks() {
     let id = scene.waits(1);
     assert!(scene.breaker.poll(scene.now).probe);
     assert!(!scene.breaker.poll(scene.now).probe, "one at a time");
-    scene.breaker.probed(Err("503".to_owned()), scene.now);
-    assert_eq!(scene.breaker.outages()[0].sign, "503");
+    scene
+        .breaker
+        .learn_from_probe(Err(ProbeFailure::Answered(StatusCode::SERVICE_UNAVAILABLE)), scene.now);
+    assert_eq!(scene.breaker.outages()[0].sign, "the API answers 503 Service Unavailable");
     assert!(scene.breaker.next_timeout(scene.now).is_some_and(|next| next > scene.now));
     scene.now += 10 * SECOND;
     let due = scene.breaker.poll(scene.now);
@@ -141,7 +145,7 @@ fn the_probe_tells_a_message_from_the_api_where_one_device_speaks() {
     assert_eq!(due.released.len(), 1, "it tries by itself meanwhile");
     scene.fails(1);
     let again = scene.waits(2);
-    scene.breaker.probed(Ok(()), scene.now);
+    scene.breaker.learn_from_probe(Ok(()), scene.now);
     assert!(!scene.is_down() && again != id);
     assert_eq!(scene.later(Duration::ZERO), [again], "who waited because of it is ready");
 }
@@ -210,23 +214,23 @@ fn nobody_waits_longer_than_the_longest_wait() {
 fn what_the_api_asks_of_one_device_is_obeyed_and_of_everybody_until_somebody_is_served() {
     let mut scene = Scene::new(Some("/"));
     (1..=3).for_each(|device| scene.fails(device));
-    let mut told = |personal: bool| {
-        let first = scene.breaker.first("r", scene.now);
+    let mut asked = |for_device: bool| {
+        let first = scene.breaker.first_failure("r", scene.now);
         let row = &scene.row.clone();
-        let call = Failing {
+        let call = FailedCall {
             row,
             failures: 1,
             first,
             spent: Duration::ZERO,
             deadline: SECOND,
-            proven: None,
-            told: Some(Told { wait: 100 * SECOND, personal }),
+            others_served: None,
+            retry_after: Some(RetryAfter { wait: 100 * SECOND, for_device }),
         };
         scene.breaker.wait(&call, scene.now)
     };
-    let (personal, general) = (told(true), told(false));
+    let (for_device, general) = (asked(true), asked(false));
     assert!(scene.later(40 * SECOND).is_empty(), "longer than anybody waits by himself");
     scene.serves(9);
     assert_eq!(scene.later(SECOND), [general]);
-    assert_eq!(scene.later(60 * SECOND), [personal]);
+    assert_eq!(scene.later(60 * SECOND), [for_device]);
 }

@@ -6,8 +6,8 @@ use super::*;
 use crate::{
     call::Method,
     upstream::{
-        breaker::MAX_TOLD,
-        fixtures::{self, NO_WAIT, answer, hold},
+        breaker::MAX_OBEYED_RETRY_AFTER,
+        fixtures::{self, NO_WAIT, answer, shared_breaker},
     },
 };
 
@@ -98,27 +98,27 @@ async fn attempt(
 }
 
 /// Another device is served, again and again.
-fn keep_serving(hold: &Arc<Hold>) -> tokio::task::JoinHandle<()> {
-    let hold = hold.clone();
+fn keep_serving(breaker: &Arc<SharedBreaker>) -> tokio::task::JoinHandle<()> {
+    let breaker = breaker.clone();
     tokio::spawn(async move {
         loop {
             sleep(Duration::from_millis(100)).await;
-            serve(&hold);
+            serve(&breaker);
         }
     })
 }
 
 /// Another device is served.
-fn serve(hold: &Arc<Hold>) {
-    hold.learn(&fixtures::call("r", "well"), Sign::Served, &"");
+fn serve(breaker: &Arc<SharedBreaker>) {
+    breaker.learn(&fixtures::call("r", "well"), Sign::Served, &"");
 }
 
 #[tokio::test(start_paused = true)]
 async fn attempts_are_counted_and_the_deadline_ends_them_while_others_are_served() {
     let second = Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(1) };
-    let hold = hold(second);
-    serve(&hold);
-    let mut policy = RetryTransient::new(second, hold.clone());
+    let breaker = shared_breaker(second);
+    serve(&breaker);
+    let mut policy = RetryTransient::new(second, breaker.clone());
     let mut call = call(Method::POST, Retry::Always);
     call.since = Some(Duration::ZERO);
     // Nobody else is served: it is held, however long.
@@ -128,7 +128,7 @@ async fn attempts_are_counted_and_the_deadline_ends_them_while_others_are_served
         attempts += 1;
         assert_eq!(attempt(&mut policy, &mut call, Ok(answer(503))).await, None);
     }
-    let serving = keep_serving(&hold);
+    let serving = keep_serving(&breaker);
     let began = Instant::now();
     let failure = loop {
         attempts += 1;
@@ -145,29 +145,29 @@ async fn attempts_are_counted_and_the_deadline_ends_them_while_others_are_served
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_ends_when_the_message_expires_or_the_gateway_stops() {
-    let hold = hold(NO_WAIT);
+    let breaker = shared_breaker(NO_WAIT);
     let busy = || Ok(Answer { retry_after: Some(Duration::from_secs(70)), ..answer(429) });
     let mut call = call(Method::POST, Retry::Always);
     let began = Instant::now();
     call.expires = Some(began + Duration::from_secs(5));
-    let mut policy = RetryTransient::new(NO_WAIT, hold.clone());
+    let mut policy = RetryTransient::new(NO_WAIT, breaker.clone());
     policy.retry(&mut call, &mut busy()).unwrap().await;
     assert_eq!(began.elapsed().as_secs(), 5);
     call.expires = None;
     let wait = policy.retry(&mut call, &mut busy()).unwrap();
-    hold.stop();
+    breaker.stop();
     wait.await;
     assert_eq!(began.elapsed().as_secs(), 5);
 }
 
 #[tokio::test(start_paused = true)]
 async fn retry_after_is_obeyed_to_the_second_and_ends_nothing_before_it_is_over() {
-    let hold = hold(NO_WAIT);
-    let serving = keep_serving(&hold);
+    let breaker = shared_breaker(NO_WAIT);
+    let serving = keep_serving(&breaker);
     let busy = || Ok(Answer { retry_after: Some(Duration::from_secs(70)), ..answer(429) });
     let mut call = call(Method::POST, Retry::Always);
     call.since = Some(Duration::ZERO);
-    let mut policy = RetryTransient::new(NO_WAIT, hold.clone());
+    let mut policy = RetryTransient::new(NO_WAIT, breaker.clone());
     let began = Instant::now();
     // Longer than the deadline, and tried once more.
     assert_eq!(attempt(&mut policy, &mut call, busy()).await, None);
@@ -181,8 +181,8 @@ async fn retry_after_is_obeyed_to_the_second_and_ends_nothing_before_it_is_over(
 #[tokio::test(start_paused = true)]
 async fn a_retry_after_of_nothing_or_in_the_past_is_no_hot_loop() {
     let second = Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(1) };
-    let hold = hold(second);
-    let mut policy = RetryTransient::new(second, hold);
+    let breaker = shared_breaker(second);
+    let mut policy = RetryTransient::new(second, breaker);
     let (began, mut call) = (Instant::now(), call(Method::POST, Retry::Always));
     for _ in 0..100 {
         let mut result = Ok(Answer { retry_after: Some(Duration::ZERO), ..answer(429) });
@@ -192,40 +192,43 @@ async fn a_retry_after_of_nothing_or_in_the_past_is_no_hot_loop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_told_to_wait_longer_than_anything_waits_is_not_tried_before() {
-    let hold = hold(NO_WAIT);
+async fn a_device_asked_to_wait_longer_than_any_call_waits_is_not_tried_before() {
+    let breaker = shared_breaker(NO_WAIT);
     let mut call = call(Method::POST, Retry::Always);
     let hour = Duration::from_hours(1);
     let busy = || Ok(Answer { retry_after: Some(hour), ..answer(429) });
-    let mut policy = RetryTransient::new(NO_WAIT, hold.clone());
+    let mut policy = RetryTransient::new(NO_WAIT, breaker.clone());
     // As long as nobody is served it is held, and tried now and then.
     let began = Instant::now();
     assert_eq!(attempt(&mut policy, &mut call, busy()).await, None);
-    assert_eq!(began.elapsed(), MAX_TOLD);
-    let serving = keep_serving(&hold);
+    assert_eq!(began.elapsed(), MAX_OBEYED_RETRY_AFTER);
+    let serving = keep_serving(&breaker);
     let end = attempt(&mut policy, &mut call, busy()).await.unwrap();
     serving.abort();
     assert_eq!((end.kind, end.attempts), (FailureKind::Throttled(hour), 2));
-    assert!(began.elapsed() < MAX_TOLD + Duration::from_secs(32), "others are served for a while");
-    assert_eq!(hold.paused("r", "d"), Some(hour), "nor is the next one of this device");
-    assert_eq!((hold.paused("other", "d"), hold.paused("r", "e")), (None, None));
+    assert!(
+        began.elapsed() < MAX_OBEYED_RETRY_AFTER + Duration::from_secs(32),
+        "others are served for a while"
+    );
+    assert_eq!(breaker.paused("r", "d"), Some(hour), "nor is the next one of this device");
+    assert_eq!((breaker.paused("other", "d"), breaker.paused("r", "e")), (None, None));
     tokio::time::advance(hour).await;
-    assert_eq!(hold.paused("r", "d"), None);
+    assert_eq!(breaker.paused("r", "d"), None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_fault_of_this_machine_says_nothing_about_the_api() {
     let second = Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(1) };
-    let hold = hold(second);
-    let mut policy = RetryTransient::new(second, hold.clone());
+    let breaker = shared_breaker(second);
+    let mut policy = RetryTransient::new(second, breaker.clone());
     let mut call = call(Method::POST, Retry::Never);
     call.since = Some(Duration::ZERO);
     call.deadline = Duration::ZERO;
     for _ in 0..20 {
         let mut result = Err(FailureKind::Local("too many open files".to_owned()).into());
         policy.retry(&mut call, &mut result).unwrap().await;
-        serve(&hold);
+        serve(&breaker);
     }
-    assert!(hold.outages().is_empty());
-    assert_eq!(hold.local_fault().as_deref(), Some("too many open files"));
+    assert!(breaker.outages().is_empty());
+    assert_eq!(breaker.local_fault().as_deref(), Some("too many open files"));
 }

@@ -8,6 +8,7 @@ use std::{
 use fastrand::Rng;
 
 use super::{super::*, ATTEMPT, DEADLINE, PROBE_MAX, ROWS, SECOND};
+use crate::failure::FailureKind;
 
 /// How the API fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,10 +100,10 @@ struct Current {
     message: Message,
     since: Duration,
     failures: u32,
-    first: Option<First>,
-    proven: Option<u64>,
+    first: Option<FirstFailure>,
+    others_served: Option<u64>,
     result: Option<Fault>,
-    asked: Option<Told>,
+    asked: Option<RetryAfter>,
 }
 
 pub(super) struct Play<'h> {
@@ -113,7 +114,7 @@ pub(super) struct Play<'h> {
     now: Duration,
     events: BinaryHeap<Reverse<(Duration, Event)>>,
     lanes: Vec<Lane>,
-    waits: HashMap<Id, usize>,
+    waits: HashMap<CallId, usize>,
     pub(super) ended: Vec<Ended>,
     pub(super) attempts: usize,
     /// When it will be asked again, or was.
@@ -165,8 +166,9 @@ impl<'h> Play<'h> {
                 Event::Comes(device) => self.comes(device),
                 Event::Answered(device) => self.answered(device),
                 Event::Probed(answers) => {
-                    let result = if answers { Ok(()) } else { Err("no".to_owned()) };
-                    self.breaker.probed(result, self.began + at);
+                    let away = ProbeFailure::Failed(FailureKind::AttemptTimeout);
+                    let result = if answers { Ok(()) } else { Err(away) };
+                    self.breaker.learn_from_probe(result, self.began + at);
                 }
                 Event::Poll => {}
             }
@@ -184,7 +186,7 @@ impl<'h> Play<'h> {
         let lane = &mut self.lanes[device];
         lane.sent += 1;
         let message = Message { number: lane.sent, row, came: self.now };
-        let clock = self.breaker.reading(ROWS[row], self.began + self.now);
+        let clock = self.breaker.serving_time_at(ROWS[row], self.began + self.now);
         lane.waiting.push_back((message, clock));
         let next = self.now + self.history.every.mul_f64(0.5 + self.rng.f64());
         // The last one is well and speaks as long as somebody else is not through: else nobody could tell what it is
@@ -208,7 +210,7 @@ impl<'h> Play<'h> {
                 since,
                 failures,
                 first,
-                proven: None,
+                others_served: None,
                 result: None,
                 asked: None,
             });
@@ -229,10 +231,11 @@ impl<'h> Play<'h> {
                 fault = fault.or(Some(Fault::Busy));
             }
         }
-        let told = (fault == Some(Fault::Busy) && self.history.limit.is_none() && self.rng.bool())
-            .then(|| Told { wait: SECOND * self.rng.u32(0..60), personal: true });
+        let retry_after =
+            (fault == Some(Fault::Busy) && self.history.limit.is_none() && self.rng.bool())
+                .then(|| RetryAfter { wait: SECOND * self.rng.u32(0..60), for_device: true });
         let current = self.lanes[device].current.as_mut().unwrap();
-        (current.result, current.asked) = (fault, told);
+        (current.result, current.asked) = (fault, retry_after);
         let takes = match fault {
             Some(Fault::Hang) => ATTEMPT,
             Some(Fault::Away) => Duration::from_millis(1),
@@ -256,16 +259,16 @@ impl<'h> Play<'h> {
             return self.end(device, End::Served);
         }
         current.failures += 1;
-        let first = *current.first.get_or_insert_with(|| self.breaker.first(&row, now));
-        let clock = self.breaker.serving(&row);
-        let failing = Failing {
+        let first = *current.first.get_or_insert_with(|| self.breaker.first_failure(&row, now));
+        let clock = self.breaker.serving_time(&row);
+        let failing = FailedCall {
             row: &row,
             failures: current.failures,
             first,
-            proven: current.proven,
+            others_served: current.others_served,
             spent: clock.saturating_sub(current.since),
             deadline: DEADLINE,
-            told: current.asked,
+            retry_after: current.asked,
         };
         let id = self.breaker.wait(&failing, now);
         self.waits.insert(id, device);
@@ -283,8 +286,8 @@ impl<'h> Play<'h> {
         for (id, next) in due.released {
             let device = self.waits.remove(&id).unwrap();
             match next {
-                Next::Again { proven } => {
-                    self.lanes[device].current.as_mut().unwrap().proven = proven;
+                Next::Again { others_served } => {
+                    self.lanes[device].current.as_mut().unwrap().others_served = others_served;
                     self.attempt(device);
                 }
                 Next::GiveUp | Next::Pause(_) => self.end(device, End::GivenUp),

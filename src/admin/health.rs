@@ -1,4 +1,4 @@
-//! Is the gateway ready, and if not, why not: told from progress, not from being alive.
+//! Whether the gateway is ready, and why it is not. A process that lives but settles no messages is not ready.
 
 #[cfg(test)]
 mod tests;
@@ -20,23 +20,23 @@ use crate::{
     upstream::{Outage, Upstream},
 };
 
-/// What readiness is made of.
+/// Everything that readiness depends on.
 pub(crate) struct Health {
     broker: watch::Receiver<Status>,
     upstream: Upstream,
     metrics: Arc<Metrics>,
-    /// Messages that are held without one being settled for so long are not making progress.
+    /// When messages are pending and none was settled for this time, the gateway counts as stuck.
     patience: Duration,
-    /// Messages that may be pending.
+    /// How many messages may be pending.
     receive_window: Arc<AtomicUsize>,
-    /// Bytes that may be.
+    /// How many bytes of payload may be pending.
     max_pending_bytes: usize,
     started: Instant,
     stopping: AtomicBool,
 }
 
 impl Health {
-    /// Watches the broker's connection and the metrics' progress.
+    /// Reads the connection's status from `broker`, and the progress of messages from `metrics`.
     pub(crate) fn new(
         broker: watch::Receiver<Status>,
         upstream: Upstream,
@@ -103,10 +103,11 @@ impl Health {
         }
         let shares = self.metrics.shares();
         if let Some((device, held)) = shares.largest()
-            && let Some(crowd) = shares.crowd(&device, self.window(), self.upstream.answering())
+            && let Some(over) =
+                shares.over_share(&device, self.window(), self.upstream.answering_time())
             && held * 2 > self.window().messages
         {
-            let (all, stuck) = (self.window().messages, crowd.stuck.as_secs());
+            let (all, stuck) = (self.window().messages, over.stuck.as_secs());
             reasons.push(format!(
                 "window: device {device:?} holds {held} of {all} messages that may be pending, none done for {stuck} s"
             ));

@@ -1,4 +1,5 @@
-//! Drives the breaker: wakes calls that wait, sends the probe, tells what has happened.
+//! The breaker as all calls share it: a task wakes the calls that wait and sends the probe, and outages are logged and
+//! counted.
 
 use std::{
     collections::HashMap,
@@ -14,24 +15,26 @@ use tokio::{
 };
 
 use super::{
-    breaker::{Breaker, BreakerSettings, Due, Failing, First, Id, News, Next, Outage},
+    breaker::{
+        Breaker, BreakerSettings, CallId, Due, FailedCall, FirstFailure, Next, Outage, OutageChange,
+    },
     client::Client,
 };
 use crate::{
     backoff::Backoff, call::Call, failure::Sign, fingerprint::fingerprint, metrics::Metrics,
 };
 
-/// So many devices can have been told to keep quiet for longer than anything waits.
+/// How many pauses are remembered. One more replaces the oldest.
 const MAX_PAUSES: usize = 10_000;
-/// A fault of this machine is of interest for so long.
-const LOCAL_FAULT: Duration = Duration::from_secs(30);
-/// Nothing waits so long.
+/// How long a fault of this machine is shown as a reason not to be ready.
+const LOCAL_FAULT_SHOWN: Duration = Duration::from_secs(30);
+/// Longer than anything waits.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
 
 /// The breaker, shared by all calls.
-pub(super) struct Hold {
+pub(super) struct SharedBreaker {
     inner: Mutex<Inner>,
-    /// Something has changed that the driver should look at.
+    /// Wakes the driver when something has changed that it should look at.
     changed: Notify,
     stopping: watch::Sender<bool>,
     probe: Option<(Client, Box<str>)>,
@@ -40,26 +43,26 @@ pub(super) struct Hold {
 
 struct Inner {
     breaker: Breaker,
-    waiters: HashMap<Id, oneshot::Sender<Next>>,
-    /// A task looks after those who wait.
+    waiters: HashMap<CallId, oneshot::Sender<Next>>,
+    /// Whether the driver's task runs.
     driven: bool,
-    /// Calls of a device that wait, for whatever reason.
+    /// How many calls of a device wait, for whatever reason.
     delayed: HashMap<Arc<str>, usize>,
-    /// What the API will not take before, by row and device.
+    /// Until when the API wants no calls of a device on a row, by a fingerprint of both.
     pauses: LruCache<u64, Instant>,
     /// The last fault of this machine.
     local: Option<(Instant, String)>,
 }
 
-/// A call of a device that waits, for as long as this lives.
+/// Marks a device as one with a call that waits, for as long as this lives.
 pub(super) struct Delayed {
-    hold: Arc<Hold>,
+    breaker: Arc<SharedBreaker>,
     device: Arc<str>,
 }
 
 impl Drop for Delayed {
     fn drop(&mut self) {
-        let mut inner = self.hold.inner();
+        let mut inner = self.breaker.inner();
         if let Some(count) = inner.delayed.get_mut(&self.device) {
             *count -= 1;
             if *count == 0 {
@@ -69,24 +72,24 @@ impl Drop for Delayed {
     }
 }
 
-/// Takes a call out of the breaker when it does not wait to the end.
+/// A call in the breaker. If it is dropped before the breaker releases the call, the call is taken out.
 struct Waiter {
-    hold: Arc<Hold>,
+    breaker: Arc<SharedBreaker>,
     row: Arc<str>,
-    id: Id,
+    id: CallId,
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let mut inner = self.hold.inner();
+        let mut inner = self.breaker.inner();
         if inner.waiters.remove(&self.id).is_some() {
             inner.breaker.cancel(&self.row, self.id);
-            self.hold.changed.notify_one();
+            self.breaker.changed.notify_one();
         }
     }
 }
 
-impl Hold {
+impl SharedBreaker {
     /// `client` sends the probe.
     pub(super) fn new(
         settings: BreakerSettings,
@@ -110,50 +113,50 @@ impl Hold {
         Arc::new(Self { inner, changed, stopping, probe, metrics })
     }
 
-    /// The clock that deadlines on this row run by: how long it has been known to serve.
-    pub(super) fn serving(&self, row: &str) -> Duration {
-        self.inner().breaker.serving(row)
+    /// See [`Breaker::serving_time`].
+    pub(super) fn serving_time(&self, row: &str) -> Duration {
+        self.inner().breaker.serving_time(row)
     }
 
-    /// A call on this row has failed for the first time.
-    pub(super) fn first(&self, row: &str) -> First {
-        self.inner().breaker.first(row, Instant::now())
+    /// See [`Breaker::first_failure`].
+    pub(super) fn first_failure(&self, row: &str) -> FirstFailure {
+        self.inner().breaker.first_failure(row, Instant::now())
     }
 
-    /// What a deadline on this row begins with.
-    pub(super) fn reading(&self, row: &str) -> Duration {
-        self.inner().breaker.reading(row, Instant::now())
+    /// See [`Breaker::serving_time_at`].
+    pub(super) fn serving_time_now(&self, row: &str) -> Duration {
+        self.inner().breaker.serving_time_at(row, Instant::now())
     }
 
-    /// How long the API has been known to answer anybody.
-    pub(super) fn answering(&self) -> Duration {
-        self.inner().breaker.answering()
+    /// See [`Breaker::answering_time`].
+    pub(super) fn answering_time(&self) -> Duration {
+        self.inner().breaker.answering_time()
     }
 
-    /// Rows that are down.
+    /// See [`Breaker::outages`].
     pub(super) fn outages(&self) -> Vec<Outage> {
         self.inner().breaker.outages()
     }
 
-    /// What this machine could not do of late, if that kept it from making calls.
+    /// The last fault of this machine that kept it from making calls, if it was recent.
     pub(super) fn local_fault(&self) -> Option<String> {
         let inner = self.inner();
-        let recent = inner.local.as_ref().filter(|(at, _)| at.elapsed() < LOCAL_FAULT);
+        let recent = inner.local.as_ref().filter(|(at, _)| at.elapsed() < LOCAL_FAULT_SHOWN);
         recent.map(|(_, fault)| fault.clone())
     }
 
-    /// Whether a call of this device waits: to try again, or for a turn.
+    /// Whether a call of this device waits to be tried again, or for a turn of a rate limit.
     pub(super) fn is_delayed(&self, device: &str) -> bool {
         self.inner().delayed.contains_key(device)
     }
 
-    /// Says that a call of this device waits.
-    pub(super) fn delayed(self: &Arc<Self>, device: &Arc<str>) -> Delayed {
+    /// Marks the device as one with a call that waits.
+    pub(super) fn mark_delayed(self: &Arc<Self>, device: &Arc<str>) -> Delayed {
         *self.inner().delayed.entry(device.clone()).or_default() += 1;
-        Delayed { hold: self.clone(), device: device.clone() }
+        Delayed { breaker: self.clone(), device: device.clone() }
     }
 
-    /// How long the API will not take calls of this device on this row, by its own word.
+    /// For how long the API wants no calls of this device on this row, if it has asked for a pause.
     pub(super) fn paused(&self, row: &str, device: &str) -> Option<Duration> {
         let mut inner = self.inner();
         if inner.pauses.is_empty() {
@@ -167,7 +170,7 @@ impl Hold {
         Some(left).filter(|left| !left.is_zero())
     }
 
-    /// The API has said so.
+    /// Remembers that the API wants no calls of this device on this row for this time.
     pub(super) fn pause(&self, row: &str, device: &str, wait: Duration) {
         let mut inner = self.inner();
         if inner.pauses.len() >= MAX_PAUSES {
@@ -176,62 +179,64 @@ impl Hold {
         inner.pauses.put(fingerprint((row, device)), Instant::now() + wait);
     }
 
-    /// Whether the call should be tried shortly only: its time is up already, and its device hangs.
-    pub(super) fn hurries(&self, call: &Call) -> bool {
+    /// Whether the call should get only a short attempt: its deadline has passed already, and the last call of its device
+    /// timed out.
+    pub(super) fn is_hurried(&self, call: &Call) -> bool {
         let inner = self.inner();
         let device = fingerprint(&*call.device);
         inner.breaker.hangs(&call.name, device)
-            && call.spent(inner.breaker.serving(&call.name)) >= call.deadline
+            && call.spent(inner.breaker.serving_time(&call.name)) >= call.deadline
     }
 
-    /// This machine could not make an attempt: it has no descriptor or no memory left, for example.
-    pub(super) fn fails_locally(&self, fault: &str) {
+    /// Remembers and logs that this machine could not make an attempt, for example because no file descriptor is left.
+    pub(super) fn local_fault_happened(&self, fault: &str) {
         self.inner().local = Some((Instant::now(), fault.to_owned()));
         tracing::error!(
             fault,
-            "this machine cannot make calls; messages are held, none is given up for it"
+            "this machine cannot make calls; messages are held, and none is given up because of it"
         );
     }
 
-    /// Learns from an attempt; `how` it ended, in words.
+    /// Learns from an attempt. `how` says in words how it ended.
     pub(super) fn learn(self: &Arc<Self>, call: &Call, sign: Sign, how: &dyn fmt::Display) {
         if sign == Sign::Nothing {
             return;
         }
         let mut inner = self.inner();
         inner.breaker.learn(&call.name, fingerprint(&*call.device), sign, how, Instant::now());
-        self.tell(&mut inner);
+        self.report_changes(&mut inner);
         self.drive(&mut inner);
     }
 
-    /// A call has failed; how it goes on is known when the wait is over.
-    pub(super) fn wait(self: &Arc<Self>, failing: &Failing<'_>) -> Wait {
-        let row = failing.row.clone();
+    /// Lets a call wait that has failed. What happens to it is known when the wait is over.
+    pub(super) fn wait(self: &Arc<Self>, call: &FailedCall<'_>) -> Wait {
+        let row = call.row.clone();
         let mut inner = self.inner();
-        let id = inner.breaker.wait(failing, Instant::now());
+        let id = inner.breaker.wait(call, Instant::now());
         let (wake, woken) = oneshot::channel();
         inner.waiters.insert(id, wake);
         self.drive(&mut inner);
         drop(inner);
-        Wait { waiter: Waiter { hold: self.clone(), row, id }, woken }
+        Wait { waiter: Waiter { breaker: self.clone(), row, id }, woken }
     }
 
-    /// Holds nobody any longer.
+    /// Ends every wait.
     pub(super) fn stop(&self) {
         self.stopping.send_replace(true);
     }
 
+    /// Whether [`SharedBreaker::stop`] was called.
     pub(super) fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
     }
 
-    /// Waits for the stop.
+    /// Waits until [`SharedBreaker::stop`] is called.
     pub(super) async fn stopped(&self) {
-        // The sender is ours.
+        // It cannot fail: `self` has the sender.
         let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 
-    /// Somebody must look after those who wait, and after an outage.
+    /// Makes sure that the driver runs, and looks at what has changed, if a call waits or a row is down.
     fn drive(self: &Arc<Self>, inner: &mut Inner) {
         if inner.breaker.is_idle() {
             return;
@@ -252,11 +257,11 @@ impl Hold {
                 let due = inner.breaker.poll(now);
                 for (id, next) in &due.released {
                     if let Some(wake) = inner.waiters.remove(id) {
-                        // Who does not listen any more takes himself out.
+                        // It fails when the call has just stopped waiting, which is fine.
                         let _ = wake.send(*next);
                     }
                 }
-                self.tell(&mut inner);
+                self.report_changes(&mut inner);
                 if inner.breaker.is_idle() {
                     inner.driven = false;
                     return;
@@ -264,7 +269,7 @@ impl Hold {
                 (due, inner.breaker.next_timeout(now))
             };
             if let Due { probe: true, .. } = due {
-                tokio::spawn(self.clone().ask());
+                tokio::spawn(self.clone().send_probe());
             }
             let next = next.unwrap_or_else(|| Instant::now() + FOREVER);
             tokio::select! {
@@ -274,30 +279,29 @@ impl Hold {
         }
     }
 
-    /// Sends the probe.
-    async fn ask(self: Arc<Self>) {
+    async fn send_probe(self: Arc<Self>) {
         let Some((client, path)) = &self.probe else { return };
         let result = client.probe(path).await;
         tracing::debug!(?result, "probe");
         let mut inner = self.inner();
-        inner.breaker.probed(result, Instant::now());
-        self.tell(&mut inner);
+        inner.breaker.learn_from_probe(result, Instant::now());
+        self.report_changes(&mut inner);
         self.drive(&mut inner);
     }
 
-    /// Says what has happened.
-    fn tell(&self, inner: &mut Inner) {
-        for news in inner.breaker.news() {
+    /// Logs and counts the outages that have begun and ended.
+    fn report_changes(&self, inner: &mut Inner) {
+        for change in inner.breaker.take_changes() {
             let down = inner.breaker.outages();
-            match news {
-                News::Down(Outage { row, sign, .. }) => {
+            match change {
+                OutageChange::Began(Outage { row, sign, .. }) => {
                     self.metrics.upstream_down(down.len() == 1);
                     tracing::error!(
                         %row, sign,
-                        "the upstream is down: holding messages, none is given up; trying again by itself"
+                        "the upstream is down: messages are held, none is given up, and calls are tried again"
                     );
                 }
-                News::Up(Outage { row, since, .. }) => {
+                OutageChange::Ended(Outage { row, since, .. }) => {
                     self.metrics.upstream_up(down.is_empty());
                     tracing::info!(%row, lasted = ?since.elapsed(), "the upstream is back");
                 }
@@ -318,14 +322,14 @@ pub(super) struct Wait {
 }
 
 impl Wait {
-    /// How it goes on; `None` if the message has expired meanwhile, or the gateway stops.
+    /// What happens to the call; `None` if its message has expired meanwhile, or the gateway stops.
     pub(super) async fn over(self, expires: Option<Instant>) -> Option<Next> {
         let Self { waiter, woken } = self;
         let expires = expires.unwrap_or_else(|| Instant::now() + FOREVER);
         tokio::select! {
             next = woken => next.ok(),
             () = sleep_until(expires) => None,
-            () = waiter.hold.stopped() => None,
+            () = waiter.breaker.stopped() => None,
         }
     }
 }

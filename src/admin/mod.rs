@@ -1,5 +1,9 @@
-//! The admin endpoint: `/livez`, `/readyz`, `/metrics` and `/routes`. Whoever can reach it can do no harm:
-//! connections are few, short-lived and answered once, and the oldest makes room for a new one.
+//! The admin endpoint: `/livez`, `/readyz`, `/metrics` and `/routes`.
+//!
+//! A client of it can neither change anything nor slow the forwarding down. The number of connections is bounded, each
+//! is answered once and then closed, and when there are too many, a new one closes the oldest.
+
+mod health;
 
 use std::{collections::VecDeque, convert::Infallible, fs::File, sync::Arc, time::Duration};
 
@@ -20,50 +24,51 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use crate::{health::Health, metrics::Metrics};
+pub(crate) use self::health::Health;
+use crate::metrics::Metrics;
 
-/// What Prometheus expects of the text that `prometheus-client` writes.
+/// The content type of the format that `prometheus-client` writes, which Prometheus checks.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// How many connections there are at once: enough for probes, scrapers and people.
+/// How many connections may be open at once: enough for probes, scrapers and people.
 const MAX_CONNECTIONS: usize = 64;
-/// How long a request's head may take.
-const HEAD: Duration = Duration::from_secs(5);
-/// How long a connection may take in all, for whoever reads slowly.
-const WHOLE: Duration = Duration::from_secs(15);
-/// Largest head of a request in bytes, the least that the library takes.
-const MAX_HEAD: usize = 8 * 1024;
-/// How long to wait when no connection can be accepted, for want of descriptors for example.
-const PAUSE: Duration = Duration::from_millis(100);
-/// How many times longer than it takes to write the metrics it is until they are written again: scrapes
-/// must not take the gateway's one thread.
-const SPARE: u32 = 10;
+/// How long a client may take to send the head of its request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may last, so that a client that reads slowly does not keep it.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
+/// Largest head of a request, in bytes. The HTTP library allows no smaller limit.
+const MAX_HEAD_BYTES: usize = 8 * 1024;
+/// How long to wait after a connection could not be accepted, for example because no file descriptor is left.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// The pause between two scrapes, as a multiple of the time that the first one took: scrapes run on the gateway's only
+/// thread and must leave most of it to the messages.
+const PAUSE_PER_SCRAPE: u32 = 10;
 
-/// What is shown.
+/// What the endpoint answers from.
 pub(crate) struct Pages {
-    /// Behind `/readyz`.
+    /// Answers `/readyz`.
     pub health: Arc<Health>,
-    /// Behind `/metrics`.
+    /// Answers `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// Behind `/routes`: the table in force, as JSON.
+    /// Answers `/routes`: the table in force, as JSON.
     pub routes: String,
-    /// When the metrics may be written again.
+    /// The next scrape is not answered before this time.
     pub next_scrape: Mutex<Instant>,
 }
 
-/// Serves until it is aborted.
+/// Serves until its task is aborted.
 pub(crate) async fn serve(listener: TcpListener, pages: Arc<Pages>) {
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
-    // A descriptor to give up when there is none left: probes are answered then as well.
-    let mut spare = File::open("/dev/null").ok();
+    // A file descriptor that is closed when the process has no other left, so that a probe is answered even then.
+    let mut reserve = File::open("/dev/null").ok();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 connections.retain(|connection| !connection.is_finished());
                 if connections.len() == MAX_CONNECTIONS {
-                    // Whoever has been here longest has been answered, or does not ask.
+                    // The oldest has been answered already, or has sent no request for a long time.
                     connections.pop_front().inspect(AbortHandle::abort);
                 }
                 let serving = tokio::spawn(answer(stream, pages.clone()));
@@ -71,15 +76,15 @@ pub(crate) async fn serve(listener: TcpListener, pages: Arc<Pages>) {
             }
             Err(error) => {
                 tracing::warn!(%error, "the admin endpoint cannot accept a connection");
-                spare = None;
-                if let Ok(Ok((stream, _))) = timeout(PAUSE, listener.accept()).await {
+                reserve = None;
+                if let Ok(Ok((stream, _))) = timeout(ACCEPT_RETRY, listener.accept()).await {
                     answer(stream, pages.clone()).await;
                 }
-                sleep(PAUSE).await;
+                sleep(ACCEPT_RETRY).await;
             }
         }
-        if spare.is_none() {
-            spare = File::open("/dev/null").ok();
+        if reserve.is_none() {
+            reserve = File::open("/dev/null").ok();
         }
     }
 }
@@ -92,12 +97,12 @@ async fn answer(stream: TcpStream, pages: Arc<Pages>) {
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .max_buf_size(MAX_HEAD)
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // A client that goes away or takes too long is its own trouble.
-    let _ = timeout(WHOLE, connection).await;
+    // Whether the client went away or took too long makes no difference to the gateway.
+    let _ = timeout(CONNECTION_TIMEOUT, connection).await;
 }
 
 impl Pages {
@@ -116,7 +121,7 @@ impl Pages {
             },
             "/metrics" => page(StatusCode::OK, OPENMETRICS, self.scrape().await),
             "/routes" => page(StatusCode::OK, JSON, self.routes.clone()),
-            _ => page(StatusCode::NOT_FOUND, TEXT, "/ lists what there is\n"),
+            _ => page(StatusCode::NOT_FOUND, TEXT, "not found: `/` lists the pages\n"),
         }
     }
 
@@ -125,7 +130,7 @@ impl Pages {
         sleep_until(*next).await;
         let began = Instant::now();
         let text = self.metrics.render();
-        *next = Instant::now() + began.elapsed() * SPARE;
+        *next = Instant::now() + began.elapsed() * PAUSE_PER_SCRAPE;
         text
     }
 }
