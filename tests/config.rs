@@ -72,6 +72,19 @@ fn the_shipped_file_shows_the_defaults() {
     assert!(keys.lines().filter(|line| line.contains(" = ")).count() > 25);
 }
 
+/// An answer from which nothing follows is recognised without running a filter, if no filter that decides what follows
+/// reads anything but the answer and the memory.
+#[test]
+fn what_follows_telemetry_is_decided_by_its_answer_and_memory_alone() {
+    let config = Config::parse(SHIPPED, &env([])).unwrap();
+    let telemetry = config.table.routes.iter().find(|route| &*route.name == "telemetry").unwrap();
+    let deciding: Vec<_> = telemetry.deciding().collect();
+    assert_eq!(deciding.len(), 1 + telemetry.then.len(), "`remember`, and a condition each");
+    for filter in deciding {
+        assert!(!filter.is_changeable(), "{filter:?}");
+    }
+}
+
 /// Every key outside the table, with its value, by path.
 fn settings(text: &str) -> BTreeMap<String, String> {
     fn walk(path: &str, table: &DeTable<'_>, found: &mut BTreeMap<String, String>) {

@@ -61,7 +61,8 @@ impl Hub {
                 licenses: vec![json!({
                     "id": "license-1", "data": "pro", "signature": "c2lnbmVk", "action": "add",
                 })],
-                about: Map::new(),
+                // What it was registered with.
+                about: Map::from_iter([("firmware_version".to_owned(), json!("1.0.0"))]),
                 settings: Map::new(),
             };
             for _ in 0..commands {
@@ -91,6 +92,7 @@ impl Device {
             ("GET", "/licenses") => (200, self.licenses.iter().map(with_flags).collect()),
             ("POST", "/licenses") => self.license_state(body),
             ("GET", "/space") => (200, space()),
+            ("GET", "") => (200, Value::Object(self.about.clone())),
             ("PUT", "") => self.set_about(body),
             ("PUT", "/cloud_settings") => self.set_setting(body),
             _ => error(404, "not found"),

@@ -20,6 +20,11 @@ pub(super) fn read<'a>(
     let push = row.required("push", topic_template, "missing: the topic to push on");
     let call = row.parsed("call", endpoint);
     let response_topic = row.parsed("response_topic", topic_template);
+    let remember = filters.get(&row, "remember");
+    if remember.is_some() && call.is_none() {
+        let text = "without `call` there is no answer but that of the route; write `remember` there";
+        row.mistake(None, "remember", text);
+    }
     let payload = filters.get(&row, "payload");
     let correlation = filters.get(&row, "correlation");
     let empty_on = statuses(&row, "empty_on");
@@ -30,6 +35,7 @@ pub(super) fn read<'a>(
         call,
         push: push?,
         response_topic,
+        remember,
         payload,
         correlation,
         empty_on,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::devices::Devices;
+use super::devices::{Devices, Remembered};
 use crate::{
     filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Val},
     metrics::Metrics,
@@ -51,6 +51,31 @@ impl Filters {
             self.metrics.filter_failed(route);
             tracing::warn!(%route, ?filter, %error, "filter failed");
         })
+    }
+
+    /// Remembers of the device what a `remember` makes of an answer; whether that has changed anything, or could not be
+    /// done.
+    ///
+    /// # Errors
+    /// [`FilterError`] when it fails.
+    pub(super) fn remember(
+        &self,
+        remember: &Filter,
+        answer: Val,
+        taken: &Taken<'_>,
+    ) -> Result<bool, FilterError> {
+        let Taken { route, speaker, .. } = taken;
+        let context = self.context(taken, remember.reads_payload());
+        let mut has_effect = false;
+        for value in self.run(remember, answer, &context, &route.name)? {
+            let remembered = self.devices.remember(speaker, &value);
+            if remembered == Remembered::Refused {
+                let (route, device) = (&*route.name, &*speaker.device);
+                tracing::warn!(route, device, "not remembered: no object, or too large");
+            }
+            has_effect |= remembered != Remembered::Unchanged;
+        }
+        Ok(has_effect)
     }
 
     /// What the `answer` of a row that calls nothing makes of what is known; none if it puts out nothing.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::{
-    devices::{Devices, Observed, Remembered},
+    devices::{Devices, Observed},
     fetched::{Trouble, Unfetched},
     filters::Filters,
     push::{self, Pusher},
@@ -133,7 +133,13 @@ impl Follower {
         let reads_answer = route.deciding().next().is_some();
         let input = if reads_answer { self.filters.read(&answer.body) } else { Ok(Val::Null) };
         match &input {
-            Ok(input) => due.has_effect |= self.remember(taken, input),
+            Ok(input) => {
+                let remembered = route
+                    .remember
+                    .as_ref()
+                    .map(|remember| self.filters.remember(remember, input.clone(), taken));
+                due.has_effect |= !matches!(remembered, None | Some(Ok(false)));
+            }
             Err(error) => {
                 self.metrics.filter_failed(&route.name);
                 due.has_effect = true;
@@ -153,26 +159,6 @@ impl Follower {
             due.entries.extend(observed.ok().flatten().map(|observed| (then, observed)));
         }
         due
-    }
-
-    /// Remembers what the row's `remember` makes of the answer; whether that has an effect, or could not be done.
-    fn remember(&self, taken: &Taken<'_>, input: &Val) -> bool {
-        let Taken { route, speaker, .. } = taken;
-        let Some(remember) = &route.remember else { return false };
-        let context = self.filters.context(taken, remember.reads_payload());
-        let Ok(values) = self.filters.run(remember, input.clone(), &context, &route.name) else {
-            return true;
-        };
-        let mut has_effect = false;
-        for value in values {
-            let remembered = self.devices.remember(speaker, &value);
-            if remembered == Remembered::Refused {
-                let (route, device) = (&*route.name, &*speaker.device);
-                tracing::warn!(route, device, "not remembered: no object, or too large");
-            }
-            has_effect |= remembered != Remembered::Unchanged;
-        }
-        has_effect
     }
 
     /// What to mark as seen once an entry of `then` has run; none if its condition does not hold.

@@ -63,6 +63,9 @@ impl Pusher {
                     return Err(Unfetched::Trouble(Trouble::Answered(answer.without_large_body())));
                 }
                 self.devices.met(&taken.speaker.device, &taken.authorization);
+                if let Some(remember) = &fetch.remember {
+                    self.filters.remember(remember, self.filters.read(&answer.body)?, taken)?;
+                }
                 answer
             }
         };

@@ -25,6 +25,8 @@ pub struct Fetch {
     pub push: Template,
     /// Response Topic put on the push, where the device answers.
     pub response_topic: Option<Template>,
+    /// Over the answer of its call, before anything is pushed: makes the object to remember of the device.
+    pub remember: Option<Filter>,
     /// Each output is one push. Without it the answer is pushed as it came.
     pub payload: Option<Filter>,
     /// Over each push: its Correlation Data, and what makes two pushes the same item.
@@ -68,9 +70,9 @@ pub struct Push {
 }
 
 impl Fetch {
-    /// `payload` and `correlation`, where it has them.
+    /// `remember`, `payload` and `correlation`, where it has them.
     pub fn filters(&self) -> impl Iterator<Item = &Filter> {
-        self.payload.iter().chain(&self.correlation)
+        self.remember.iter().chain(&self.payload).chain(&self.correlation)
     }
 
     /// Takes the answer apart into pushes; none when there is nothing to push. Without a filter it is pushed as
@@ -133,6 +135,7 @@ mod tests {
             call: None,
             push: Template::parse("t").unwrap(),
             response_topic: None,
+            remember: None,
             payload: filter(payload),
             correlation: filter(correlation),
             empty_on: Vec::new(),

@@ -23,7 +23,7 @@ fn page() -> ResponseTemplate {
 }
 
 fn at(below: &str) -> String {
-    format!("{DEVICE}/{below}")
+    format!("{DEVICE}/{below}").trim_end_matches('/').to_owned()
 }
 
 #[tokio::test]
@@ -67,6 +67,7 @@ async fn an_answer_that_is_no_json_is_logged_and_nothing_follows_from_it() {
     device.ask("update", json!({"firmware_version": "2"})).await;
     let news = json!({"latest_fw_version": "2", "latest_fw_file_id": 5});
     upstream.answers("POST", &at("telemetry"), 200, news.clone()).await;
+    upstream.answers("GET", DEVICE, 200, json!({"firmware_version": "1"})).await;
     device.send("telemetry", json!({})).await;
     assert_eq!(device.next().await.json(), news, "as far as is known it has another version");
     assert_eq!(upstream.count("GET /v1/devices/d1/command").await, 0);
@@ -85,8 +86,8 @@ async fn an_empty_answer_is_no_filter_error() {
 async fn a_snapshot_whose_fetches_all_fail_is_answered_as_failed() {
     let (broker, upstream, gateway, mut device) = stage().await;
     let mut dead = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
-    let all = ["space", "config", "command", "licenses"];
-    for (below, status) in all.iter().zip([403, 401, 404, 403]) {
+    let all = ["space", "config", "command", "licenses", "files", ""];
+    for (below, status) in all.iter().zip([403, 401, 404, 403, 403, 403]) {
         upstream.answers("GET", &at(below), status, json!({"error": below})).await;
     }
     let answer = device.ask("get", json!({})).await;
@@ -135,6 +136,7 @@ async fn a_fetch_answered_401_forgets_nothing_of_the_device() {
     upstream.answers("POST", &at("telemetry"), 200, flags).await;
     upstream.answers("GET", &at("config"), 200, json!({"version": 3})).await;
     upstream.answers("GET", &at("space"), 401, json!({"error": "not in a space"})).await;
+    upstream.answers("GET", DEVICE, 200, json!({"firmware_version": "8"})).await;
     upstream.answers("PUT", DEVICE, 200, json!({})).await;
     for _ in 0..3 {
         assert_eq!(device.ask("telemetry", json!({})).await.user("status"), "200");

@@ -104,6 +104,34 @@ payload = "[.a, .b, $payload.n]"
 }
 
 #[tokio::test]
+async fn where_no_config_is_set_none_is_pushed() {
+    let (_broker, upstream, gateway, mut device) = stage().await;
+    flags(&upstream, json!({"config_version": 0})).await;
+    telemetry(&mut device, &gateway).await;
+    assert_eq!(upstream.count("GET /v1/devices/d1/config").await, 0);
+    // The three forms of nothing that a snapshot can meet.
+    let dated = json!({"version": 0, "last_updated": "2023-03-02T16:47:41.960Z"});
+    let scoped = json!({"name": "n", "version": 0, "last_updated": null, "config": {}});
+    for (count, nothing) in [(1, json!({})), (2, dated), (3, scoped)] {
+        serves(&upstream, "config", nothing.clone()).await;
+        assert_eq!(device.ask("get", Value::Null).await.user("status"), "204");
+        gateway.metric_is("gateway_fetches_total", &["config_if_set", "empty"], count).await;
+        // A device that asks is answered, with what there is.
+        assert_eq!(device.ask("config", Value::Null).await.json(), nothing);
+    }
+    device.silent().await;
+    let config = json!({"name": "n", "version": 1, "last_updated": null, "config": {}});
+    serves(&upstream, "config", config.clone()).await;
+    flags(&upstream, json!({"config_version": 1})).await;
+    telemetry(&mut device, &gateway).await;
+    device.send("get", Value::Null).await;
+    for _ in 0..2 {
+        let push = device.next().await;
+        assert_eq!((push.topic.as_str(), push.json()), ("v1/device/d1/config", config.clone()));
+    }
+}
+
+#[tokio::test]
 async fn a_config_that_the_device_itself_has_set_is_not_pushed() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     serves(&upstream, "config", json!({"version": 8})).await;
@@ -215,6 +243,7 @@ async fn space_and_firmware_are_pushed_when_they_change() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     serves(&upstream, "space", json!({"name": "room"})).await;
     upstream.answers("PUT", DEVICE, 200, json!({"id": "d1"})).await;
+    upstream.answers("GET", DEVICE, 200, json!({"firmware_version": "1.0.7"})).await;
     flags(&upstream, json!({"space_data_version": 0})).await;
     telemetry(&mut device, &gateway).await;
     device.silent().await;
@@ -243,6 +272,85 @@ async fn space_and_firmware_are_pushed_when_they_change() {
     flags(&upstream, news).await;
     telemetry(&mut device, &gateway).await;
     device.silent().await;
+    assert_eq!(upstream.count("GET /v1/devices/d1").await, 1, "asked once, told afterwards");
+}
+
+#[tokio::test]
+async fn a_device_that_is_up_to_date_is_not_told_so_after_a_restart_of_the_gateway() {
+    let (broker, upstream, mut gateway, mut device) = stage().await;
+    flags(&upstream, json!({"latest_fw_version": "1.0.8", "latest_fw_file_id": "f1"})).await;
+    upstream.answers("GET", DEVICE, 200, json!({"firmware_version": "1.0.8"})).await;
+    for restart in 1..=2 {
+        for _ in 0..2 {
+            telemetry(&mut device, &gateway).await;
+        }
+        device.silent().await;
+        assert_eq!(upstream.count("GET /v1/devices/d1").await, restart, "once for each gateway");
+        gateway.stop().await;
+        gateway = Gateway::start(&broker, &upstream).await;
+    }
+    // Where the question is not answered nothing is said, and it is asked again.
+    upstream.answers("GET", DEVICE, 403, json!({"error": "not now"})).await;
+    telemetry(&mut device, &gateway).await;
+    gateway.metric_is("gateway_fetches_total", &["own_firmware", "failed"], 1).await;
+    device.silent().await;
+    // An answer that does not say it is an answer: then it has no version that is the latest.
+    upstream.answers("GET", DEVICE, 200, json!({"id": "d1"})).await;
+    for _ in 0..2 {
+        telemetry(&mut device, &gateway).await;
+    }
+    assert_eq!(device.next().await.json()["latest_fw_version"], "1.0.8");
+    device.silent().await;
+    assert_eq!(upstream.count("GET /v1/devices/d1").await, 4);
+    // Told to it already when the device says what it has.
+    upstream.answers("PUT", DEVICE, 200, json!({"id": "d1"})).await;
+    device.ask("update", json!({"firmware_version": "1.0.7"})).await;
+    telemetry(&mut device, &gateway).await;
+    device.silent().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_after_a_restart_of_the_gateway_has_the_firmware() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    // It knows none of these devices.
+    let gateway = Gateway::start(&broker, &upstream).await;
+    let file = |kind: &str, version: Value| {
+        let id = format!("file of {}", version.as_str().unwrap_or("none"));
+        json!({"id": id, "file_type": kind, "version": version, "name": "x"})
+    };
+    let versions = |versions: &[&str]| -> Value {
+        versions.iter().map(|version| file("firmware", json!(version))).collect()
+    };
+    let cases = [
+        (json!([]), None),
+        (json!([file("manual", json!("7.0.0")), file("firmware", Value::Null)]), None),
+        // It has this one.
+        (versions(&["1.8.10", "1.9.0", "1.9.0-rc.1"]), None),
+        (versions(&["1.10.0", "1.9.9", "1.2.11"]), Some("1.10.0")),
+        (versions(&["2.0.0-rc.2", "2.0.0-rc.10", "2.0.0-3"]), Some("2.0.0-rc.10")),
+        (versions(&["2.0.0-rc.2", "2.0.0+b5", "1.99.0"]), Some("2.0.0+b5")),
+    ];
+    for (number, (files, latest)) in cases.into_iter().enumerate() {
+        let mut device = broker.device(&format!("d{number}")).await;
+        let about = format!("/v1/devices/d{number}");
+        upstream.answers("GET", &about, 200, json!({"firmware_version": "1.9.0"})).await;
+        upstream.answers("GET", &format!("{about}/files"), 200, files).await;
+        assert_eq!(device.ask("get", Value::Null).await.user("status"), "204");
+        let Some(latest) = latest else {
+            gateway.settles().await;
+            device.silent().await;
+            continue;
+        };
+        let file = format!("file of {latest}");
+        let told = json!({"latest_fw_version": latest, "latest_fw_file_id": file});
+        let push = device.on(&device.topic("firmware")).await;
+        assert_eq!(push.json(), told);
+        // Once for each gateway: now it is known, and answered from memory.
+        assert_eq!(device.ask("firmware", Value::Null).await.json(), told);
+        device.send("get", Value::Null).await;
+        assert_eq!(device.on(&device.topic("firmware")).await.json(), told);
+        assert_eq!(upstream.count(&format!("GET {about}/files")).await, 1);
+    }
 }
 
 #[tokio::test]
@@ -250,6 +358,7 @@ async fn a_snapshot_pushes_everything_in_order_and_survives_failing_parts() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     let firmware = json!({"latest_fw_version": "2.0", "latest_fw_file_id": "f2"});
     flags(&upstream, firmware.clone()).await;
+    upstream.answers("GET", DEVICE, 200, json!({"firmware_version": "1.0"})).await;
     telemetry(&mut device, &gateway).await;
     assert_eq!(device.next().await.topic, "v1/device/d1/firmware");
     serves(&upstream, "space", json!({"name": "room"})).await;
@@ -280,7 +389,7 @@ async fn a_snapshot_pushes_everything_in_order_and_survives_failing_parts() {
     assert_eq!(device.next().await.topic, "v1/device/d1/firmware");
     device.silent().await;
     assert_eq!(gateway.metric("gateway_fetches_total", &["space_info", "empty"]).await, 1);
-    assert_eq!(gateway.metric("gateway_fetches_total", &["config", "failed"]).await, 1);
+    assert_eq!(gateway.metric("gateway_fetches_total", &["config_if_set", "failed"]).await, 1);
     assert_eq!(gateway.metric("gateway_fetches_total", &["command", "failed"]).await, 1);
 }
 

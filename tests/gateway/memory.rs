@@ -101,7 +101,8 @@ async fn an_answer_does_not_wait_for_the_room_that_another_takes() {
     let options = Options::default()
         .set("BROKER_URL", &broker.url())
         .set("UPSTREAM_URL", &api.url())
-        .set("UPSTREAM_MAX_HELD_RESPONSE_BYTES", "1MiB");
+        .set("UPSTREAM_MAX_HELD_RESPONSE_BYTES", "1MiB")
+        .set("UPSTREAM_MAX_FILTER_BYTES", "1MiB");
     let gateway = options.spawn().await;
     gateway.ready().await;
     let mut device = broker.device("any").await;
@@ -115,7 +116,8 @@ async fn an_answer_does_not_wait_for_the_room_that_another_takes() {
         }
     }
     gateway.metric_is("gateway_messages_settled_total", &["delivered"], 16).await;
-    gateway.metric_is("gateway_fetches_total", &["config", "pushed"], 16).await;
+    gateway.metric_is("gateway_fetches_total", &["config\"", "pushed"], 8).await;
+    gateway.metric_is("gateway_fetches_total", &["config_if_set", "pushed"], 8).await;
 }
 
 /// Waits until a number has not changed for [`STILL`].

@@ -92,6 +92,8 @@ async fn every_answer(gateway: &Gateway, upstream: &Upstream, device: &mut Devic
         ("GET", "/license"),
         ("GET", "/licenses"),
         ("GET", "/space"),
+        ("GET", "/files"),
+        ("GET", ""),
     ];
     let rows = [
         "telemetry",
