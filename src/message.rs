@@ -54,8 +54,7 @@ impl Message {
     }
 }
 
-/// Something the gateway publishes: a reply, a push or a dead letter. Always at `QoS` 1, never
-/// retained.
+/// Something the gateway publishes: a reply, a push or a dead letter. Always at `QoS` 1.
 #[derive(Clone)]
 pub struct Publication {
     /// What it is for.
@@ -64,6 +63,8 @@ pub struct Publication {
     pub topic: String,
     /// Application Message.
     pub payload: Bytes,
+    /// The broker keeps it for whoever subscribes later [MQTT 5.0, 3.3.1.3].
+    pub retain: bool,
     /// Its properties.
     pub properties: Properties,
 }

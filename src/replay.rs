@@ -250,6 +250,7 @@ impl Replay {
             purpose: Purpose::Push,
             topic: topic.to_owned(),
             payload: letter.payload.clone(),
+            retain: false,
             properties: Properties {
                 user,
                 response_topic: Some(below.join("/")),

@@ -73,7 +73,8 @@ fn destinations(config: &Config, incoming: &Incoming<'_>, outcome: Option<&Outco
     if let Some(outcome) = outcome {
         line("reply", to.reply_with(outcome));
     } else {
-        line("reply", to.reply.as_ref());
+        let name = if to.retain { "retained" } else { "reply" };
+        line(name, to.reply.as_ref());
         line("failure", to.failure());
     }
     line("letter", to.dead_letter.as_ref());

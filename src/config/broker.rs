@@ -29,6 +29,8 @@ pub(super) fn read(root: &Section<'_>) -> Settings {
         max_pending: broker.value("max_pending", receive_maximum),
         max_pending_bytes: broker.value("max_pending_bytes", size),
         max_packet: broker.value("max_packet", packet_size),
+        // The table says it.
+        retains: false,
         ack_hold: broker.value("ack_hold", |text| match text {
             "forever" => Ok(None),
             text => duration(text).map(Some).map_err(|error| format!("{error}, or `forever`")),

@@ -7,7 +7,7 @@ use toml::de::DeValue;
 use super::{
     filters::Filters,
     reader::Section,
-    values::{duration, endpoint, topic_template},
+    values::{duration, endpoint, topic_template, truth},
 };
 use crate::{call::StatusCode, table::fetch::Fetch};
 
@@ -22,13 +22,15 @@ pub(super) fn read<'a>(
     let response_topic = row.parsed("response_topic", topic_template);
     let remember = filters.get(&row, "remember");
     if remember.is_some() && call.is_none() {
-        let text = "without `call` there is no answer but that of the route; write `remember` there";
+        let text =
+            "without `call` there is no answer but that of the route; write `remember` there";
         row.mistake(None, "remember", text);
     }
     let payload = filters.get(&row, "payload");
     let correlation = filters.get(&row, "correlation");
     let empty_on = statuses(&row, "empty_on");
     let redeliver_after = row.parsed("redeliver_after", duration);
+    let retain = row.parsed("retain", truth).unwrap_or_default();
     row.finish();
     Some(Arc::new(Fetch {
         name: name?,
@@ -40,6 +42,7 @@ pub(super) fn read<'a>(
         correlation,
         empty_on,
         redeliver_after,
+        retain,
     }))
 }
 

@@ -145,7 +145,7 @@ impl Config {
                 errors,
                 dead_letter,
             },
-            broker,
+            broker: mqtt::Settings { retains: table.retains(), ..broker },
             upstream: api::Settings { rates, ..upstream },
             table: Arc::new(table),
             remembered_devices,

@@ -8,7 +8,7 @@ use super::{
     filters::Filters,
     names::nearest,
     reader::Section,
-    values::{duration, endpoint, non_empty, number, one_of, topic_template},
+    values::{duration, endpoint, non_empty, number, one_of, topic_template, truth},
 };
 use crate::{
     call::{Batch, Endpoint, Retry},
@@ -50,6 +50,11 @@ pub(super) fn read<'a>(
     let on = row.required("on", Pattern::parse, "missing: the topic pattern to listen on");
     let call = row.parsed("call", endpoint);
     let reply = row.parsed("reply", topic_template);
+    let retain = row.parsed("retain", truth).unwrap_or_default();
+    if retain && reply.is_none() {
+        let text = "only what goes to `reply` is retained, and this row has none; take it out, or write `reply`";
+        row.mistake(None, "retain", text);
+    }
     let body = filters.get(row, "body");
     let answer = filters.get(row, "answer");
     let credentials = row.parsed("credentials", |text| one_of(text, &Credentials::WORDS));
@@ -81,6 +86,7 @@ pub(super) fn read<'a>(
         on: on?,
         call,
         reply,
+        retain,
         body,
         answer,
         credentials: credentials.unwrap_or_default(),

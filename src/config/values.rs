@@ -215,6 +215,11 @@ pub(super) fn topic_template(text: &str) -> Result<Template, String> {
     Template::parse(text)
 }
 
+/// `true` or `false`.
+pub(super) fn truth(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("invalid value `{text}`; write true or false"))
+}
+
 /// One word of a closed vocabulary.
 pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
     words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {

@@ -78,6 +78,7 @@ pub(super) fn dead_letter(
         purpose: Purpose::DeadLetter(Box::new(letter)),
         topic: (*topic).to_owned(),
         payload: message.payload.clone(),
+        retain: false,
         properties: Properties {
             user,
             content_type: content_type.map(|text| printable::short_line(text, 256)),

@@ -131,6 +131,7 @@ impl Pusher {
             purpose: Purpose::Push,
             topic: topic.to_owned(),
             payload: push.payload,
+            retain: fetch.retain,
             properties: Properties {
                 user: vec![(VIA.to_owned(), self.via.to_string())],
                 response_topic: response_topic.and_then(|t| t.topic(|name| captures.get(name))),

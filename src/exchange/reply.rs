@@ -21,6 +21,9 @@ pub(crate) struct Destinations {
     pub(crate) errors: Option<String>,
     /// The dead-letter topic.
     pub(crate) dead_letter: Option<String>,
+    /// The broker is to keep an answer: the row says so, and it goes to the row's own topic. What a device names it
+    /// can retain nothing on.
+    pub(crate) retain: bool,
 }
 
 impl Destinations {
@@ -38,6 +41,7 @@ impl Destinations {
         };
         let named = incoming.response_topic().map(str::to_owned);
         Self {
+            retain: named.is_none() && incoming.route.is_some_and(|route| route.retain),
             reply: named.or_else(|| incoming.route?.reply.as_ref().and_then(topic)),
             errors: errors.and_then(topic),
             dead_letter: dead_letter.and_then(topic),
@@ -82,6 +86,8 @@ pub(super) fn reply(
         purpose: Purpose::Reply,
         topic,
         payload,
+        // A failure is no state of anything.
+        retain: to.retain && matches!(outcome, Outcome::Delivered(_)),
         properties: Properties {
             user: user.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             correlation_data: message.properties.correlation_data.clone(),
@@ -126,8 +132,8 @@ call = "POST /{device_id}"
 "#;
 
     /// Where the answers to a message on this topic go.
-    fn destinations(topic: &str, response_topic: Option<&str>) -> Destinations {
-        let config = fixtures::config(TABLE);
+    fn destinations(table: &str, topic: &str, response_topic: Option<&str>) -> Destinations {
+        let config = fixtures::config(table);
         let mut message = fixtures::message(topic, &[], b"{}");
         message.properties.response_topic = response_topic.map(str::to_owned);
         let (subscription, captures) = config.subscriptions().find(topic).unzip();
@@ -139,25 +145,26 @@ call = "POST /{device_id}"
 
     #[test]
     fn a_message_is_answered_where_it_asks_or_where_its_row_says() {
-        let reply = |topic, response_topic| destinations(topic, response_topic).reply;
+        let reply = |topic, response_topic| destinations(TABLE, topic, response_topic).reply;
         assert_eq!(reply("d/d1/asks", None).as_deref(), Some("d/d1/answers"));
         assert_eq!(reply("d/d1/asks", Some("d/d1/x")).as_deref(), Some("d/d1/x"));
         assert_eq!(reply("d/d1/asks", Some("d/d2/x")).as_deref(), Some("d/d1/answers"));
         assert_eq!(reply("d/d1/tells", None), None);
         assert_eq!(reply("d/d1/tells", Some("d/d1/x")).as_deref(), Some("d/d1/x"));
         assert_eq!(reply("d/d1/tells", Some("d/+/x")), None);
-        let to = destinations("d/d1/tells", None);
+        let to = destinations(TABLE, "d/d1/tells", None);
         assert_eq!(to.errors.as_deref(), Some("d/d1/errors"));
         assert_eq!(to.dead_letter.as_deref(), Some("dead/tells/d1"));
         // No row, no captures: nowhere to answer, and no name for the dead letter's topic.
-        assert_eq!(destinations("other", Some("other/x")), Destinations::default());
+        assert_eq!(destinations(TABLE, "other", Some("other/x")), Destinations::default());
         // A level that makes the topic none to publish on.
-        assert_eq!(destinations("d/a\nb/asks", None), Destinations::default());
+        assert_eq!(destinations(TABLE, "d/a\nb/asks", None), Destinations::default());
     }
 
     #[test]
     fn failures_are_told_on_the_topic_for_errors_and_successes_only_to_who_asks() {
-        let (asked, silent) = (destinations("d/d1/asks", None), destinations("d/d1/tells", None));
+        let (asked, silent) =
+            (destinations(TABLE, "d/d1/asks", None), destinations(TABLE, "d/d1/tells", None));
         let failed = Failure { kind: FailureKind::Expired, attempts: 0 };
         for (outcome, told) in [
             (Outcome::of(answer(201)), false),
@@ -177,8 +184,21 @@ call = "POST /{device_id}"
     }
 
     #[test]
+    fn an_answer_is_retained_where_the_row_says_so_on_the_rows_own_topic() {
+        let row = TABLE.replace("reply =", "retain = true\nreply =");
+        let retained = |response_topic, status| {
+            let to = destinations(&row, "d/d1/asks", response_topic);
+            let message = fixtures::message("d/d1/asks", &[], b"");
+            reply(&Outcome::of(answer(status)), &message, &to, "asks", "gw").unwrap().retain
+        };
+        assert!(retained(None, 200));
+        assert!(!retained(Some("d/d1/x"), 200), "who asks for it there wants it once");
+        assert!(!retained(None, 404), "a failure is no state of anything");
+    }
+
+    #[test]
     fn a_reply_has_the_answer_as_it_came_or_an_error_in_json() {
-        let to = destinations("d/d1/asks", None);
+        let to = destinations(TABLE, "d/d1/asks", None);
         let mut message = fixtures::message("d/d1/asks", &[], b"");
         message.properties.correlation_data = Some(Bytes::from_static(b"\0c"));
         let reply = |outcome: Outcome| reply(&outcome, &message, &to, "asks", "gw").unwrap();
@@ -188,6 +208,7 @@ call = "POST /{device_id}"
             ..answer(403)
         };
         let told = reply(Outcome::of(page));
+        assert!(!told.retain);
         assert_eq!((told.topic.as_str(), &*told.payload), ("d/d1/answers", &b"<html>"[..]));
         assert_eq!(told.properties.content_type.as_deref(), Some("text/html"));
         assert_eq!(told.properties.correlation_data.as_deref(), Some(&b"\0c"[..]));

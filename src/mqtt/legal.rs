@@ -76,6 +76,7 @@ mod tests {
             purpose: crate::message::Purpose::Reply,
             topic: topic.to_owned(),
             payload,
+            retain: false,
             properties,
         }
     }

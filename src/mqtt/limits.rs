@@ -39,6 +39,13 @@ pub(super) fn warnings(settings: &Settings, limits: &Limits) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if !limits.retain && settings.retains {
+        warnings.push(
+            "this broker retains nothing: what the table wants retained is published all the same, for \
+             those who are subscribed"
+                .to_owned(),
+        );
+    }
     if limits.maximum_packet_size.is_some_and(|most| most < 65_536) {
         warnings.push(format!(
             "the broker takes no packet above {} bytes: larger replies and dead letters are dropped",

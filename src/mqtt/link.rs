@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 use super::{
-    packet,
+    packet::{self, PublishLimits},
     reader::Limits,
     window::{PacketId, Window},
 };
@@ -73,9 +73,10 @@ impl Link {
         self.limits.maximum_qos == 0
     }
 
-    /// Largest packet the broker takes, in bytes.
-    pub(super) fn max_packet(&self) -> usize {
-        self.limits.maximum_packet_size.map_or(usize::MAX, |most| most as usize)
+    /// What the broker takes of publications.
+    pub(super) fn publish_limits(&self) -> PublishLimits {
+        let max_packet = self.limits.maximum_packet_size.map_or(usize::MAX, |most| most as usize);
+        PublishLimits { max_packet, retain: self.limits.retain }
     }
 
     pub(super) fn came_at_qos_2(&mut self, packet_id: PacketId) {

@@ -70,6 +70,8 @@ pub struct Settings {
     pub max_pending_bytes: usize,
     /// Largest packet the broker may send, in bytes [MQTT 5.0, 3.1.2.11.4].
     pub max_packet: u32,
+    /// Whether anything is published that the broker is to retain.
+    pub retains: bool,
     /// `ack_hold`: how long an unsettled message may hold back the PUBACKs of later ones; `None` is for
     /// ever.
     pub ack_hold: Option<Duration>,

@@ -121,12 +121,21 @@ pub(super) fn path(filter: &str, share_group: Option<&str>) -> String {
     }
 }
 
+/// What the broker takes of publications.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PublishLimits {
+    /// Largest packet, in bytes.
+    pub(super) max_packet: usize,
+    /// Whether it keeps what is to be retained; to be asked for it would end the connection [MQTT-3.2.2-14].
+    pub(super) retain: bool,
+}
+
 /// PUBLISH of a publication, whose strings are legal. `false`, and nothing written, if the packet is
-/// larger than `max_packet`, in bytes. At `QoS` 0 the packet identifier is 0.
+/// larger than the broker takes. At `QoS` 0 the packet identifier is 0.
 pub(super) fn publish(
     publication: &Publication,
     packet_id: PacketId,
-    max_packet: usize,
+    limits: PublishLimits,
     out: &mut BytesMut,
 ) -> bool {
     let properties = publication.properties.clone();
@@ -141,7 +150,8 @@ pub(super) fn publish(
     let payload = publication.payload.clone();
     let mut packet = Publish::new(publication.topic.as_str(), qos, payload, Some(properties));
     packet.pkid = packet_id;
-    if packet.size() > max_packet.min(LARGEST) {
+    packet.retain = publication.retain && limits.retain;
+    if packet.size() > limits.max_packet.min(LARGEST) {
         return false;
     }
     write(&Packet::Publish(packet), out);

@@ -64,6 +64,10 @@ pub(super) struct ConnAck {
 }
 
 /// What the broker allows on this connection; where it says nothing, what the standard says.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a property of CONNACK, as it stands there"
+)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Limits {
     pub receive_maximum: u16,
@@ -74,6 +78,7 @@ pub(super) struct Limits {
     pub session_expiry: Option<u32>,
     /// In seconds; none is what was asked for.
     pub server_keep_alive: Option<u16>,
+    pub retain: bool,
     pub wildcard_subscriptions: bool,
     pub shared_subscriptions: bool,
     pub subscription_identifiers: bool,
@@ -87,6 +92,7 @@ impl Default for Limits {
             maximum_packet_size: None,
             session_expiry: None,
             server_keep_alive: None,
+            retain: true,
             wildcard_subscriptions: true,
             shared_subscriptions: true,
             subscription_identifiers: true,
@@ -239,6 +245,7 @@ fn connack(cursor: &mut Cursor<'_>) -> Option<ConnAck> {
             // 0 is a protocol error [MQTT 5.0, 3.2.2.3.3]; nothing could ever be published.
             (0x21, Value::U16(value)) => limits.receive_maximum = value.max(1),
             (0x24, Value::U8(value)) => limits.maximum_qos = value,
+            (0x25, Value::U8(value)) => limits.retain = value != 0,
             (0x27, Value::U32(value)) => limits.maximum_packet_size = Some(value),
             (0x11, Value::U32(value)) => limits.session_expiry = Some(value),
             (0x13, Value::U16(value)) => limits.server_keep_alive = Some(value),

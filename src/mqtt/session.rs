@@ -367,7 +367,7 @@ impl Session {
     fn transmit_outbox(&mut self, out: &mut BytesMut, now: Instant) -> bool {
         let Some(link) = &self.link else { return true };
         let at_most_once = link.is_at_most_once();
-        let largest = link.max_packet();
+        let limits = link.publish_limits();
         while out.len() < WRITTEN_AHEAD {
             match self.outbox.next(now) {
                 None => return true,
@@ -378,7 +378,7 @@ impl Session {
                 }
                 Some(Next::Publish(packet_id, publication)) => {
                     let wire_id = if at_most_once { 0 } else { packet_id };
-                    let fits = packet::publish(publication, wire_id, largest, out);
+                    let fits = packet::publish(publication, wire_id, limits, out);
                     if fits && !at_most_once {
                         continue;
                     }

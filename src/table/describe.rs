@@ -19,7 +19,7 @@ pub fn table(table: &Table) -> String {
             route.name.to_string(),
             route.on.as_str().to_owned(),
             endpoint(route.call.as_ref()),
-            route.reply.as_ref().map_or("-", Template::as_str).to_owned(),
+            route.reply.as_ref().map_or("-".to_owned(), |reply| retained(reply, route.retain)),
             if entries.is_empty() { "-".to_owned() } else { entries.join(", ") },
         ]);
     }
@@ -28,7 +28,7 @@ pub fn table(table: &Table) -> String {
     for fetch in &table.fetches {
         rows.push([
             fetch.name.to_string(),
-            fetch.push.as_str().to_owned(),
+            retained(&fetch.push, fetch.retain),
             endpoint(fetch.call.as_ref()),
             fetch.response_topic.as_ref().map_or("-", Template::as_str).to_owned(),
             String::new(),
@@ -36,6 +36,11 @@ pub fn table(table: &Table) -> String {
     }
     text.push('\n');
     text + &columns(&rows)
+}
+
+/// A topic, and whether what is published there is retained.
+fn retained(topic: &Template, retain: bool) -> String {
+    format!("{}{}", topic.as_str(), if retain { " (retained)" } else { "" })
 }
 
 fn endpoint(call: Option<&Endpoint>) -> String {
@@ -81,6 +86,7 @@ pub fn table_json(table: &Table) -> String {
             "filter": route.on.filter(),
             "call": call(&route.call),
             "reply": text(&route.reply),
+            "retain": route.retain,
             "credentials": route.credentials.as_str(),
             "batch": route.batch.as_ref().map(|batch| endpoint(Some(&batch.endpoint))),
             "then": route.then.iter().map(then).collect::<Vec<_>>(),
@@ -91,6 +97,7 @@ pub fn table_json(table: &Table) -> String {
             "name": &*fetch.name,
             "call": call(&fetch.call),
             "push": fetch.push.as_str(),
+            "retain": fetch.retain,
             "response_topic": text(&fetch.response_topic),
         })
     });

@@ -35,6 +35,8 @@ pub struct Fetch {
     pub empty_on: Vec<StatusCode>,
     /// The same item is not pushed again before this time has passed; without it, always.
     pub redeliver_after: Option<Duration>,
+    /// The broker keeps each push for whoever subscribes later.
+    pub retain: bool,
 }
 
 /// One entry of `then`.
@@ -140,6 +142,7 @@ mod tests {
             correlation: filter(correlation),
             empty_on: Vec::new(),
             redeliver_after: None,
+            retain: false,
         };
         let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
         let pushes = fetch.pushes(&Bytes::copy_from_slice(answer), &Context::default())?;

@@ -174,6 +174,12 @@ impl Table {
         self.route(subscription).map_or(&*NO_ROUTE, |route| &route.name)
     }
 
+    /// Whether a row has the broker keep what is published.
+    pub fn retains(&self) -> bool {
+        self.routes.iter().any(|route| route.retain)
+            || self.fetches.iter().any(|fetch| fetch.retain)
+    }
+
     /// A message that has come for this subscription.
     pub fn incoming<'m>(
         &'m self,

@@ -36,6 +36,8 @@ pub struct Route {
     pub call: Option<Endpoint>,
     /// Where the answer goes when the message names no Response Topic.
     pub reply: Option<Template>,
+    /// The broker keeps the answer on `reply` for whoever subscribes later.
+    pub retain: bool,
     /// Translates the payload.
     pub body: Option<Filter>,
     /// Without `call`: makes the answer.

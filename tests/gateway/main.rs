@@ -34,6 +34,7 @@ mod protocol;
 mod replay;
 mod replicas;
 mod request_response;
+mod retained;
 mod second_table;
 mod secrets;
 mod sessions;

@@ -170,6 +170,7 @@ fn publication(item: usize, bytes: usize) -> Publication {
         purpose: Purpose::default(),
         topic: item.to_string(),
         payload,
+        retain: false,
         properties: Properties::default(),
     }
 }

@@ -10,6 +10,7 @@ fn publication(name: &str) -> Publication {
         purpose: Purpose::default(),
         topic: name.to_owned(),
         payload: Bytes::from("x"),
+        retain: false,
         properties: Properties::default(),
     }
 }

@@ -39,6 +39,7 @@ impl World {
             max_pending: 100,
             max_pending_bytes: 1 << 20,
             max_packet: 1 << 20,
+            retains: true,
             ack_hold: None,
             username: None,
             password: None,
@@ -102,6 +103,7 @@ impl World {
             purpose: Purpose::Reply,
             topic: topic.to_owned(),
             payload: Bytes::from_static(b"x"),
+            retain: false,
             properties: Properties::default(),
         }));
     }
@@ -211,6 +213,23 @@ async fn a_session_that_is_closed_acknowledges_what_is_settled_behind_what_is_no
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_to_be_retained_is_if_the_broker_can() {
+    for (retain, first) in [(true, 0x33), (false, 0x32)] {
+        let mut world = World::new();
+        world.connects(Limits { retain, ..Limits::default() });
+        world.session.command(Command::Publish(Publication {
+            purpose: Purpose::Push,
+            topic: "a".to_owned(),
+            payload: Bytes::from_static(b"x"),
+            retain: true,
+            properties: Properties::default(),
+        }));
+        world.publishes("b");
+        assert_eq!(world.packets(), [(first, 1), (0x32, 2)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_waits_in_large_is_not_written_ahead() {
     let mut world = World::connected();
     let payload = Bytes::from(vec![0; 40_000]);
@@ -219,6 +238,7 @@ async fn what_waits_in_large_is_not_written_ahead() {
             purpose: Purpose::Reply,
             topic: "a".to_owned(),
             payload: payload.clone(),
+            retain: false,
             properties: Properties::default(),
         }));
     }
