@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, watch},
+    sync::watch,
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
@@ -203,12 +203,8 @@ impl Gateway {
             connection, publisher, exchange, upstream, health, metrics, admin, config, ..
         } = self;
         let admin = admin.map(|listener| {
-            let pages = Pages {
-                health: health.clone(),
-                metrics: metrics.clone(),
-                routes: describe::table_json(&config.table),
-                next_scrape: Mutex::new(Instant::now()),
-            };
+            let routes = describe::table_json(&config.table);
+            let pages = Pages::new(health.clone(), metrics.clone(), routes);
             tokio::spawn(admin::serve(listener, Arc::new(pages)))
         });
         let log = tokio::spawn(telemetry::write_summaries());

@@ -49,13 +49,13 @@ const PAUSE_PER_SCRAPE: u32 = 10;
 /// What the endpoint answers from.
 pub(crate) struct Pages {
     /// Answers `/readyz`.
-    pub health: Arc<Health>,
+    health: Arc<Health>,
     /// Answers `/metrics`.
-    pub metrics: Arc<Metrics>,
+    metrics: Arc<Metrics>,
     /// Answers `/routes`: the table in force, as JSON.
-    pub routes: String,
+    routes: String,
     /// The next scrape is not answered before this time.
-    pub next_scrape: Mutex<Instant>,
+    next_scrape: Mutex<Instant>,
 }
 
 /// Serves until its task is aborted.
@@ -106,6 +106,11 @@ async fn answer(stream: TcpStream, pages: Arc<Pages>) {
 }
 
 impl Pages {
+    /// `routes` is the table in force, as JSON.
+    pub(crate) fn new(health: Arc<Health>, metrics: Arc<Metrics>, routes: String) -> Self {
+        Self { health, metrics, routes, next_scrape: Mutex::new(Instant::now()) }
+    }
+
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut refusal = page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET only\n");

@@ -26,6 +26,7 @@ use super::{
     reader::Reader,
     session::Session,
     socket::{self, Input, Output},
+    traffic::Traffic,
 };
 use crate::{backoff::Backoff, metrics::Metrics, secret::Secret, tls::TlsError};
 
@@ -168,37 +169,33 @@ impl Connection {
         Ended::SessionInUse(text)
     }
 
+    /// Opens the socket and reads the password for a new connection.
+    async fn open(&self) -> Result<(Input, Output, Option<Secret>), Ending> {
+        let connecting = timeout(CONNECTING, socket::connect(&self.settings)).await;
+        let (input, output) = connecting
+            .map_err(|_| Ending::no_connection("the broker did not answer in time"))?
+            .map_err(Ending::no_connection)?;
+        let password = password(&self.settings).map_err(Ending::no_connection)?;
+        Ok((input, output, password))
+    }
+
     /// One connection, from CONNECT to its end.
     async fn serve(&mut self, deliver: &mut impl FnMut(Delivery)) -> End {
-        let connecting = timeout(CONNECTING, socket::connect(&self.settings)).await;
-        let (mut input, mut output) = match connecting {
-            Ok(Ok(socket)) => socket,
-            Ok(Err(text)) => return End::Broken(Ending::no_connection(text)),
-            Err(_) => {
-                return End::Broken(Ending::no_connection("the broker did not answer in time"));
-            }
-        };
-        let password = match password(&self.settings) {
-            Ok(password) => password,
-            Err(text) => return End::Broken(Ending::no_connection(text)),
+        let (mut input, mut output, password) = match self.open().await {
+            Ok(open) => open,
+            Err(ending) => return End::Broken(ending),
         };
         let Self { session, commands, settings, .. } = self;
-        let mut stream = Stream {
-            reader: Reader::new(settings.max_packet as usize),
-            incoming: BytesMut::new(),
-            outgoing: BytesMut::new(),
-        };
+        let mut stream = Stream::new(settings);
         session.connecting(password.as_ref(), &mut stream.outgoing);
         let mut batch = Vec::with_capacity(COMMANDS);
         let began = Instant::now();
-        // When the last byte was read, and when the last was written or nothing was left to write.
-        let (mut heard, mut wrote) = (began, began);
+        let mut traffic = Traffic::new(began);
         let mut flushed = true;
         let mut clock = pin!(sleep_until(began + CONNECTING));
         loop {
-            let patience =
-                if session.is_connected() { patience(session.keep_alive()) } else { CONNECTING };
-            let silent = (heard.min(wrote)) + patience;
+            let patience = patience(session);
+            let silent = traffic.read.min(traffic.written) + patience;
             let next = session.next_timeout().map_or(silent, |next| next.min(silent));
             // The timer is moved later only once it has fired. That it mostly fires for nothing is cheaper
             // than moving it with every message.
@@ -222,30 +219,25 @@ impl Connection {
                     if let Err(error) = written {
                         return stream.read_rest(session, &mut input, &error, deliver).await;
                     }
-                    wrote = Instant::now();
+                    traffic.written = Instant::now();
                 }
                 read = input.read_buf(&mut stream.incoming) => {
-                    heard = Instant::now();
-                    if let Err(ending) = stream.received(read, session, heard, deliver) {
+                    traffic.read = Instant::now();
+                    if let Err(ending) = stream.received(read, session, traffic.read, deliver) {
                         return End::Broken(ending);
                     }
                 }
                 () = &mut clock => {
                     let now = Instant::now();
                     session.advance(now);
-                    let stuck = !stream.outgoing.is_empty();
-                    let (unread, silent) = (wrote + patience <= now, heard + patience <= now);
-                    if stuck && (unread || silent) {
-                        return End::Broken(Ending::stalled("the broker has stopped reading"));
-                    }
-                    if silent {
-                        return End::Broken(Ending::stalled("the broker did not answer in time"));
+                    if let Some(text) = traffic.stalled(now, patience, !stream.outgoing.is_empty()) {
+                        return End::Broken(Ending::stalled(text));
                     }
                 }
             }
             let now = Instant::now();
             if stream.outgoing.is_empty() {
-                wrote = now;
+                traffic.written = now;
             }
             session.transmit(&mut stream.outgoing, now);
         }
@@ -273,9 +265,13 @@ impl Connection {
     }
 }
 
-/// How long a connection may be without a byte in either direction: pings alone cause some.
-fn patience(keep_alive: Duration) -> Duration {
-    keep_alive * 2 + Duration::from_secs(5)
+/// How long the connection may be without a byte in either direction. Once it is made, pings alone cause some.
+fn patience(session: &Session) -> Duration {
+    if session.is_connected() {
+        session.keep_alive() * 2 + Duration::from_secs(5)
+    } else {
+        CONNECTING
+    }
 }
 
 /// The password in force: that of the file as it is now, if it is in a file.
@@ -316,6 +312,11 @@ struct Stream {
 }
 
 impl Stream {
+    fn new(settings: &Settings) -> Self {
+        let reader = Reader::new(settings.max_packet as usize);
+        Self { reader, incoming: BytesMut::new(), outgoing: BytesMut::new() }
+    }
+
     /// Decodes and handles what a read has brought.
     fn received(
         &mut self,

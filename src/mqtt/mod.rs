@@ -17,6 +17,7 @@ mod reason;
 mod session;
 mod socket;
 mod subscriber;
+mod traffic;
 pub mod window;
 
 use std::{

@@ -158,11 +158,7 @@ impl World {
                 // Messages at QoS 0 may overtake others.
                 if packet_id != 0 {
                     let last = self.last.insert(sender, number);
-                    prop_assert!(
-                        last.is_none_or(|last| last < number),
-                        "{:?} out of order",
-                        message
-                    );
+                    prop_assert!(last.is_none_or(|last| last < number), "{message:?} out of order");
                 }
             }
             Some(seen) => {
@@ -171,10 +167,7 @@ impl World {
                 } else {
                     Arrival::Settled(seen.ticket)
                 };
-                // Where the broker could use the identifier for another message, nobody can know.
-                let read = self.broker.has_read(number) && !self.asking;
-                let more = self.broker.overruns() && !seen.exceeds;
-                let unsure = seen.acknowledged && (!dup || read || more);
+                let unsure = self.may_be_another(&seen, number, dup);
                 prop_assert!(
                     arrival == expected || unsure && arrival == new,
                     "{message:?} came again: {arrival:?}, not {expected:?}"
@@ -187,14 +180,25 @@ impl World {
         if arrival != Arrival::InProgress {
             self.pending.push(ticket);
         }
+        self.note(packet_id, message, ticket);
+        self.sync()
+    }
+
+    fn note(&mut self, packet_id: u16, Message { number, sender }: Message, ticket: Ticket) {
         if packet_id == 0 {
             self.qos_0.push(ticket);
-        } else {
-            self.seen.insert(number, Seen { ticket, acknowledged: false, exceeds: false });
-            let (settled, acknowledged, at) = (None, false, self.now);
-            self.came.push(Came { ticket, packet_id, sender, number, at, settled, acknowledged });
+            return;
         }
-        self.sync()
+        self.seen.insert(number, Seen { ticket, acknowledged: false, exceeds: false });
+        let (settled, acknowledged, at) = (None, false, self.now);
+        self.came.push(Came { ticket, packet_id, sender, number, at, settled, acknowledged });
+    }
+
+    /// Whether the broker could use the identifier for another message, so that nobody can tell.
+    fn may_be_another(&self, seen: &Seen, number: u64, dup: bool) -> bool {
+        let read = self.broker.has_read(number) && !self.asking;
+        let more = self.broker.overruns() && !seen.exceeds;
+        seen.acknowledged && (!dup || read || more)
     }
 
     fn settle(&mut self, ticket: Ticket) -> Result<(), TestCaseError> {
