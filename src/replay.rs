@@ -229,8 +229,9 @@ impl Replay {
         let (index, captures) = found.ok_or("no row listens on its topic, or the topic was cut")?;
         let (route, identity) = (&table.routes[index], &table.identity);
         let device = captures.get(&identity.capture).unwrap_or_default();
-        let key = self.keys.get(device);
-        if key.is_none() && route.credentials != Credentials::Remembered {
+        let asks = route.credentials != Credentials::None;
+        let key = self.keys.get(device).filter(|_| asks);
+        if key.is_none() && asks && route.credentials != Credentials::Remembered {
             return Err("letters hold no keys: name the device's in the file for --keys".to_owned());
         }
         let own = letter.properties.user.iter().filter_map(|(name, value)| {

@@ -63,6 +63,21 @@ impl Pattern {
         Ok(Self { text: text.into(), levels })
     }
 
+    /// The topics that a template of captures can become, as a pattern: every level in which a name stands can be
+    /// any level.
+    pub fn of_template(text: &str) -> Self {
+        let any: Arc<str> = "".into();
+        let level = |level: &str| {
+            if level.contains('{') {
+                Level::Capture(any.clone())
+            } else {
+                Level::Literal(level.into())
+            }
+        };
+        let levels = text.split('/').map(level);
+        Self { text: text.into(), levels: levels.collect() }
+    }
+
     /// The pattern as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -202,6 +217,13 @@ mod tests {
         assert!(a.overlaps(&pattern("v1/device/{id}/config")));
         assert!(!a.overlaps(&pattern("v1/device/{id}/update")));
         assert!(!a.overlaps(&pattern("v1/device/{id}/config/update")));
+    }
+
+    #[test]
+    fn where_a_template_leads_is_seen_before_it_is_filled_in() {
+        let leads = |template, on| Pattern::of_template(template).overlaps(&pattern(on));
+        assert!(leads("v1/{a}/x-{b}", "v1/{id}/x-1") && leads("v1/a", "v1/{id}"));
+        assert!(!leads("v1/{a}", "v2/{id}") && !leads("v1/{a}", "v1/{id}/x"));
     }
 
     #[test]

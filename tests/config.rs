@@ -320,3 +320,20 @@ fn rows_that_trust_topics_are_named_where_the_broker_takes_anybody() {
     let text = SHIPPED.replace("\"remembered\"", "\"message\"");
     assert_eq!(warned(&text, &[]), None);
 }
+
+#[test]
+fn rows_that_ask_for_nothing_are_named_where_the_broker_takes_anybody() {
+    let row = |name: &str, more: &str| {
+        format!("[[route]]\nname = \"{name}\"\non = \"{name}/{{device_id}}\"\n{more}\n")
+    };
+    let head = "[upstream]\nurl = \"http://localhost\"\n[device]\ncredentials = \"none\"\n";
+    let own = row("b", "credentials = \"message\"");
+    let text = [head, &row("a", ""), &own, &row("c", "")].concat();
+    let warned = |variables| {
+        let config = Config::parse(&text, &variables).unwrap();
+        config.warnings().into_iter().find(|warning| warning.contains("\"none\""))
+    };
+    let warning = warned(env([])).unwrap();
+    assert!(warning.contains("a, c take whoever"), "rows that say nothing: {warning}");
+    assert_eq!(warned(env([("GATEWAY_BROKER_USERNAME", "gateway")])), None);
+}

@@ -105,7 +105,10 @@ fn http(config: &Config, taken: &Taken<'_>, call: &Call) -> String {
     let base = upstream.base();
     let whose = match taken.route.credentials {
         Credentials::Remembered => "the message's key, or the one remembered",
-        Credentials::Message | Credentials::MessageOrIgnore => "the message's key",
+        // Without a key nobody asks whose it is.
+        Credentials::Message | Credentials::MessageOrIgnore | Credentials::None => {
+            "the message's key"
+        }
     };
     let mut text = format!("request  {} {base}{}\n", call.method, shown(&call.path));
     if call.authorization.speakers_key().is_some() {

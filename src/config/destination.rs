@@ -65,8 +65,8 @@ fn destination(
         return Ok(None);
     }
     // A row would take what the gateway publishes there for a device's message.
-    let pattern = Pattern::parse(template.as_str()).ok();
-    let listens = |route: &&Route| pattern.as_ref().is_some_and(|p| p.overlaps(&route.on));
+    let topics = Pattern::of_template(template.as_str());
+    let listens = |route: &&Route| topics.overlaps(&route.on);
     if let Some(route) = table.routes.iter().find(listens) {
         let name = &route.name;
         let text =

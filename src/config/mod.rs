@@ -3,6 +3,7 @@
 
 mod broker;
 mod destination;
+mod echoes;
 mod fetch;
 mod files;
 mod filters;
@@ -33,7 +34,11 @@ use self::{
 use crate::{
     exchange,
     mqtt::{self, Mode, Subscriptions},
-    table::{Table, identity::Identity, route::MaxBytes},
+    table::{
+        Table,
+        identity::Identity,
+        route::{Credentials, MaxBytes},
+    },
     telemetry, upstream as api,
 };
 
@@ -110,8 +115,9 @@ impl Config {
             key_property: device.value("key_property", non_empty).into(),
         };
         let remembered_devices = device.value("remembered", number);
+        let credentials = device.value("credentials", |text| one_of(text, &Credentials::WORDS));
         device.finish();
-        let table = table::read(&reader, &root, identity);
+        let table = table::read(&reader, &root, identity, credentials);
         let Destinations { errors, dead_letter, unfit_defaults } = destinations(&root, &table);
         let admin = root.section("admin");
         let listen = admin.value("listen", listener);

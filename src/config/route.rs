@@ -46,6 +46,7 @@ pub(super) fn read<'a>(
     filters: &Filters<'a>,
     fetches: &[Known],
     identity: &Identity,
+    credentials: Credentials,
 ) -> Option<Route> {
     let on = row.required("on", Pattern::parse, "missing: the topic pattern to listen on");
     let call = row.parsed("call", endpoint);
@@ -57,7 +58,8 @@ pub(super) fn read<'a>(
     }
     let body = filters.get(row, "body");
     let answer = filters.get(row, "answer");
-    let credentials = row.parsed("credentials", |text| one_of(text, &Credentials::WORDS));
+    let credentials =
+        row.parsed("credentials", |text| one_of(text, &Credentials::WORDS)).unwrap_or(credentials);
     let retry = row.parsed("retry", |text| one_of(text, &RETRY)).unwrap_or_default();
     let rate = row.parsed("rate", str::parse);
     let batch = row.inline_at("batch").and_then(batch);
@@ -79,7 +81,7 @@ pub(super) fn read<'a>(
         row.mistake(None, "rate", text);
     }
     if let Some(batch) = &batch {
-        check_batch(row, batch, call.as_ref(), retry);
+        check_batch(row, batch, call.as_ref(), retry, credentials);
     }
     let mut route = Route {
         name: name?,
@@ -89,7 +91,7 @@ pub(super) fn read<'a>(
         retain,
         body,
         answer,
-        credentials: credentials.unwrap_or_default(),
+        credentials,
         retry,
         rate,
         batch: batch.map(Arc::new),
@@ -120,7 +122,18 @@ fn batch(entry: Section<'_>) -> Option<Batch> {
     Some(Batch { endpoint: call?, max, linger, key: key.unwrap_or_default().into(), error })
 }
 
-fn check_batch(row: &Section<'_>, batch: &Batch, call: Option<&Endpoint>, retry: Retry) {
+fn check_batch(
+    row: &Section<'_>,
+    batch: &Batch,
+    call: Option<&Endpoint>,
+    retry: Retry,
+    credentials: Credentials,
+) {
+    if credentials == Credentials::None {
+        let text = "an entry of a batch carries its device's key, and this row's devices have none \
+                    (credentials = \"none\"); take `batch` out";
+        row.mistake(None, "batch", text);
+    }
     if let Some(name) = batch.endpoint.path.names().next() {
         let text =
             format!("a batch is for many devices, so its path cannot name one: `{{{name}}}`");

@@ -3,15 +3,25 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    fetch,
+    echoes, fetch,
     filters::Filters,
     reader::{Reader, Section},
     route::{self, Known},
     values::label,
 };
-use crate::table::{Table, identity::Identity, route::Route};
+use crate::table::{
+    Table,
+    identity::Identity,
+    route::{Credentials, Route},
+};
 
-pub(super) fn read<'a>(reader: &'a Reader<'a>, root: &Section<'a>, identity: Identity) -> Table {
+/// `credentials` is what a row asks for that says nothing of it.
+pub(super) fn read<'a>(
+    reader: &'a Reader<'a>,
+    root: &Section<'a>,
+    identity: Identity,
+    credentials: Credentials,
+) -> Table {
     let filters = Filters::read(root);
     let fetches: Vec<Known> = rows(root, "fetch")
         .into_iter()
@@ -22,13 +32,18 @@ pub(super) fn read<'a>(reader: &'a Reader<'a>, root: &Section<'a>, identity: Ide
         reader.mistake(None, "route", "the table has no [[route]]; the gateway would do nothing");
     }
     let mut routes: Vec<Route> = Vec::new();
+    let mut read: Vec<Section<'a>> = Vec::new();
     for (name, row) in rows {
-        if let Some(route) = route::read(&row, name, &filters, &fetches, &identity) {
+        if let Some(route) = route::read(&row, name, &filters, &fetches, &identity, credentials) {
             overlaps(&row, &route, &routes);
             routes.push(route);
+            read.push(row);
+        } else {
+            row.finish();
         }
-        row.finish();
     }
+    echoes::check(&read, &routes);
+    read.into_iter().for_each(Section::finish);
     filters.finish();
     Table {
         routes,

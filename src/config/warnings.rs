@@ -9,28 +9,23 @@ impl Config {
         let mut warnings = Vec::new();
         let broker = &self.broker;
         let plain = matches!(broker.address.transport, Transport::Mqtt | Transport::Ws);
+        let keys = self.table.routes.iter().any(|route| route.credentials != Credentials::None);
+        let what = if keys { "the devices' keys" } else { "the devices' messages" };
         if plain && !is_here(&broker.address.host) {
             let password = if broker.password.is_some() { "the password and " } else { "" };
             warnings.push(format!(
-                "[broker] url: {password}the devices' keys travel in clear text to {}; write mqtts:// or wss://",
+                "[broker] url: {password}{what} travel in clear text to {}; write mqtts:// or wss://",
                 broker.address
             ));
         }
-        let trusting =
-            self.table.routes.iter().filter(|r| r.credentials == Credentials::Remembered);
-        let trusting: Vec<&str> = trusting.map(|route| &*route.name).collect();
-        if !trusting.is_empty() && broker.username.is_none() && broker.tls.cert_file.is_none() {
-            warnings.push(format!(
-                "[broker] username: {} use a device's remembered key for whoever writes on its topics \
-                 (credentials = \"remembered\"), and a broker without users lets anybody do that",
-                trusting.join(", ")
-            ));
+        if broker.username.is_none() && broker.tls.cert_file.is_none() {
+            warnings.extend(self.trusting());
         }
         let url = &self.upstream.url;
         let host = url.host_str().unwrap_or_default();
         if url.scheme() == "http" && !is_here(host) {
             warnings.push(format!(
-                "[upstream] url: the devices' keys travel in clear text to {url}; write https://"
+                "[upstream] url: {what} travel in clear text to {url}; write https://"
             ));
         }
         if ["example.com", "example.org", "example.net"].iter().any(|e| host.ends_with(e)) {
@@ -60,6 +55,28 @@ impl Config {
             ));
         }
         warnings
+    }
+
+    /// The rows that believe a topic, where the broker lets anybody write on it.
+    fn trusting(&self) -> impl Iterator<Item = String> {
+        let what = [
+            (
+                Credentials::Remembered,
+                "use a device's remembered key for whoever writes on its topics",
+            ),
+            (Credentials::None, "take whoever writes on a device's topics for that device"),
+        ];
+        what.into_iter().filter_map(|(credentials, what)| {
+            let rows = self.table.routes.iter().filter(|route| route.credentials == credentials);
+            let rows: Vec<&str> = rows.map(|route| &*route.name).collect();
+            (!rows.is_empty()).then(|| {
+                let (rows, word) = (rows.join(", "), credentials.as_str());
+                format!(
+                    "[broker] username: {rows} {what} (credentials = \"{word}\"), and a broker without users \
+                     lets anybody do that"
+                )
+            })
+        })
     }
 }
 

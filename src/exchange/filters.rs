@@ -140,7 +140,7 @@ mod tests {
         let (speaker, authorization) =
             (Speaker { device: "d1".into(), key: None }, Authorization::None);
         let devices = Arc::new(Devices::new(1));
-        devices.met(&speaker.device, &authorization);
+        devices.met(&speaker, &authorization);
         devices.remember(&speaker, &filter::parse(b"{\"a\":1}").unwrap());
         let taken = Taken { message: &message, route, captures: &captures, speaker, authorization };
         let filters = Filters::new(devices, Arc::default(), 100);

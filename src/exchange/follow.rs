@@ -111,7 +111,7 @@ impl Follower {
             match self.pusher.fetch(fetch, taken, &answer).await {
                 Ok(fetched) => {
                     self.metrics.fetched(&fetch.name, fetched.label());
-                    self.devices.mark_seen(device, observed);
+                    self.devices.mark_seen(&taken.speaker, observed);
                     followed.fetched += usize::from(fetch.call.is_some());
                 }
                 Err(Unfetched::Stopping) => return Err(Stopping),
@@ -182,7 +182,7 @@ impl Follower {
                 let text =
                     value.map(|value| filter::to_json(value, MAX_OUTPUT_BYTES)).transpose()?;
                 let observed = text.map(|text| Observed::of(entry, &text));
-                observed.filter(|seen| self.devices.has_changed(&taken.speaker.device, *seen))
+                observed.filter(|seen| self.devices.has_changed(&taken.speaker, *seen))
             }
         })
     }

@@ -213,7 +213,7 @@ impl Exchange {
         let (has_turn, trial) = (turn.is_some(), turn.unwrap_or_default());
         // 5. Limits, attempts, back-off.
         let answer = self.upstream.call(Call { trial, has_turn, ..call }).await?;
-        self.devices.learn_key(&speaker.device, authorization, answer.status);
+        self.devices.learn_key(speaker, authorization, answer.status);
         Ok(answer)
     }
 

@@ -62,7 +62,7 @@ impl Pusher {
                 if !answer.status.is_success() {
                     return Err(Unfetched::Trouble(Trouble::Answered(answer.without_large_body())));
                 }
-                self.devices.met(&taken.speaker.device, &taken.authorization);
+                self.devices.met(&taken.speaker, &taken.authorization);
                 if let Some(remember) = &fetch.remember {
                     self.filters.remember(remember, self.filters.read(&answer.body)?, taken)?;
                 }
@@ -82,13 +82,13 @@ impl Pusher {
         pushes: Vec<Push>,
         answer: &Answer,
     ) -> Fetched {
-        let device = &taken.speaker.device;
+        let speaker = &taken.speaker;
         // A row without `call` is the device's own request for this push: it gets it, pushed before or not.
         let again = if taken.route.call.is_none() { None } else { fetch.redeliver_after };
         let mut fetched = Fetched::Empty;
         for push in pushes {
             let item = Item::new(topic, push.correlation.as_ref().unwrap_or(&push.payload));
-            if again.is_some_and(|period| self.devices.pushed_within(device, item, period)) {
+            if again.is_some_and(|period| self.devices.pushed_within(speaker, item, period)) {
                 if fetched == Fetched::Empty {
                     fetched = Fetched::Repeated;
                 }
@@ -98,7 +98,7 @@ impl Pusher {
             let publication = self.publication(fetch, push, topic, content_type, taken.captures);
             self.publisher.publish(publication).await;
             if fetch.redeliver_after.is_some() {
-                self.devices.mark_pushed(device, item);
+                self.devices.mark_pushed(speaker, item);
             }
             fetched = Fetched::Pushed;
         }

@@ -26,7 +26,7 @@ pub struct Speaker {
     /// The device that its topic names: lanes, limits and memory go by it.
     pub device: Arc<str>,
     /// The key that shows that it is this device: the message's own, or the one last accepted of the device where
-    /// the row trusts the topic. None where nothing but the topic is asked.
+    /// the row trusts the topic. None where the row asks for nothing but the topic.
     pub key: Option<Secret>,
 }
 
@@ -41,22 +41,8 @@ impl Identity {
         message: &Message,
         captures: &Captures,
     ) -> Result<Option<Secret>, Refusal> {
-        let once = |name: &str| {
-            let mut values = message.user_property(name);
-            match (values.next(), values.next()) {
-                (value, None) => Ok(value),
-                _ => Err(Refusal::Identity(format!("the user property `{name}` is there twice"))),
-            }
-        };
-        let (id, key) = (once(&self.id_property)?, once(&self.key_property)?);
-        if let Some(id) = id
-            && captures.get(&self.capture) != Some(id)
-        {
-            return Err(Refusal::Identity(format!(
-                "the user property `{}` is not the device of the topic",
-                self.id_property
-            )));
-        }
+        let key = once(message, &self.key_property)?;
+        let id = self.stated(message, captures)?;
         let missing =
             |name: &str| Refusal::NoCredentials(format!("the user property `{name}` is missing"));
         match (id, key) {
@@ -72,12 +58,40 @@ impl Identity {
         }
     }
 
+    /// Who the message says that it speaks for, which must be the device of its topic; nothing if it does not say.
+    ///
+    /// # Errors
+    /// [`Refusal::Identity`] when it says another one, or says it twice.
+    pub fn stated<'m>(
+        &self,
+        message: &'m Message,
+        captures: &Captures,
+    ) -> Result<Option<&'m str>, Refusal> {
+        let id = once(message, &self.id_property)?;
+        if id.is_some() && captures.get(&self.capture) != id {
+            return Err(Refusal::Identity(format!(
+                "the user property `{}` is not the device of the topic",
+                self.id_property
+            )));
+        }
+        Ok(id)
+    }
+
     /// Both properties missing, where a row needs them.
     pub fn missing(&self) -> Refusal {
         Refusal::NoCredentials(format!(
             "the user properties `{}` and `{}` are missing",
             self.id_property, self.key_property
         ))
+    }
+}
+
+/// The value of a user property that may stand once.
+fn once<'m>(message: &'m Message, name: &str) -> Result<Option<&'m str>, Refusal> {
+    let mut values = message.user_property(name);
+    match (values.next(), values.next()) {
+        (value, None) => Ok(value),
+        _ => Err(Refusal::Identity(format!("the user property `{name}` is there twice"))),
     }
 }
 

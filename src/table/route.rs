@@ -68,15 +68,16 @@ pub struct MaxBytes {
 }
 
 /// Who may speak, and whose key its calls carry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Credentials {
     /// The message must bring its key.
-    #[default]
     Message,
     /// The message must bring its key; one without credentials is not meant for the gateway and is ignored.
     MessageOrIgnore,
     /// The message's key, else the one last accepted upstream for this device.
     Remembered,
+    /// Nothing is asked and no key goes upstream: whoever may write on the topic is its device.
+    None,
 }
 
 impl Route {
@@ -168,10 +169,11 @@ impl Route {
 
 impl Credentials {
     /// What can be written in the table.
-    pub const WORDS: [(&'static str, Self); 3] = [
+    pub const WORDS: [(&'static str, Self); 4] = [
         ("message", Self::Message),
         ("message_or_ignore", Self::MessageOrIgnore),
         ("remembered", Self::Remembered),
+        ("none", Self::None),
     ];
 
     /// As it is written in the table.

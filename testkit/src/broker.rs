@@ -11,6 +11,7 @@ use tokio::{
 use crate::{
     device::Device,
     patience::PATIENCE,
+    plain_device::PlainDevice,
     process::{accepts, free_port, mosquitto, signal},
 };
 
@@ -84,6 +85,11 @@ impl Broker {
     /// A client with a name that listens to `filter`.
     pub async fn listener(&self, id: &str, filter: &str) -> Device {
         Device::connect(self.port, id, filter, None).await
+    }
+
+    /// A device that speaks MQTT 3.1.1 and listens to `filter`.
+    pub async fn plain_device(&self, id: &str, filter: &str) -> PlainDevice {
+        PlainDevice::connect(self.port, id, filter).await
     }
 
     /// A client that logs in, with this user's name as its password.

@@ -21,6 +21,7 @@ mod gateway;
 pub mod link;
 pub mod load;
 mod patience;
+mod plain_device;
 mod process;
 pub mod rig;
 pub mod scripted_api;
@@ -32,6 +33,7 @@ pub use self::{
     device::{Device, credentials, telemetry},
     gateway::{Gateway, Options},
     patience::{PATIENCE, QUIET, eventually, while_it_moves},
+    plain_device::{Heard, PlainDevice},
     process::{accepts, free_port, mosquitto, nobody, peak_memory, program, run},
     upstream::Upstream,
 };

@@ -2,7 +2,9 @@
 //! seen, the items pushed, and what the table's `remember` has made.
 //!
 //! Only devices that the upstream has accepted get a place, so that strangers cannot push anybody
-//! out; the least recently used one makes room.
+//! out; the least recently used one makes room. A device of which the table asks a key on some rows and none on
+//! others has two places: what was learnt with its key nobody reads without it, and nobody plants without a key what
+//! is read with it.
 
 mod filter_state;
 
@@ -38,10 +40,24 @@ const MAX_MEMORY_BYTES: usize = 4096;
 
 /// All known devices.
 pub(super) struct Devices {
-    known: Mutex<LruCache<Arc<str>, Device>>,
+    known: Mutex<LruCache<Name, Device>>,
     capacity: usize,
     /// Pushed items kept, of all devices.
     items: AtomicUsize,
+}
+
+/// Whose place it is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Name {
+    device: Arc<str>,
+    /// Whether who speaks for the device shows a key.
+    shows_key: bool,
+}
+
+impl Name {
+    fn of(speaker: &Speaker) -> Self {
+        Self { device: speaker.device.clone(), shows_key: speaker.key.is_some() }
+    }
 }
 
 #[derive(Default)]
@@ -95,56 +111,56 @@ impl Devices {
     }
 
     /// The key last accepted upstream for this device.
-    pub(super) fn key(&self, device: &str) -> Option<Secret> {
-        self.known().get(device).and_then(|known| known.key.clone())
+    pub(super) fn key(&self, device: &Arc<str>) -> Option<Secret> {
+        let name = Name { device: device.clone(), shows_key: true };
+        self.known().get(&name).and_then(|known| known.key.clone())
     }
 
     /// Learns from the answer to a row's own call. If the call carried the device's key, a success makes that key
     /// the one to remember, and a 401 forgets the device. What else a call carries says nothing about any key of a
     /// device: then a success only makes the device known.
-    pub(super) fn learn_key(&self, device: &Arc<str>, carried: &Authorization, status: StatusCode) {
+    pub(super) fn learn_key(&self, speaker: &Speaker, carried: &Authorization, status: StatusCode) {
         let key = carried.speakers_key();
         if status.is_success() {
-            self.accept(device, key);
+            self.accept(Name::of(speaker), key);
         } else if status == StatusCode::UNAUTHORIZED
             && let Some(key) = key
         {
-            self.refuse(device, key);
+            self.refuse(&Name::of(speaker), key);
         }
     }
 
     /// Something was fetched for the device. That makes the key that the call carried the one to remember only if the
     /// device is not known: not every endpoint looks at keys.
-    pub(super) fn met(&self, device: &Arc<str>, carried: &Authorization) {
-        if !self.known().contains(device) {
-            self.accept(device, carried.speakers_key());
+    pub(super) fn met(&self, speaker: &Speaker, carried: &Authorization) {
+        let name = Name::of(speaker);
+        if !self.known().contains(&name) {
+            self.accept(name, carried.speakers_key());
         }
     }
 
-    fn accept(&self, device: &Arc<str>, key: Option<&Secret>) {
+    fn accept(&self, name: Name, key: Option<&Secret>) {
         let mut known = self.known();
-        if !known.contains(device) {
-            if known.len() >= self.capacity
-                && let Some((_, least)) = known.pop_lru()
-            {
-                self.count(least.pushed.len(), 0);
+        if let Some(device) = known.get_mut(&name) {
+            if key.is_some() && device.key.as_ref() != key {
+                device.key = key.cloned();
             }
-            known.put(device.clone(), Device::default());
+            return;
         }
-        if let Some(device) = known.get_mut(device)
-            && let Some(key) = key
-            && device.key.as_ref() != Some(key)
+        if known.len() >= self.capacity
+            && let Some((_, least)) = known.pop_lru()
         {
-            device.key = Some(key.clone());
+            self.count(least.pushed.len(), 0);
         }
+        known.put(name, Device { key: key.cloned(), ..Device::default() });
     }
 
-    /// If it is the key we know, everything known of the device is forgotten. A stranger's wrong key
+    /// If it is the key we know, everything known of the device by its key is forgotten. A stranger's wrong key
     /// changes nothing.
-    fn refuse(&self, device: &str, key: &Secret) {
+    fn refuse(&self, name: &Name, key: &Secret) {
         let mut known = self.known();
-        if known.peek(device).is_some_and(|known| known.key.as_ref() == Some(key))
-            && let Some(device) = known.pop(device)
+        if known.peek(name).is_some_and(|known| known.key.as_ref() == Some(key))
+            && let Some(device) = known.pop(name)
         {
             self.count(device.pushed.len(), 0);
         }
@@ -201,28 +217,29 @@ impl Devices {
     }
 
     /// Whether the value differs from the one last seen at that entry of `then`.
-    pub(super) fn has_changed(&self, device: &str, observed: Observed) -> bool {
-        let seen = |known: &Device| observed.seen().is_some_and(|seen| known.state.has_seen(seen));
-        !self.known().peek(device).is_some_and(seen)
+    pub(super) fn has_changed(&self, speaker: &Speaker, observed: Observed) -> bool {
+        let mut known = self.known();
+        let seen = observed.seen().zip(known_to(speaker, &mut known));
+        !seen.is_some_and(|(seen, known)| known.state.has_seen(seen))
     }
 
     /// What was observed has been dealt with.
-    pub(super) fn mark_seen(&self, device: &str, observed: Observed) {
+    pub(super) fn mark_seen(&self, speaker: &Speaker, observed: Observed) {
         if let Some(seen) = observed.seen()
-            && let Some(known) = self.known().peek_mut(device)
+            && let Some(known) = known_to(speaker, &mut self.known())
         {
             known.state.see(seen);
         }
     }
 
     /// Whether the item was pushed within the last `period`.
-    pub(super) fn pushed_within(&self, device: &str, item: Item, period: Duration) -> bool {
-        self.known().peek(device).is_some_and(|known| known.pushed.has(item, period))
+    pub(super) fn pushed_within(&self, speaker: &Speaker, item: Item, period: Duration) -> bool {
+        known_to(speaker, &mut self.known()).is_some_and(|known| known.pushed.has(item, period))
     }
 
     /// The item has been pushed.
-    pub(super) fn mark_pushed(&self, device: &str, item: Item) {
-        if let Some(known) = self.known().peek_mut(device) {
+    pub(super) fn mark_pushed(&self, speaker: &Speaker, item: Item) {
+        if let Some(known) = known_to(speaker, &mut self.known()) {
             let before = known.pushed.len();
             let few = self.items.load(Ordering::Relaxed) < self.capacity.saturating_mul(FAIR_ITEMS);
             known.pushed.add(item, if few { MAX_ITEMS } else { FAIR_ITEMS });
@@ -230,12 +247,16 @@ impl Devices {
         }
     }
 
-    /// The device has dealt with what was pushed on this topic.
-    pub(super) fn forget_pushed_on(&self, device: &str, topic: &str) {
-        if let Some(known) = self.known().peek_mut(device) {
-            let before = known.pushed.len();
-            known.pushed.forget(topic);
-            self.count(before, known.pushed.len());
+    /// The device has dealt with what was pushed on this topic, whether its message has shown a key or not: what is
+    /// forgotten here can only be pushed again, to the device itself.
+    pub(super) fn forget_pushed_on(&self, device: &Arc<str>, topic: &str) {
+        let mut known = self.known();
+        for shows_key in [true, false] {
+            if let Some(known) = known.peek_mut(&Name { device: device.clone(), shows_key }) {
+                let before = known.pushed.len();
+                known.pushed.forget(topic);
+                self.count(before, known.pushed.len());
+            }
         }
     }
 
@@ -245,18 +266,19 @@ impl Devices {
         self.items.store(items.saturating_sub(before) + now, Ordering::Relaxed);
     }
 
-    fn known(&self) -> MutexGuard<'_, LruCache<Arc<str>, Device>> {
+    fn known(&self) -> MutexGuard<'_, LruCache<Name, Device>> {
         // A panic elsewhere cannot leave an entry half-written: each is changed in one step.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What is known of the device, for whoever holds the accepted key: a stranger reads and changes nothing.
+/// What is known of the device, for whoever holds the accepted key, or for whoever shows none where none is asked: a
+/// stranger reads and changes nothing.
 fn known_to<'k>(
     speaker: &Speaker,
-    known: &'k mut LruCache<Arc<str>, Device>,
+    known: &'k mut LruCache<Name, Device>,
 ) -> Option<&'k mut Device> {
-    known.peek_mut(&speaker.device).filter(|known| known.key == speaker.key)
+    known.peek_mut(&Name::of(speaker)).filter(|known| known.key == speaker.key)
 }
 
 #[cfg(test)]
