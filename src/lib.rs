@@ -7,6 +7,7 @@
 mod admin;
 mod backoff;
 mod call;
+mod cases;
 pub mod cli;
 pub mod config;
 mod descriptors;
@@ -33,3 +34,4 @@ pub mod template;
 mod tls;
 pub mod topic;
 pub mod upstream;
+mod wall_clock;

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
 use mqtt_rest_gateway::config::{Config, SHIPPED};
 use toml::de::{DeTable, DeValue};
@@ -336,4 +336,22 @@ fn rows_that_ask_for_nothing_are_named_where_the_broker_takes_anybody() {
     let warning = warned(env([])).unwrap();
     assert!(warning.contains("a, c take whoever"), "rows that say nothing: {warning}");
     assert_eq!(warned(env([("GATEWAY_BROKER_USERNAME", "gateway")])), None);
+}
+
+/// What the compiled program says about a file of cases, if every case ends as it says.
+fn play(cases: &str) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mqtt-rest-gateway"));
+    command.args(["test", cases]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let (out, error) = (text(output.stdout), text(output.stderr));
+    assert!(output.status.success(), "{out}{error}");
+    out
+}
+
+#[test]
+fn the_shipped_table_does_what_its_cases_say_and_every_row_has_one() {
+    let out = play("config.test.toml");
+    assert!(!out.contains("rows without a case"), "{out}");
+    assert!(out.ends_with(" cases, 0 failed\n"), "{out}");
 }

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use mqtt_rest_gateway::config::{Config, SHIPPED};
 
@@ -89,10 +89,17 @@ fn every_block_of_toml_in_a_page_is_a_valid_configuration() {
             }
         }
     }
-    let mut count = 0;
+    let (mut count, mut cases) = (0, 0);
     for page in &pages {
+        let mut table = String::new();
         for (line, block) in toml_blocks(&fs::read_to_string(page).unwrap()) {
             let place = format!("{}, line {line}", page.strip_prefix(root).unwrap().display());
+            if block.contains("[[case]]") {
+                play(&place, &table, &block);
+                cases += 1;
+                continue;
+            }
+            table.clone_from(&block);
             let (text, env) = complete(&block);
             let config = Config::parse(&text, &env).map_err(|mistakes| {
                 mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
@@ -103,6 +110,22 @@ fn every_block_of_toml_in_a_page_is_a_valid_configuration() {
         }
     }
     assert!(count >= 1 && pages.len() > 3, "{count} blocks in {} pages", pages.len());
+    assert!(cases >= 1, "no block of cases is found");
+}
+
+/// Cases in a page are for the table before them, and end as they say.
+fn play(place: &str, table: &str, cases: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cases.toml");
+    fs::write(folder.path().join("table.toml"), table).unwrap();
+    fs::write(&file, format!("table = \"table.toml\"\n{cases}")).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_mqtt-rest-gateway"))
+        .arg("test")
+        .arg(&file)
+        .output()
+        .unwrap();
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(output.status.success(), "{place}: {text}");
 }
 
 #[test]

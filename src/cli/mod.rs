@@ -1,6 +1,7 @@
-//! The command line: `run`, `check`, `replay`, `routes`, `explain`, `drain`.
+//! The command line: `run`, `check`, `replay`, `routes`, `explain`, `test`, `drain`.
 
 mod explain;
+mod test;
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    config::Config,
+    config::{Config, ConfigError},
     gateway::{Gateway, Stopped},
     message::{Message, Properties},
     mqtt, printable, replay,
@@ -63,6 +64,9 @@ enum Command {
     /// Print the request that a message would cause and where its answers would go, or why it would be refused. Sends
     /// nothing, shows no key.
     Explain(Explain),
+    /// Play cases of the table: messages, the calls that must come of them and what the API answers, and what must be
+    /// published. Connects to nothing, reads no secret. Exit code 1 if a case does not end as it says.
+    Test(test::Arguments),
     /// Deliver what the broker still holds for this client id, accept nothing new, and end the session: for a
     /// gateway, or one of its replicas, that is gone for good.
     Drain {
@@ -105,48 +109,75 @@ fn property(text: &str) -> Result<(String, String), String> {
 pub fn main(cli: Cli) -> ExitCode {
     let env: BTreeMap<String, String> = std::env::vars().collect();
     let file = cli.config.as_deref().filter(|file| !file.as_os_str().is_empty());
-    let config = match Config::load(file, &env) {
-        Ok(config) => config,
-        Err(error) => {
-            // Not prefixed: every line already names the file.
-            let _ = writeln!(io::stderr(), "{error}");
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
-    };
-    // One thread: what a message costs is little work and many handovers, and those are cheap as long as
-    // nobody has to be woken on another core (bench/RESULTS.md has the figures).
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            report(&format!("the runtime cannot start: {error}"));
-            return ExitCode::FAILURE;
-        }
-    };
-    let result = match cli.command.unwrap_or(Command::Run) {
-        Command::Run => runtime.block_on(run(config)),
-        Command::Drain { quiet, timeout } => runtime.block_on(drain(config, quiet, timeout)),
-        Command::Check { connect } => runtime.block_on(check(&config, file, connect)),
-        Command::Replay(arguments) => {
-            telemetry::install(&config.log);
-            runtime.block_on(replay::replay(config, arguments))
-        }
-        Command::Routes { json } => print(&if json {
-            describe::table_json(&config.table)
-        } else {
-            describe::table(&config.table)
-        }),
-        // Its text may come from a stranger's message.
-        Command::Explain(arguments) => arguments
-            .message()
-            .and_then(|message| print(&printable::lines(&explain::message(&config, &message)))),
-    };
-    match result {
+    match execute(cli.command.unwrap_or(Command::Run), file, &env) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(trouble) => {
+        Err(Unsuccessful::Mistakes(mistakes)) => {
+            // Not prefixed: every line already names the file.
+            let _ = writeln!(io::stderr(), "{mistakes}");
+            ExitCode::from(BAD_CONFIGURATION)
+        }
+        Err(Unsuccessful::Trouble(trouble)) => {
             report(&trouble);
             ExitCode::FAILURE
         }
+        Err(Unsuccessful::Said) => ExitCode::FAILURE,
     }
+}
+
+/// Why a command does not end with 0.
+enum Unsuccessful {
+    /// The configuration or a file of cases cannot be used; each line names its file.
+    Mistakes(String),
+    /// Anything else, in a sentence.
+    Trouble(String),
+    /// What has been printed says it.
+    Said,
+}
+
+impl From<String> for Unsuccessful {
+    fn from(trouble: String) -> Self {
+        Self::Trouble(trouble)
+    }
+}
+
+impl From<ConfigError> for Unsuccessful {
+    fn from(error: ConfigError) -> Self {
+        Self::Mistakes(error.to_string())
+    }
+}
+
+fn execute(
+    command: Command,
+    file: Option<&Path>,
+    env: &BTreeMap<String, String>,
+) -> Result<(), Unsuccessful> {
+    // One thread: what a message costs is little work and many handovers, and those are cheap as long as
+    // nobody has to be woken on another core (bench/RESULTS.md has the figures).
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().start_paused(matches!(command, Command::Test(_))).build();
+    let runtime = runtime.map_err(|error| format!("the runtime cannot start: {error}"))?;
+    let config = || Config::load(file, env);
+    match command {
+        Command::Run => runtime.block_on(run(config()?))?,
+        Command::Drain { quiet, timeout } => runtime.block_on(drain(config()?, quiet, timeout))?,
+        Command::Check { connect } => runtime.block_on(check(&config()?, file, connect))?,
+        Command::Replay(arguments) => {
+            let config = config()?;
+            telemetry::install(&config.log);
+            runtime.block_on(replay::replay(config, arguments))?;
+        }
+        Command::Routes { json } => {
+            let table = config()?.table;
+            print(&if json { describe::table_json(&table) } else { describe::table(&table) })?;
+        }
+        Command::Explain(arguments) => {
+            let (config, message) = (config()?, arguments.message()?);
+            // Its text may come from a stranger's message.
+            print(&printable::lines(&explain::message(&config, &message)))?;
+        }
+        Command::Test(arguments) => runtime.block_on(test::test(&arguments, file, env))?,
+    }
+    Ok(())
 }
 
 async fn run(config: Config) -> Result<(), String> {

@@ -19,6 +19,7 @@ pub(super) fn certificates(section: &Section<'_>, encrypted: bool) -> Settings {
         cert_file: file("cert_file"),
         key_file: file("key_file"),
     };
+    let checked = if section.reads_secrets() { settings.check() } else { Ok(()) };
     let named = [
         ("ca_file", settings.ca_file.is_some()),
         ("cert_file", settings.cert_file.is_some()),
@@ -31,7 +32,7 @@ pub(super) fn certificates(section: &Section<'_>, encrypted: bool) -> Settings {
             "cert_file",
             "a certificate needs its key; set both `cert_file` and `key_file`",
         );
-    } else if let Err(error) = settings.check() {
+    } else if let Err(error) = checked {
         let key = match &error {
             TlsError::File { file, .. } if Some(file) == settings.key_file.as_ref() => "key_file",
             TlsError::File { file, .. } if Some(file) == settings.cert_file.as_ref() => "cert_file",
@@ -56,8 +57,13 @@ pub(super) fn secret(
     key: &'static str,
     file_key: &'static str,
 ) -> (Option<Secret>, Option<PathBuf>) {
-    let value = section.parsed(key, |text| Ok(Secret::new(text)));
-    let from_file = section.parsed(file_key, |file| Ok((read(file, key)?, PathBuf::from(file))));
+    let named = || Secret::new(format!("{{${key}}}"));
+    let reads = section.reads_secrets();
+    let value = section.parsed(key, |text| Ok(if reads { Secret::new(text) } else { named() }));
+    let from_file = section.parsed(file_key, |file| {
+        let secret = if reads { read(file, key)? } else { named() };
+        Ok((secret, PathBuf::from(file)))
+    });
     if value.is_some() && from_file.is_some() {
         section.mistake(
             None,

@@ -9,11 +9,12 @@ mod files;
 mod filters;
 mod mistake;
 mod names;
-mod reader;
+pub(crate) mod reader;
 mod route;
+mod scalar;
 mod table;
 mod upstream;
-mod values;
+pub(crate) mod values;
 mod warnings;
 
 use std::{
@@ -81,21 +82,41 @@ pub enum ConfigError {
     Mistakes(Mistakes),
 }
 
+/// The text of a file, or the shipped one if none is named, and what it is called.
+///
+/// # Errors
+/// [`ConfigError::Unreadable`].
+fn text(file: Option<&Path>) -> Result<(String, String), ConfigError> {
+    let Some(file) = file else {
+        return Ok(("config.toml (compiled in)".to_owned(), SHIPPED.to_owned()));
+    };
+    let text = fs::read_to_string(file);
+    let text = text.map_err(|error| ConfigError::Unreadable(file.to_owned(), error))?;
+    Ok((file.display().to_string(), text))
+}
+
 impl Config {
     /// Reads a file, or the shipped configuration if none is named.
     ///
     /// # Errors
     /// [`ConfigError`] with every mistake there is.
     pub fn load(file: Option<&Path>, env: &BTreeMap<String, String>) -> Result<Self, ConfigError> {
-        let (source, text) = match file {
-            None => ("config.toml (compiled in)".to_owned(), SHIPPED.to_owned()),
-            Some(file) => {
-                let text = fs::read_to_string(file);
-                let text = text.map_err(|error| ConfigError::Unreadable(file.to_owned(), error))?;
-                (file.display().to_string(), text)
-            }
-        };
+        let (source, text) = text(file)?;
         Self::parse(&text, env)
+            .map_err(|mistakes| ConfigError::Mistakes(Mistakes { source, mistakes }))
+    }
+
+    /// The same for a command that connects to nothing: no secret and no certificate is read, so that it works where
+    /// there are none. In place of a secret stands its name.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_without_secrets(
+        file: Option<&Path>,
+        env: &BTreeMap<String, String>,
+    ) -> Result<Self, ConfigError> {
+        let (source, text) = text(file)?;
+        Self::read(Reader::new(&text, env).without_secrets())
             .map_err(|mistakes| ConfigError::Mistakes(Mistakes { source, mistakes }))
     }
 
@@ -104,7 +125,10 @@ impl Config {
     /// # Errors
     /// Every mistake in the text and in those variables of `env` that begin with `GATEWAY_`.
     pub fn parse(text: &str, env: &BTreeMap<String, String>) -> Result<Self, Vec<Mistake>> {
-        let reader = Reader::new(text, env);
+        Self::read(Reader::new(text, env))
+    }
+
+    fn read(reader: Reader<'_>) -> Result<Self, Vec<Mistake>> {
         let root = reader.root();
         let broker = broker::read(&root);
         let device = root.section("device");

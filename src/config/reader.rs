@@ -2,7 +2,6 @@
 //! text, which is where every default stands. Keeps every mistake with its place instead of stopping at the first.
 
 use std::{
-    borrow::Cow,
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     ops::Range,
@@ -18,6 +17,7 @@ use super::{
     SHIPPED,
     mistake::{Mistake, PREFIX},
     names::{is_service_link, nearest},
+    scalar::{Scalar, text},
 };
 
 /// Names that begin like ours and are read elsewhere.
@@ -32,20 +32,27 @@ static DEFAULTS: LazyLock<DeTable<'static>> = LazyLock::new(|| {
 });
 
 /// The sources of values, and what was wrong with them.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     text: &'a str,
     env: &'a BTreeMap<String, String>,
+    reads_secrets: bool,
     mistakes: RefCell<Vec<Mistake>>,
     env_names: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(text: &'a str, env: &'a BTreeMap<String, String>) -> Self {
-        Self { text, env, mistakes: RefCell::default(), env_names: RefCell::default() }
+    pub(crate) fn new(text: &'a str, env: &'a BTreeMap<String, String>) -> Self {
+        let (mistakes, env_names) = (RefCell::default(), RefCell::default());
+        Self { text, env, reads_secrets: true, mistakes, env_names }
+    }
+
+    /// Reads neither secrets nor certificates.
+    pub(crate) fn without_secrets(self) -> Self {
+        Self { reads_secrets: false, ..self }
     }
 
     /// The whole document.
-    pub(super) fn root(&'a self) -> Section<'a> {
+    pub(crate) fn root(&'a self) -> Section<'a> {
         let (table, errors) = DeTable::parse_recoverable(self.text);
         for error in errors {
             let line = error.span().map(|span| self.line(&span));
@@ -60,7 +67,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn mistake(&self, span: Option<Range<usize>>, place: &str, text: impl Into<String>) {
+    pub(crate) fn mistake(&self, span: Option<Range<usize>>, place: &str, text: impl Into<String>) {
         let line = span.map(|span| self.line(&span));
         let mistake = Mistake { line, place: place.to_owned(), text: text.into() };
         self.mistakes.borrow_mut().push(mistake);
@@ -68,7 +75,7 @@ impl<'a> Reader<'a> {
 
     /// Names that nothing asked for and that Kubernetes sets for a Service called `gateway` or
     /// `gateway-...`, in every pod that does not refuse them.
-    pub(super) fn service_links(&self) -> Vec<String> {
+    pub(crate) fn service_links(&self) -> Vec<String> {
         let known = self.env_names.borrow();
         let links = self.env.iter().filter(|(name, value)| {
             name.starts_with(PREFIX) && !known.contains(*name) && is_service_link(name, value)
@@ -77,7 +84,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Names in the environment that nothing asked for, then all mistakes in the order of lines.
-    pub(super) fn finish(self) -> Vec<Mistake> {
+    pub(crate) fn finish(self) -> Vec<Mistake> {
         let known = self.env_names.borrow();
         for (name, value) in self.env.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
             let read_elsewhere = OTHER_NAMES.contains(&name.as_str());
@@ -102,7 +109,7 @@ impl<'a> Reader<'a> {
 }
 
 /// One table of the document.
-pub(super) struct Section<'a> {
+pub(crate) struct Section<'a> {
     reader: &'a Reader<'a>,
     /// `upstream.retry`; empty at the root.
     path: String,
@@ -114,13 +121,6 @@ pub(super) struct Section<'a> {
     defaults: Option<&'static DeTable<'static>>,
     /// Every key that was asked for, and where it stands if it does.
     known: RefCell<BTreeMap<&'static str, Option<Range<usize>>>>,
-}
-
-/// A scalar, wherever it came from.
-pub(super) struct Scalar<'a> {
-    pub(super) text: Cow<'a, str>,
-    pub(super) span: Option<Range<usize>>,
-    pub(super) place: String,
 }
 
 impl<'a> Section<'a> {
@@ -136,7 +136,7 @@ impl<'a> Section<'a> {
     }
 
     /// A table below this one; an empty one if it is not there.
-    pub(super) fn section(&self, key: &'static str) -> Self {
+    pub(crate) fn section(&self, key: &'static str) -> Self {
         let path =
             if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
         let (span, table) = match self.take(key) {
@@ -159,7 +159,7 @@ impl<'a> Section<'a> {
     }
 
     /// The rows of `[[key]]`, each named for mistakes by its `name`.
-    pub(super) fn rows(&self, key: &'static str) -> Vec<Self> {
+    pub(crate) fn rows(&self, key: &'static str) -> Vec<Self> {
         let Some(value) = self.take(key) else { return Vec::new() };
         let span = value.span();
         let DeValue::Array(rows) = value.into_inner() else {
@@ -179,8 +179,18 @@ impl<'a> Section<'a> {
         rows.collect()
     }
 
+    /// Whether secrets and certificates are read.
+    pub(crate) fn reads_secrets(&self) -> bool {
+        self.reader.reads_secrets
+    }
+
+    /// The line that it begins in, from 1.
+    pub(crate) fn line(&self) -> usize {
+        self.reader.line(&self.span)
+    }
+
     /// A scalar as it was written: in the environment, else in the text.
-    pub(super) fn written(&self, key: &'static str) -> Option<Scalar<'a>> {
+    pub(crate) fn written(&self, key: &'static str) -> Option<Scalar<'a>> {
         let value = self.take(key);
         if self.row.is_none() {
             let name = self.variable(key);
@@ -193,7 +203,7 @@ impl<'a> Section<'a> {
     }
 
     /// What stands under a key as a scalar, if it is one.
-    pub(super) fn scalar(&self, key: &str, value: Spanned<DeValue<'a>>) -> Option<Scalar<'a>> {
+    pub(crate) fn scalar(&self, key: &str, value: Spanned<DeValue<'a>>) -> Option<Scalar<'a>> {
         let (span, place) = (value.span(), self.place(key));
         match text(value.into_inner()) {
             Ok(text) => Some(Scalar { text, span: Some(span), place }),
@@ -206,14 +216,14 @@ impl<'a> Section<'a> {
     }
 
     /// A scalar of the shipped text.
-    pub(super) fn shipped(&self, key: &str) -> Option<Scalar<'a>> {
+    pub(crate) fn shipped(&self, key: &str) -> Option<Scalar<'a>> {
         let text = text(self.defaults?.get(key)?.get_ref().clone()).ok()?;
         Some(Scalar { text, span: None, place: self.place(key) })
     }
 
     /// A parsed scalar without a default in the shipped text, or with the default of being empty; `None` if it is
     /// not there, empty, or wrong, which is noted.
-    pub(super) fn parsed<T>(
+    pub(crate) fn parsed<T>(
         &self,
         key: &'static str,
         parse: impl FnOnce(&str) -> Result<T, String>,
@@ -223,7 +233,7 @@ impl<'a> Section<'a> {
     }
 
     /// A parsed scalar that must be written; `missing` says why.
-    pub(super) fn required<T>(
+    pub(crate) fn required<T>(
         &self,
         key: &'static str,
         parse: impl FnOnce(&str) -> Result<T, String>,
@@ -237,7 +247,7 @@ impl<'a> Section<'a> {
     }
 
     /// A parsed scalar without a default; `None` if it is not there or wrong, which is noted. Empty is a value.
-    pub(super) fn optional<T>(
+    pub(crate) fn optional<T>(
         &self,
         key: &'static str,
         parse: impl FnOnce(&str) -> Result<T, String>,
@@ -246,7 +256,7 @@ impl<'a> Section<'a> {
     }
 
     /// Parses a scalar; `None` if it is wrong, which is noted.
-    pub(super) fn parse<T>(
+    pub(crate) fn parse<T>(
         &self,
         scalar: Scalar<'_>,
         parse: impl FnOnce(&str) -> Result<T, String>,
@@ -258,7 +268,7 @@ impl<'a> Section<'a> {
     ///
     /// # Panics
     /// If the shipped text has no such key, or a wrong value, which a test rules out.
-    pub(super) fn value<T>(
+    pub(crate) fn value<T>(
         &self,
         key: &'static str,
         parse: impl Fn(&str) -> Result<T, String>,
@@ -271,7 +281,7 @@ impl<'a> Section<'a> {
     ///
     /// # Panics
     /// As [`Section::value`].
-    pub(super) fn required_value<T>(
+    pub(crate) fn required_value<T>(
         &self,
         key: &'static str,
         parse: impl Fn(&str) -> Result<T, String>,
@@ -286,7 +296,7 @@ impl<'a> Section<'a> {
     }
 
     /// An array of anything.
-    pub(super) fn array(&self, key: &'static str) -> Vec<Spanned<DeValue<'a>>> {
+    pub(crate) fn array(&self, key: &'static str) -> Vec<Spanned<DeValue<'a>>> {
         let Some(value) = self.take(key) else { return Vec::new() };
         let span = value.span();
         match value.into_inner() {
@@ -300,7 +310,7 @@ impl<'a> Section<'a> {
     }
 
     /// An inline table of this row, if it is there.
-    pub(super) fn inline_at(&self, key: &'static str) -> Option<Self> {
+    pub(crate) fn inline_at(&self, key: &'static str) -> Option<Self> {
         let value = self.take(key)?;
         let span = value.span();
         match value.into_inner() {
@@ -314,19 +324,19 @@ impl<'a> Section<'a> {
     }
 
     /// An inline table in an array, as a section of this row.
-    pub(super) fn inline(&self, span: Range<usize>, table: DeTable<'a>) -> Self {
+    pub(crate) fn inline(&self, span: Range<usize>, table: DeTable<'a>) -> Self {
         Self::new(self.reader, String::new(), self.row.clone(), span, Some(table))
     }
 
     /// Notes a mistake at a key of this section, or at the section itself if it has no such key.
-    pub(super) fn mistake(&self, span: Option<Range<usize>>, key: &str, text: impl Into<String>) {
+    pub(crate) fn mistake(&self, span: Option<Range<usize>>, key: &str, text: impl Into<String>) {
         let span = span.or_else(|| self.known.borrow().get(key).cloned().flatten());
         let span = span.unwrap_or_else(|| self.span.clone());
         self.reader.mistake(Some(span), &self.place(key), text);
     }
 
     /// Notes a mistake in a scalar.
-    pub(super) fn mistake_in(&self, scalar: Scalar<'_>, text: String) {
+    pub(crate) fn mistake_in(&self, scalar: Scalar<'_>, text: String) {
         self.reader.mistake(scalar.span, &scalar.place, text);
     }
 
@@ -344,7 +354,7 @@ impl<'a> Section<'a> {
     }
 
     /// The name of the row, or the path of the section.
-    pub(super) fn place(&self, key: &str) -> String {
+    pub(crate) fn place(&self, key: &str) -> String {
         match &self.row {
             Some(row) => format!("{row}: {key}"),
             None if self.path.is_empty() => key.to_owned(),
@@ -353,20 +363,20 @@ impl<'a> Section<'a> {
     }
 
     /// Every key of a table whose keys are names of the operator's own choice.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (String, Spanned<DeValue<'a>>)> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (String, Spanned<DeValue<'a>>)> {
         let entries = self.table.borrow_mut().take().into_iter().flatten();
         entries.map(|(key, value)| (key.get_ref().to_string(), value))
     }
 
     /// What stands under a key, whatever it is.
-    pub(super) fn take(&self, key: &'static str) -> Option<Spanned<DeValue<'a>>> {
+    pub(crate) fn take(&self, key: &'static str) -> Option<Spanned<DeValue<'a>>> {
         let value = self.table.borrow_mut().as_mut().and_then(|table| table.remove(key));
         self.known.borrow_mut().insert(key, value.as_ref().map(Spanned::span));
         value
     }
 
     /// Notes every key that nothing asked for.
-    pub(super) fn finish(self) {
+    pub(crate) fn finish(self) {
         let known = self.known.borrow();
         for (key, _) in self.table.borrow_mut().take().into_iter().flatten() {
             let text = nearest(known.keys().copied(), key.get_ref());
@@ -377,15 +387,4 @@ impl<'a> Section<'a> {
             );
         }
     }
-}
-
-/// The text that stands for a scalar; else what it is instead.
-fn text(value: DeValue<'_>) -> Result<Cow<'_, str>, &'static str> {
-    Ok(match value {
-        DeValue::String(text) => text,
-        DeValue::Integer(number) => number.to_string().into(),
-        DeValue::Float(number) => number.to_string().into(),
-        DeValue::Boolean(value) => value.to_string().into(),
-        other => return Err(other.type_str()),
-    })
 }

@@ -38,6 +38,7 @@ pub(super) fn read(root: &Section<'_>, device: &Section<'_>) -> Settings {
         backoff: backoff(&section),
         breaker: breaker(&section),
         rates: rates(&section),
+        in_process: None,
         url,
     };
     section.finish();

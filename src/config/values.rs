@@ -61,7 +61,7 @@ pub(super) fn base_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|_| format!("invalid duration `{text}`; write `500ms`, `30s`, `5m` or `1h`"))?;
     // A deadline is a point in time, and clocks end somewhere.
@@ -216,12 +216,12 @@ pub(super) fn topic_template(text: &str) -> Result<Template, String> {
 }
 
 /// `true` or `false`.
-pub(super) fn truth(text: &str) -> Result<bool, String> {
+pub(crate) fn truth(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| format!("invalid value `{text}`; write true or false"))
 }
 
 /// One word of a closed vocabulary.
-pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+pub(crate) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
     words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
         let words: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
         format!("unknown value `{text}`; write one of {}", words.join(", "))

@@ -128,9 +128,14 @@ impl Exchange {
         route.map_or(Duration::ZERO, |route| self.upstream.clock(&route.name))
     }
 
-    /// Takes a message from its arrival to its settlement. Does not panic, whatever the message. `admitted` is what
-    /// [`Exchange::clock`] showed when it came, or why there is no room for it.
-    pub(crate) async fn serve(&self, delivery: Delivery, admitted: Result<Duration, Refusal>) {
+    /// Takes a message from its arrival to its settlement: its outcome, in a word; none if it is left to the broker. Does
+    /// not panic, whatever the message. `admitted` is what [`Exchange::clock`] showed when it came, or why there is no
+    /// room for it.
+    pub(crate) async fn serve(
+        &self,
+        delivery: Delivery,
+        admitted: Result<Duration, Refusal>,
+    ) -> Option<&'static str> {
         let Delivery { message, subscription, captures, sender, receipt } = delivery;
         // 3. A row takes it; or it is refused or ignored.
         let incoming = self.table.incoming(&message, subscription, &captures, &sender);
@@ -146,7 +151,7 @@ impl Exchange {
             (Err(not_taken), _) => Ok(not_taken.clone().into()),
         };
         // Not settled: the broker keeps it for the next gateway.
-        let Ok(outcome) = outcome else { return };
+        let outcome = outcome.ok()?;
         let key = taken.as_ref().ok().and_then(|taken| taken.speaker.key.as_ref());
         let letter = self.conclude(&outcome, &incoming, key).await;
         // 7. What the answer sets off is fetched and pushed.
@@ -155,7 +160,7 @@ impl Exchange {
             && taken.route.call.is_some()
             && self.follow(taken, answer).await == Err(Stopping)
         {
-            return;
+            return None;
         }
         // 8. Behind everything published above, the message is settled, by its dead letter if it has one; 9. so the
         // broker gets its PUBACK.
@@ -164,6 +169,7 @@ impl Exchange {
             None => receipt.settle().await,
             Some(letter) => receipt.settle_by(letter).await,
         }
+        Some(code)
     }
 
     /// Finds the outcome of a message that a row has taken.

@@ -1,6 +1,8 @@
 //! The functions a filter can call: the library's, without those that cannot be bounded, and with a price for
 //! those that do much in one step.
 
+use std::time::SystemTime;
+
 use jaq_core::{
     DataT, Error, ValR,
     load::{self, parse::Def},
@@ -12,9 +14,11 @@ use super::{
     fuel::{Spent, burn, burn_bytes, burn_items, stop},
     value::{Value, compare, equal},
 };
+use crate::wall_clock;
 
-/// Not there. The environment is nobody's business; the others take as many steps as a number says.
-const REMOVED: [&str; 3] = ["env", "jn", "yn"];
+/// Not there, or only as our own. The environment is nobody's business; two take as many steps as a number says; the
+/// time is not the machine's everywhere.
+const REMOVED: [&str; 4] = ["env", "jn", "yn", "now"];
 /// Functions of the library that do much in one step: each is called by another name, once it is paid for.
 const PAID: [(&str, &str); 13] = [
     ("matches", "unpaid_matches"),
@@ -69,7 +73,7 @@ pub(super) fn functions<D: for<'a> DataT<V<'a> = Value>>() -> impl Iterator<Item
 
 /// What the library has for its own kind of value only, and the prices.
 fn own<D: for<'a> DataT<V<'a> = Value>>() -> impl Iterator<Item = Fun<D>> {
-    let functions: [Native<D>; 9] = [
+    let functions: [Native<D>; 10] = [
         ("pay", v(1), |cv| {
             unary(cv, |value, price| {
                 burn(jaq_std::ValT::as_isize(&price).and_then(|p| p.try_into().ok()).unwrap_or(0));
@@ -96,6 +100,10 @@ fn own<D: for<'a> DataT<V<'a> = Value>>() -> impl Iterator<Item = Fun<D>> {
             })
         }),
         ("tojson", v(0), |cv| bome(Ok(cv.1.into_json()))),
+        ("now", v(0), |_| {
+            let since = wall_clock::now().duration_since(SystemTime::UNIX_EPOCH);
+            bome(Ok(Value::input(since.unwrap_or_default().as_secs_f64().into())))
+        }),
         ("length", v(0), |cv| bome(length(cv.1))),
         ("has", v(1), |cv| {
             unary(cv, |value, key| value.get(&key).map(|found| found.is_some().into()))

@@ -4,6 +4,7 @@
 mod connection;
 mod cursor;
 mod ending;
+pub(crate) mod in_process;
 mod intake;
 mod legal;
 mod limits;

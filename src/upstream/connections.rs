@@ -77,12 +77,16 @@ pub enum ClientError {
 
 impl Clients {
     fn new(settings: &Settings, origin: &Origin) -> Result<Self, ClientError> {
-        let proxy = settings.proxy.as_ref().map(Secret::expose);
+        let Settings { in_process, .. } = settings;
+        let is_network = in_process.is_none();
+        let proxy = settings.proxy.as_ref().map(Secret::expose).filter(|_| is_network);
         let encrypted = settings.url.scheme() == "https"
             || proxy.is_some_and(|proxy| proxy.starts_with("https:"));
-        let tls = if encrypted { settings.tls.client()? } else { tls::Settings::unused()? };
-        let connector =
-            Connector::new(tls, proxy, settings.attempt_timeout).ok_or(ClientError::Proxy)?;
+        let tls =
+            if encrypted && is_network { settings.tls.client()? } else { tls::Settings::unused()? };
+        let connector = Connector::new(tls, proxy, settings.attempt_timeout)
+            .ok_or(ClientError::Proxy)?
+            .in_process(in_process.clone());
         // The library sends a request again by itself only when no byte of it has been sent.
         let client = |idle: usize| {
             Client::builder(TokioExecutor::new())

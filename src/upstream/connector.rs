@@ -11,13 +11,18 @@ use std::{
 use http::{HeaderValue, Uri, uri::Scheme};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::HttpsConnector;
-use hyper_util::client::{
-    legacy::connect::{Connected, Connection, HttpConnector, proxy::Tunnel},
-    proxy::matcher::Matcher,
+use hyper_util::{
+    client::{
+        legacy::connect::{Connected, Connection, HttpConnector, proxy::Tunnel},
+        proxy::matcher::Matcher,
+    },
+    rt::TokioIo,
 };
 use rustls::ClientConfig;
 use tokio::time::timeout;
 use tower::{BoxError, Service};
+
+use super::in_process::InProcess;
 
 type Opened = Result<Stream, BoxError>;
 
@@ -28,6 +33,8 @@ pub(super) struct Connector {
     proxy: Option<Proxy>,
     /// How long a connection may take to open, TLS included.
     time: Duration,
+    /// Where connections lead in place of the network.
+    in_process: Option<InProcess>,
 }
 
 #[derive(Clone)]
@@ -63,7 +70,12 @@ impl Connector {
                 Some(Proxy { url, authorization, tunnel })
             }
         };
-        Some(Self { direct, proxy, time })
+        Some(Self { direct, proxy, time, in_process: None })
+    }
+
+    /// Its connections lead there, if anywhere, in place of the network.
+    pub(super) fn in_process(self, in_process: Option<InProcess>) -> Self {
+        Self { in_process, ..self }
     }
 
     /// `Proxy-Authorization` for a request in clear text, which the proxy reads. A request over TLS is hidden from it: there
@@ -74,6 +86,10 @@ impl Connector {
     }
 
     async fn open(mut self, to: Uri) -> Opened {
+        if let Some(in_process) = self.in_process {
+            let stream = TokioIo::new(in_process.connect(&to)?);
+            return Ok(Stream { io: Box::new(stream), proxied: false });
+        }
         Ok(match self.proxy {
             None => Stream { io: Box::new(self.direct.call(to).await?), proxied: false },
             Some(proxy) if to.scheme() == Some(&Scheme::HTTP) => {

@@ -19,6 +19,7 @@ pub(super) fn shared_breaker(retry: Backoff) -> Arc<SharedBreaker> {
         probe_path: None,
     };
     let settings = Settings {
+        in_process: None,
         url: "http://localhost".parse().expect("a URL"),
         attempt_timeout: Duration::from_secs(10),
         deadline: Duration::from_secs(30),

@@ -10,6 +10,7 @@ mod connections;
 mod connector;
 #[cfg(test)]
 mod fixtures;
+mod in_process;
 mod origin;
 mod retry;
 mod shared_breaker;
@@ -30,6 +31,7 @@ use self::{
 pub use self::{
     breaker::{BreakerSettings, Outage},
     connections::ClientError,
+    in_process::InProcess,
     throttle::Rates,
 };
 use crate::{
@@ -74,6 +76,8 @@ pub struct Settings {
     pub breaker: BreakerSettings,
     /// Limits on attempts.
     pub rates: Rates,
+    /// Where calls go in place of the network.
+    pub in_process: Option<InProcess>,
 }
 
 impl Settings {
