@@ -21,7 +21,7 @@ use tokio::{
     sync::oneshot,
     time::{Instant, sleep},
 };
-use tower::{Layer, Service, ServiceExt};
+use tower::{Service, ServiceExt};
 
 use crate::{
     call::{Answer, Authorization, Batch, Call, StatusCode},
@@ -29,30 +29,28 @@ use crate::{
     secret::Secret,
 };
 
-/// Adds batches to a service.
-#[derive(Clone)]
-pub(super) struct BatchLayer {
+/// What bounds batches.
+#[derive(Clone, Copy)]
+pub(super) struct BatchLimits {
     /// Calls under way at once.
     pub(super) max_in_flight: usize,
     /// Bytes of bodies in a batch, unless one is larger.
     pub(super) max_bytes: usize,
 }
 
-impl<S> Layer<S> for BatchLayer {
-    type Service = Batches<S>;
-
-    fn layer(&self, inner: S) -> Batches<S> {
-        Batches { inner, limits: self.clone(), queues: Arc::default() }
-    }
-}
-
 /// A service whose calls may travel together.
 #[derive(Clone)]
 pub(super) struct Batches<S> {
     inner: S,
-    limits: BatchLayer,
+    limits: BatchLimits,
     /// By the row's name.
     queues: Arc<Mutex<HashMap<Arc<str>, Queue>>>,
+}
+
+impl<S> Batches<S> {
+    pub(super) fn new(inner: S, limits: BatchLimits) -> Self {
+        Self { inner, limits, queues: Arc::default() }
+    }
 }
 
 #[derive(Default)]

@@ -18,15 +18,20 @@ mod throttle;
 
 use std::{sync::Arc, time::Duration};
 
-use tower::{ServiceBuilder, ServiceExt, limit::ConcurrencyLimit};
+use tower::{
+    ServiceBuilder, ServiceExt,
+    layer::layer_fn,
+    limit::{ConcurrencyLimit, GlobalConcurrencyLimitLayer},
+    retry::{Retry, RetryLayer},
+};
 use url::Url;
 
 use self::{
-    batch::{BatchLayer, Batches},
+    batch::{BatchLimits, Batches},
     client::Client,
     retry::RetryTransient,
     shared_breaker::SharedBreaker,
-    throttle::{Throttle, ThrottleLayer, Turns},
+    throttle::{Throttle, Turns},
 };
 pub use self::{
     breaker::{BreakerSettings, Outage},
@@ -88,7 +93,7 @@ impl Settings {
 }
 
 /// The layers, outermost first; [`Upstream::new`] gives the reason for each.
-type Stack = tower::retry::Retry<RetryTransient, Throttle<Batches<ConcurrencyLimit<Client>>>>;
+type Stack = Retry<RetryTransient, Throttle<Batches<ConcurrencyLimit<Client>>>>;
 
 /// The upstream. A clone is cheap and shares everything with the original.
 #[derive(Clone)]
@@ -113,24 +118,23 @@ impl Upstream {
             metrics,
         );
         let turns = Turns::new(&settings.rates, breaker.clone());
+        let retry = RetryTransient::new(settings.backoff, breaker.clone());
+        let limits = BatchLimits {
+            max_in_flight: settings.max_in_flight,
+            max_bytes: settings.max_request_bytes,
+        };
         let stack = ServiceBuilder::new()
             // Outermost, so that it sees the result of each attempt, and everything below is free while it waits: a call
             // in back-off keeps neither a turn nor a connection.
-            .layer(tower::retry::RetryLayer::new(RetryTransient::new(
-                settings.backoff,
-                breaker.clone(),
-            )))
+            .layer(RetryLayer::new(retry))
             // Below retry, so that every attempt that the API counts takes a turn; above the concurrency limit, so that a
             // call that waits for its turn takes no other call's place.
-            .layer(ThrottleLayer(turns.clone()))
+            .layer(layer_fn(|inner| Throttle { inner, turns: turns.clone() }))
             // Below the throttle, so that each call takes its own turn; above the concurrency limit, since calls that wait
             // to be sent together are not under way yet.
-            .layer(BatchLayer {
-                max_in_flight: settings.max_in_flight,
-                max_bytes: settings.max_request_bytes,
-            })
+            .layer(layer_fn(|inner| Batches::new(inner, limits)))
             // Next to the client: it bounds the connections, and the memory that answers need.
-            .layer(tower::limit::GlobalConcurrencyLimitLayer::new(settings.max_in_flight))
+            .layer(GlobalConcurrencyLimitLayer::new(settings.max_in_flight))
             .service(client);
         Ok(Self { stack, turns, breaker })
     }

@@ -21,7 +21,7 @@ use governor::{
     clock::{Clock, DefaultClock},
 };
 use tokio::time::Instant;
-use tower::{Layer, Service, ServiceExt};
+use tower::{Service, ServiceExt};
 
 use super::{breaker::MAX_OBEYED_RETRY_AFTER, shared_breaker::SharedBreaker};
 use crate::{
@@ -192,23 +192,11 @@ impl Turns {
     }
 }
 
-/// Adds the rate limits to a service.
-#[derive(Clone)]
-pub(super) struct ThrottleLayer(pub(super) Turns);
-
-impl<S> Layer<S> for ThrottleLayer {
-    type Service = Throttle<S>;
-
-    fn layer(&self, inner: S) -> Throttle<S> {
-        Throttle { inner, turns: self.0.clone() }
-    }
-}
-
 /// A service whose calls wait for their turns.
 #[derive(Clone)]
 pub(super) struct Throttle<S> {
-    inner: S,
-    turns: Turns,
+    pub(super) inner: S,
+    pub(super) turns: Turns,
 }
 
 impl<S> Service<Call> for Throttle<S>
