@@ -242,14 +242,14 @@ impl Gateway {
             "stopping: finishing what is under way"
         );
         health.stop();
-        // Begins nothing more, finishes what is under way, publishes and acknowledges it, disconnects.
-        // Neither unsubscribes nor ends the session: the broker keeps what comes meanwhile.
+        // No further call begins. Those under way are finished, their answers published, their messages acknowledged, then
+        // the gateway disconnects. It does not unsubscribe and does not end the session: the broker keeps new messages.
         let finish_calls = async {
             lanes.close();
             upstream.stop();
             lanes.idle().await;
         };
-        // On the heap: the future of a run is large enough.
+        // On the heap, so that the future of a run does not become larger still.
         let stop = stop(finish_calls, &publisher, &mut connection, config.grace);
         let stopped = Box::pin(stop).await;
         if let Some(admin) = admin {
@@ -286,12 +286,15 @@ async fn stop(
     };
     match timeout(grace, finish).await {
         Ok(Ok(Ended::BrokerGone(trouble))) => {
-            tracing::warn!(trouble, "the broker is gone; what is not acknowledged comes back");
+            tracing::warn!(
+                trouble,
+                "the broker cannot be reached; messages without acknowledgement are delivered again to the next gateway"
+            );
             Stopped::GraceRanOut
         }
         Ok(_) => Stopped::Clean,
         Err(_) => {
-            // What is settled need not come back because of what is not.
+            // Messages that are settled are acknowledged, although others are not settled.
             let close = async {
                 publisher.close().await;
                 let _ = connection.await;

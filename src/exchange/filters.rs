@@ -71,7 +71,11 @@ impl Filters {
             let remembered = self.devices.remember(speaker, &value);
             if remembered == Remembered::Refused {
                 let (route, device) = (&*route.name, &*speaker.device);
-                tracing::warn!(route, device, "not remembered: no object, or too large");
+                tracing::warn!(
+                    route,
+                    device,
+                    "the result of `remember` is no object or too large: it is not remembered"
+                );
             }
             has_effect |= remembered != Remembered::Unchanged;
         }

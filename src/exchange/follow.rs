@@ -118,7 +118,7 @@ impl Follower {
                 Err(Unfetched::Trouble(trouble)) => {
                     self.metrics.fetched(&fetch.name, "failed");
                     let (fetch, device) = (&*fetch.name, &**device);
-                    tracing::warn!(fetch, device, trouble = %trouble, "nothing pushed");
+                    tracing::warn!(fetch, device, trouble = %trouble, "a fetch failed: nothing is pushed");
                     followed.troubles.push(trouble);
                 }
             }
@@ -144,7 +144,7 @@ impl Follower {
                 self.metrics.filter_failed(&route.name);
                 due.has_effect = true;
                 let (route, device) = (&*route.name, &*speaker.device);
-                tracing::warn!(route, device, %error, "nothing that depends on the answer follows");
+                tracing::warn!(route, device, %error, "the answer cannot be read by filters: fetches that depend on it are skipped");
             }
         }
         let context = self.filters.context(taken, route.deciding().any(Filter::reads_payload));

@@ -71,10 +71,11 @@ impl Intake {
         let bytes = publish.size + OVERHEAD + publish.properties.user.len() * PROPERTY_OVERHEAD;
         // One message is always accepted, however large: the broker would send it again for ever.
         let over = before > 0 && before + bytes > self.max_bytes;
-        // QoS 0 knows no Receive Maximum; at most once includes not at all.
+        // The Receive Maximum does not count messages at QoS 0, and these may be lost: at most once.
         if publish.qos == 0 && (over || pending() >= self.max_pending) {
             tracing::warn!(
-                "messages at QoS 0 come faster than they are handled; dropped, as nobody can be told"
+                "messages at QoS 0 come faster than they can be handled; they are dropped, since such a message \
+                 has no acknowledgement to hold back"
             );
             metrics.qos_0_dropped();
             return None;
@@ -82,8 +83,8 @@ impl Intake {
         if over {
             tracing::warn!(
                 max_pending_bytes = self.max_bytes,
-                "the broker sends more than its Receive Maximum allows; taking no more until what is \
-                 held is through"
+                "the broker sends more than its Receive Maximum allows; no more messages are accepted \
+                 until half of those that are pending are settled"
             );
             metrics.overrun();
             self.state = State::Overrun;

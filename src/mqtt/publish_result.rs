@@ -48,7 +48,7 @@ pub(super) fn too_large(publication: &Publication, metrics: &Metrics) {
 /// No broker would take it.
 pub(super) fn illegal(publication: &Publication, metrics: &Metrics) {
     let topic = publication.topic.get(..200).unwrap_or(&publication.topic);
-    tracing::warn!(topic, "nothing can be published on this topic; dropped");
+    tracing::warn!(topic, "invalid topic name for a publication; it is dropped");
     dropped(publication, "illegal", metrics);
 }
 
@@ -58,8 +58,8 @@ pub(super) fn poison(publication: &Publication, metrics: &Metrics) {
     tracing::error!(
         topic,
         bytes,
-        "the broker ends the connection over this publication, again and again; dropped. Its own log \
-         says why: a size limit, or an access list that disconnects"
+        "the broker ends the connection over this publication, again and again; it is dropped. The \
+         broker's log says why: a size limit, or an access list that disconnects"
     );
     dropped(publication, "poison", metrics);
 }

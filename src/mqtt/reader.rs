@@ -119,7 +119,7 @@ pub(super) struct Publish {
 
 /// The stream is no MQTT: where the next packet begins is unknown.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the broker sends what is no MQTT packet")]
+#[error("the broker sent bytes that are no valid MQTT packet")]
 pub(super) struct NoPackets;
 
 /// Cuts a stream of bytes into packets.

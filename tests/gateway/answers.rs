@@ -40,7 +40,7 @@ async fn a_page_of_html_is_not_pushed_and_the_next_json_is() {
         assert_eq!(device.ask("telemetry", json!({})).await.user("status"), "200");
     }
     gateway.metric_is("gateway_fetches_total", &["config", "failed"], 4).await;
-    gateway.logs("nothing pushed").await;
+    gateway.logs("a fetch failed: nothing is pushed").await;
     // The API's own type goes with what is passed through.
     let right = ResponseTemplate::new(200);
     let right = right.set_body_raw("{\"version\":7}", "application/json; charset=utf-8");
@@ -61,7 +61,7 @@ async fn an_answer_that_is_no_json_is_logged_and_nothing_follows_from_it() {
         assert_eq!(device.ask("telemetry", json!({})).await.user("status"), "200");
         gateway.metric_is("gateway_filter_errors_total", &["telemetry"], count).await;
     }
-    gateway.logs("nothing that depends on the answer follows").await;
+    gateway.logs("fetches that depend on it are skipped").await;
     // Not remembered as done: the page says nothing of what the device has.
     upstream.responds("PUT", DEVICE, page()).await;
     device.ask("update", json!({"firmware_version": "2"})).await;
