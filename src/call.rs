@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderValue;
 pub(crate) use http::{Method, StatusCode};
 use tokio::time::Instant;
 
@@ -20,8 +21,10 @@ use crate::{
     topic::Captures,
 };
 
-/// The content type of everything that goes upstream: a body is checked to be JSON first.
+/// The content type of a body whose row names no other, and of what the gateway itself says.
 pub(crate) const JSON: &str = "application/json";
+/// The same as a header.
+pub(crate) const CONTENT_TYPE_JSON: HeaderValue = HeaderValue::from_static(JSON);
 
 /// When a call may be sent again after an attempt that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,8 +50,10 @@ pub struct Call {
     pub method: Method,
     /// Path and query below the upstream's URL; every segment is encoded.
     pub path: String,
-    /// Body, in JSON.
+    /// Body.
     pub body: Option<Bytes>,
+    /// What the body is.
+    pub content_type: HeaderValue,
     /// What it carries so that the API lets it in.
     pub authorization: Authorization,
     /// When it may be sent again.
@@ -202,7 +207,13 @@ impl Endpoint {
         self.path.path(|name| captures.get(name))
     }
 
-    /// Whether a request of this method carries a body.
+    /// Whether a request of this method may carry a body that its row makes; what it means to the API is the
+    /// API's affair [RFC 9110, 9.3.5].
+    pub fn may_have_body(&self) -> bool {
+        self.takes_body() || self.method == Method::DELETE
+    }
+
+    /// Whether a request of this method carries the payload.
     pub fn takes_body(&self) -> bool {
         matches!(self.method, Method::POST | Method::PUT | Method::PATCH)
     }

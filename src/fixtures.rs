@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
-    call::{Answer, Authorization, Call, Method, Retry, StatusCode, Trial},
+    call::{Answer, Authorization, CONTENT_TYPE_JSON, Call, Method, Retry, StatusCode, Trial},
     config::Config,
     message::{Message, Properties},
 };
@@ -31,6 +31,7 @@ pub(crate) fn call(name: &str, device: &str) -> Call {
         method: Method::POST,
         path: "/".to_owned(),
         body: None,
+        content_type: CONTENT_TYPE_JSON,
         authorization: Authorization::None,
         retry: Retry::Always,
         deadline: Duration::from_secs(30),

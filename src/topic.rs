@@ -161,6 +161,11 @@ impl Captures {
         self.0.iter().find(|(n, _)| **n == *name).map(|(_, level)| &**level)
     }
 
+    /// Every captured level with its name, in the order of the topic.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, level)| (&**name, &**level))
+    }
+
     /// Who is meant where the level captured under this name names the sender: that level, behind those
     /// captured before it. A `temp` of one site is not the `temp` of another: `north/temp`.
     pub fn sender(&self, name: &str) -> Option<Arc<str>> {

@@ -35,7 +35,7 @@ fn env<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
 #[test]
 fn valid_configurations_pass() {
     let fixtures = fixtures("valid");
-    assert_eq!(fixtures.len(), 2);
+    assert!(fixtures.len() > 2, "{}", fixtures.len());
     for (name, text) in fixtures {
         assert_eq!(mistakes(&text, &env([])), Vec::<String>::new(), "{name}");
     }

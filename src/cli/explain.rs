@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use crate::{
-    call::{Batch, Call, Endpoint, JSON, Lifetime},
+    call::{Batch, Call, Endpoint, Lifetime},
     config::Config,
     exchange::{self, Destinations, Outcome, push_topic},
     filter::Val,
@@ -120,8 +120,12 @@ fn http(config: &Config, taken: &Taken<'_>, call: &Call) -> String {
         let _ = writeln!(text, "         or with others: {method} {base}{path}, {max} at most");
     }
     if let Some(body) = &call.body {
-        let _ = writeln!(text, "         content-type: {JSON}");
-        let _ = writeln!(text, "body     {}", String::from_utf8_lossy(body));
+        let content_type = String::from_utf8_lossy(call.content_type.as_bytes());
+        let _ = writeln!(text, "         content-type: {content_type}");
+        let _ = match std::str::from_utf8(body) {
+            Ok(body) => writeln!(text, "body     {body}"),
+            Err(_) => writeln!(text, "body     {} bytes, no text", body.len()),
+        };
     }
     text
 }

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use toml::{Spanned, de::DeValue};
 
 use super::{
+    body::{self, Body},
     filters::Filters,
     names::nearest,
     reader::Section,
@@ -12,8 +13,8 @@ use super::{
 };
 use crate::{
     call::{Batch, Endpoint, Retry},
-    filter::Filter,
     table::{
+        content::{Kind, Takes},
         fetch::{Condition, Fetch, Then},
         identity::Identity,
         route::{Credentials, Route},
@@ -56,7 +57,7 @@ pub(super) fn read<'a>(
         let text = "only what goes to `reply` is retained, and this row has none; take it out, or write `reply`";
         row.mistake(None, "retain", text);
     }
-    let body = filters.get(row, "body");
+    let Body { takes, content_type, filter: body } = body::read(row, filters, call.as_ref());
     let answer = filters.get(row, "answer");
     let credentials =
         row.parsed("credentials", |text| one_of(text, &Credentials::WORDS)).unwrap_or(credentials);
@@ -67,12 +68,6 @@ pub(super) fn read<'a>(
     let then = row.array("then").into_iter();
     let then: Vec<Then> =
         then.filter_map(|entry| self::then(row, on.as_ref(), entry, filters, fetches)).collect();
-    if body.is_some() && call.is_none() {
-        row.mistake(None, "body", "a row without `call` sends no body; take it out");
-    }
-    if body.as_ref().is_some_and(|body| body.as_str().trim() == "empty") {
-        row.mistake(None, "body", "`empty` makes no body: every message would be refused");
-    }
     if answer.is_some() && call.is_some() {
         row.mistake(None, "answer", "`answer` and `call` exclude each other; take one out");
     }
@@ -89,6 +84,8 @@ pub(super) fn read<'a>(
         call,
         reply,
         retain,
+        takes,
+        content_type,
         body,
         answer,
         credentials,
@@ -101,6 +98,7 @@ pub(super) fn read<'a>(
     };
     route.reads_payload = reads_payload(&route);
     check_captures(row, &route, identity);
+    check_payload(row, &route);
     Some(route)
 }
 
@@ -108,7 +106,20 @@ pub(super) fn read<'a>(
 fn reads_payload(route: &Route) -> bool {
     let fetches = route.then.iter().flat_map(|then| then.fetch.filters());
     let mut filters = route.answer.iter().chain(route.deciding()).chain(fetches);
-    route.body.is_some() || filters.any(Filter::reads_payload)
+    route.body.is_some() || filters.any(|filter| filter.reads().payload)
+}
+
+/// What reads a payload must be able to.
+fn check_payload(row: &Section<'_>, route: &Route) {
+    let mut filters = route.answer.iter().chain(route.deciding());
+    if route.takes == Takes::Bytes && filters.any(|filter| filter.reads().payload) {
+        let text = "no filter reads bytes, and one of this row reads `$payload`; write \"text\" or \"json\"";
+        row.mistake(None, "takes", text);
+    }
+    if route.batch.is_some() && route.content_type.kind != Kind::Json {
+        let text = "the entries of such a batch are JSON; take `batch` or `content_type` out";
+        row.mistake(None, "batch", text);
+    }
 }
 
 fn batch(entry: Section<'_>) -> Option<Batch> {

@@ -1,13 +1,14 @@
 //! The dead letter: the last copy of a message that could not be delivered, and why. What the gateway
 //! says in it cannot be forged by the device, and no key gets into it, under whatever name it came.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use super::outcome::Outcome;
 use crate::{
     message::{DeadLetter, Message, Properties, Publication, Purpose, VIA},
     printable,
-    secret::{self, Secret, plain},
+    secret::Secret,
+    table::keys::{Keys, MAX_PROPERTY_BYTES},
 };
 
 /// Properties of the gateway's own. The device's, if they are called so, stand behind [`DEVICE`].
@@ -28,9 +29,6 @@ const DEVICE: &str = "device.";
 /// Longest topic and words of the API in a letter, in bytes.
 const MAX_TOPIC: usize = 1024;
 const MAX_ANSWER: usize = 1024;
-/// How many of the device's properties are taken over, and how many bytes of names and values.
-const MAX_PROPERTIES: usize = 32;
-const MAX_PROPERTY_BYTES: usize = 8 * 1024;
 
 /// Where a letter goes, and what must not stand in it.
 #[derive(Debug)]
@@ -67,8 +65,8 @@ pub(super) fn dead_letter(
         say("answer", words);
     }
     say(VIA, (*via).to_owned());
-    let (own, left_out) = keys.properties_of(message);
-    user.extend(own);
+    let (own, left_out) = keys.others(message);
+    user.extend(own.into_iter().map(|(name, value)| (own_name(name), printable::line(value))));
     if left_out > 0 {
         user.push(("left_out".to_owned(), format!("{left_out} properties")));
     }
@@ -85,6 +83,13 @@ pub(super) fn dead_letter(
             ..Properties::default()
         },
     }
+}
+
+/// What a property of the device's is called in a letter.
+fn own_name(name: &str) -> String {
+    let name = printable::line(name);
+    let own = OWN.iter().any(|own| own.eq_ignore_ascii_case(name.trim()));
+    if own { format!("{DEVICE}{name}") } else { name }
 }
 
 /// What a property of a letter was called in the device's message; `None` if it is the gateway's own.
@@ -112,68 +117,6 @@ fn words(outcome: &Outcome, keys: &Keys<'_>) -> Option<String> {
     Some(printable::short_line(&keys.mask(&String::from_utf8_lossy(window)), MAX_ANSWER))
 }
 
-/// What is a key in this message.
-struct Keys<'k> {
-    name: String,
-    values: Vec<&'k str>,
-}
-
-impl<'k> Keys<'k> {
-    fn new(message: &'k Message, property: &str, key: Option<&'k Secret>) -> Self {
-        let values = message.user_property(property).chain(key.map(Secret::expose));
-        let values = values.filter(|value| !value.is_empty()).collect();
-        Self { name: plain(property), values }
-    }
-
-    /// The device's properties that a letter takes over, and how many it does not for their number
-    /// or size.
-    fn properties_of(&self, message: &Message) -> (Vec<(String, String)>, usize) {
-        let (mut taken, mut bytes, mut left_out) = (Vec::new(), 0, 0);
-        for (name, value) in &message.properties.user {
-            // First of all: each name is compared with the key's, which takes time by its length.
-            let size = name.len() + value.len();
-            if taken.len() == MAX_PROPERTIES || bytes + size > MAX_PROPERTY_BYTES {
-                left_out += 1;
-                continue;
-            }
-            bytes += size;
-            if !self.is_key(name, value) {
-                let name = printable::line(name);
-                let own = OWN.iter().any(|own| own.eq_ignore_ascii_case(name.trim()));
-                let name = if own { format!("{DEVICE}{name}") } else { name };
-                taken.push((name, printable::line(value)));
-            }
-        }
-        (taken, left_out)
-    }
-
-    /// Whether it is the key, or is called nearly as the key is.
-    fn is_key(&self, name: &str, value: &str) -> bool {
-        let sounds_secret = secret::sounds_secret(name);
-        let name = plain(name);
-        let slips = if self.name.len() < 6 { 1 } else { 2 };
-        sounds_secret
-            || self.mask(value) != value
-            || !self.name.is_empty() && name.contains(&self.name)
-            || strsim::damerau_levenshtein(&name, &self.name) <= slips
-    }
-
-    fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        let mut text = Cow::Borrowed(text);
-        for key in &self.values {
-            let as_json = serde_json::Value::from(*key).to_string();
-            for form in [*key, as_json.trim_matches('"')] {
-                // A key of a letter or two is found in any text.
-                let found = if form.len() < 4 { *text == *form } else { text.contains(form) };
-                if found {
-                    text = text.replace(form, "<redacted>").into();
-                }
-            }
-        }
-        text
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::SystemTime;
@@ -184,7 +127,7 @@ mod tests {
     use super::*;
     use crate::{
         call::{Answer, StatusCode},
-        table::refusal::Refusal,
+        table::{keys::MAX_PROPERTIES, refusal::Refusal},
     };
 
     fn letter(user: &[(&str, &str)], outcome: &Outcome) -> Publication {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::devices::{Devices, Remembered};
 use crate::{
-    filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Val},
+    filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Reads, Val},
     metrics::Metrics,
     table::{Taken, refusal::Refusal},
 };
@@ -26,14 +26,9 @@ impl Filters {
         Self { devices, metrics, max_bytes }
     }
 
-    /// What filters see besides their input. The payload is parsed only for those that read it.
-    pub(super) fn context(&self, taken: &Taken<'_>, reads_payload: bool) -> Context {
-        let payload = if reads_payload {
-            filter::parse(&taken.message.payload).unwrap_or_default()
-        } else {
-            Val::Null
-        };
-        Context { memory: self.devices.memory(&taken.speaker), payload }
+    /// What filters that read this see besides their input.
+    pub(super) fn context(&self, taken: &Taken<'_>, reads: Reads) -> Context {
+        taken.context(reads, self.devices.memory(&taken.speaker))
     }
 
     /// Runs one. A failure is logged and counted here: the message has its outcome all the same.
@@ -65,7 +60,7 @@ impl Filters {
         taken: &Taken<'_>,
     ) -> Result<bool, FilterError> {
         let Taken { route, speaker, .. } = taken;
-        let context = self.context(taken, remember.reads_payload());
+        let context = self.context(taken, remember.reads());
         let mut has_effect = false;
         for value in self.run(remember, answer, &context, &route.name)? {
             let remembered = self.devices.remember(speaker, &value);
@@ -91,7 +86,7 @@ impl Filters {
         answer: &Filter,
         taken: &Taken<'_>,
     ) -> Result<Option<Bytes>, Refusal> {
-        let context = self.context(taken, answer.reads_payload());
+        let context = self.context(taken, answer.reads());
         let values = self.run(answer, Val::Null, &context, &taken.route.name);
         let body = values.and_then(|values| {
             values.first().map(|value| filter::to_json(value, MAX_OUTPUT_BYTES)).transpose()
@@ -146,7 +141,8 @@ mod tests {
         let devices = Arc::new(Devices::new(1));
         devices.met(&speaker, &authorization);
         devices.remember(&speaker, &filter::parse(b"{\"a\":1}").unwrap());
-        let taken = Taken { message: &message, route, captures: &captures, speaker, authorization };
+        let (message, captures, identity) = (&message, &captures, &config.table.identity);
+        let taken = Taken { message, route, captures, speaker, authorization, identity };
         let filters = Filters::new(devices, Arc::default(), 100);
         filters.answer(route.answer.as_ref().unwrap(), &taken)
     }

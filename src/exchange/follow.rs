@@ -147,7 +147,7 @@ impl Follower {
                 tracing::warn!(route, device, %error, "the answer cannot be read by filters: fetches that depend on it are skipped");
             }
         }
-        let context = self.filters.context(taken, route.deciding().any(Filter::reads_payload));
+        let context = self.filters.context(taken, route.deciding().sum());
         for (index, then) in route.then.iter().enumerate() {
             let entry = fingerprint((&route.name, index));
             let observed = match (&then.condition, &input) {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     call::{Answer, JSON},
-    filter::{Filter, FilterError},
+    filter::FilterError,
     message::{Properties, Publication, Purpose, VIA},
     mqtt::Publisher,
     table::{
@@ -114,8 +114,7 @@ impl Pusher {
         if fetch.filters().next().is_some() {
             self.filters.check_size(answer)?;
         }
-        let reads_payload = fetch.filters().any(Filter::reads_payload);
-        fetch.pushes(answer, &self.filters.context(taken, reads_payload))
+        fetch.pushes(answer, &self.filters.context(taken, fetch.filters().sum()))
     }
 
     fn publication(

@@ -61,7 +61,14 @@ pub(super) fn compile(text: &str) -> Result<Program, String> {
             let undefined = errors.into_iter().flat_map(|(_, errors)| errors);
             describe(
                 text,
-                undefined.map(|(name, what)| format!("undefined {} `{name}`", what.as_str())),
+                undefined.map(|(name, what)| {
+                    let known = if name.starts_with('$') {
+                        format!("; there are {}", VARIABLES.join(", "))
+                    } else {
+                        String::new()
+                    };
+                    format!("undefined {} `{name}`{known}", what.as_str())
+                }),
             )
         })
 }

@@ -11,6 +11,7 @@ mod math;
 mod natives;
 #[cfg(test)]
 mod properties;
+mod reads;
 mod value;
 
 use std::{
@@ -22,6 +23,7 @@ use bytes::Bytes;
 use jaq_core::{Ctx, Vars, data::JustLut};
 pub use jaq_json::Val;
 
+pub use self::reads::Reads;
 use self::{
     compile::Program,
     fuel::{FUEL, metered},
@@ -36,23 +38,27 @@ pub const MAX_OUTPUT_BYTES: usize = 2 * 1024 * 1024;
 /// Longest error text that is passed on; it may quote the input.
 const MAX_ERROR_BYTES: usize = 200;
 /// What every filter can read besides its input.
-const VARIABLES: [&str; 2] = ["$memory", "$payload"];
+const VARIABLES: [&str; 4] = ["$memory", "$payload", "$captures", "$message"];
 
 /// The values of a filter's variables.
 #[derive(Debug, Clone, Default)]
 pub struct Context {
     /// `$memory`: what was remembered of the device, or null.
     pub memory: Val,
-    /// `$payload`: the message's payload if it is JSON, or null.
+    /// `$payload`: the message's payload as its row takes it, or null.
     pub payload: Val,
+    /// `$captures`: an object of the captured levels.
+    pub captures: Val,
+    /// `$message`: an object of the topic and the user properties, without the key.
+    pub message: Val,
 }
 
 /// A compiled jq filter. Cheap to clone.
 #[derive(Clone)]
 pub struct Filter {
     text: Arc<str>,
-    /// Whether it mentions `$payload`, which is parsed only for those that do.
-    reads_payload: bool,
+    /// What of the message it mentions.
+    reads: Reads,
     /// Whether it mentions the time.
     reads_clock: bool,
     program: Arc<Program>,
@@ -77,7 +83,7 @@ impl Filter {
     pub fn compile(text: &str) -> Result<Self, String> {
         Ok(Self {
             text: text.into(),
-            reads_payload: text.contains("$payload"),
+            reads: Reads::of_text(text),
             reads_clock: text.contains("now"),
             program: Arc::new(compile::compile(text)?),
         })
@@ -99,14 +105,15 @@ impl Filter {
         input: Val,
         context: &Context,
     ) -> (Result<Vec<Val>, FilterError>, u64) {
-        let variables = [context.memory.clone(), context.payload.clone()];
+        let Context { memory, payload, captures, message } = context;
+        let variables = [memory, payload, captures, message].map(Clone::clone);
         match metered(fuel, || self.outputs(input, variables)) {
             Ok((outputs, left)) => (outputs, left),
             Err(spent) => (Err(FilterError(spent.to_string())), 0),
         }
     }
 
-    fn outputs(&self, input: Val, variables: [Val; 2]) -> Result<Vec<Val>, FilterError> {
+    fn outputs(&self, input: Val, variables: [Val; 4]) -> Result<Vec<Val>, FilterError> {
         let variables = Vars::new(variables.map(Value::input));
         let context = Ctx::<JustLut<Value>>::new(&self.program.lut, variables);
         let mut outputs = Vec::new();
@@ -126,7 +133,7 @@ impl Filter {
 
     /// Whether the filter's outputs can differ with the same input and the same memory.
     pub fn is_changeable(&self) -> bool {
-        self.reads_payload || self.reads_clock
+        self.reads != Reads::default() || self.reads_clock
     }
 
     /// The filter as it was written.
@@ -134,9 +141,9 @@ impl Filter {
         &self.text
     }
 
-    /// Whether the filter mentions `$payload`. The hot path spares parsing the payload otherwise.
-    pub fn reads_payload(&self) -> bool {
-        self.reads_payload
+    /// What of the message the filter mentions. The hot path spares making the rest.
+    pub fn reads(&self) -> Reads {
+        self.reads
     }
 }
 
@@ -181,6 +188,20 @@ pub fn to_json(value: &Val, max: usize) -> Result<Bytes, FilterError> {
     Ok(text.text.into())
 }
 
+/// A text as filters have it.
+pub fn text(text: &str) -> Val {
+    Val::utf8_str(text.to_owned())
+}
+
+/// An object of these members; of a name that stands twice, the first.
+pub fn object<'n>(members: impl Iterator<Item = (&'n str, Val)>) -> Val {
+    let mut object = jaq_json::Map::default();
+    for (name, value) in members {
+        object.entry(text(name)).or_insert(value);
+    }
+    Val::obj(object)
+}
+
 /// jq's truth: everything but `false` and `null`.
 pub fn is_true(value: &Val) -> bool {
     !matches!(value, Val::Null | Val::Bool(false))
@@ -202,7 +223,8 @@ impl fmt::Write for Bounded {
     }
 }
 
-fn shorten(mut text: String) -> String {
+/// A text that may quote input, cut to what is passed on.
+pub fn shorten(mut text: String) -> String {
     if text.len() > MAX_ERROR_BYTES {
         let cut = text.floor_char_boundary(MAX_ERROR_BYTES);
         text.truncate(cut);
@@ -217,7 +239,7 @@ mod tests {
 
     fn run(filter: &str, input: &str) -> Result<Vec<String>, FilterError> {
         let memory = parse(br#"{"version":"1.0"}"#).unwrap();
-        let context = Context { memory, payload: Val::Null };
+        let context = Context { memory, ..Context::default() };
         let outputs =
             Filter::compile(filter).unwrap().run(parse(input.as_bytes()).unwrap(), &context)?;
         Ok(outputs.iter().map(ToString::to_string).collect())
@@ -283,7 +305,8 @@ mod tests {
     fn mistakes_are_named() {
         assert!(Filter::compile(".a |").unwrap_err().contains("at the end"));
         assert!(Filter::compile("nosuch(.)").unwrap_err().contains("undefined filter `nosuch`"));
-        assert!(Filter::compile("$x").unwrap_err().contains("undefined variable `$x`"));
+        let unknown = Filter::compile("$device").unwrap_err();
+        assert!(unknown.contains("undefined variable `$device`; there are $memory, $payload, "));
     }
 
     #[test]

@@ -20,7 +20,7 @@ fn list(item: &str) -> String {
 
 fn ends(filter: &str, input: &str) -> Result<Vec<Val>, FilterError> {
     let input = parse(input.as_bytes()).unwrap();
-    let context = Context { memory: Val::Null, payload: input.clone() };
+    let context = Context { payload: input.clone(), ..Context::default() };
     let run = Filter::compile(filter).unwrap().run(input, &context);
     if let Err(error) = &run {
         assert_ne!(error.0, Spent::Defect.to_string(), "{filter}");
@@ -171,7 +171,7 @@ fn by_the_library(text: &str, input: Val) -> Option<Vec<String>> {
     let modules = Loader::new(defs).load(&arena, File { code: text, path: () }).ok()?;
     let compiler = Compiler::default().with_funs(funs).with_global_vars(VARIABLES);
     let filter = compiler.compile(modules).ok()?;
-    let variables = Vars::new([Val::Null, input.clone()]);
+    let variables = Vars::new([Val::Null, input.clone(), Val::Null, Val::Null]);
     let context = Ctx::<JustLut<Val>>::new(&filter.lut, variables);
     let outputs = filter.id.run((context, input)).take(MAX_OUTPUTS + 1);
     outputs.map(|output| output.ok().map(|value| value.to_string())).collect()
@@ -262,7 +262,7 @@ proptest! {
     fn every_filter_ends_and_means_what_it_says(text in filters(), input in inputs()) {
         let Ok(filter) = Filter::compile(&text) else { return Ok(()) };
         let value = parse(input.as_bytes()).unwrap();
-        let context = Context { memory: Val::Null, payload: value.clone() };
+        let context = Context { payload: value.clone(), ..Context::default() };
         let (run, _) = filter.run_on(20_000, value.clone(), &context);
         match run {
             Err(error) => prop_assert_ne!(error.0, Spent::Defect.to_string()),

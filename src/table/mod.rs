@@ -1,8 +1,11 @@
 //! The table in force: which of its rows takes a message, who speaks, and which calls are made for it. Pure.
 
+mod body;
+pub mod content;
 pub mod describe;
 pub mod fetch;
 pub mod identity;
+pub mod keys;
 pub mod refusal;
 pub mod route;
 
@@ -18,7 +21,7 @@ use self::{
     route::{Credentials, MaxBytes, Route},
 };
 use crate::{
-    call::{Authorization, Call, Endpoint, Lifetime, Retry, Trial},
+    call::{Authorization, CONTENT_TYPE_JSON, Call, Endpoint, Lifetime, Retry, Trial},
     filter::Val,
     message::{Message, VIA},
     secret::Secret,
@@ -50,6 +53,8 @@ pub struct Incoming<'m> {
     pub captures: &'m Captures,
     /// The device that its topic names.
     pub device: &'m Arc<str>,
+    /// The names by which it says who speaks.
+    identity: &'m Identity,
     /// Where it wants its answer, if it says so and may have it there.
     response_topic: Result<Option<&'m str>, Refusal>,
 }
@@ -78,6 +83,8 @@ pub struct Taken<'m> {
     pub speaker: Speaker,
     /// What its calls carry.
     pub authorization: Authorization,
+    /// The names by which it says who speaks.
+    pub identity: &'m Identity,
 }
 
 impl Taken<'_> {
@@ -92,10 +99,11 @@ impl Taken<'_> {
         max: &MaxBytes,
         lifetime: Lifetime,
     ) -> Result<Call, Refusal> {
-        let Self { message, route, .. } = self;
-        let body = route.body(endpoint, message, memory, max)?;
+        let route = self.route;
+        let body = self.body(endpoint, memory, max)?;
         let call = self.request(&route.name, endpoint, lifetime)?;
-        Ok(Call { body, retry: route.retry, batch: route.batch.clone(), ..call })
+        let (content_type, batch) = (route.content_type.header.clone(), route.batch.clone());
+        Ok(Call { body, content_type, retry: route.retry, batch, ..call })
     }
 
     /// The call of a fetch that its answer sets off.
@@ -124,6 +132,7 @@ impl Taken<'_> {
             method: endpoint.method.clone(),
             path: endpoint.path(self.captures)?,
             body: None,
+            content_type: CONTENT_TYPE_JSON,
             authorization: self.authorization.clone(),
             retry: Retry::Always,
             deadline,
@@ -193,7 +202,7 @@ impl Table {
             Some(route) => route.response_topic(message, &self.identity),
             None => Ok(None),
         };
-        Incoming { message, route, captures, device, response_topic }
+        Incoming { message, route, captures, device, identity: &self.identity, response_topic }
     }
 
     /// Takes a message. `remembered` gives the key last accepted for the device.
@@ -206,7 +215,7 @@ impl Table {
         incoming: &Incoming<'m>,
         remembered: impl FnOnce() -> Option<Secret>,
     ) -> Result<Taken<'m>, NotTaken> {
-        let Incoming { message, route, captures, device, response_topic } = incoming;
+        let Incoming { message, route, captures, device, identity, response_topic } = incoming;
         let is_ours = message.user_property(VIA).next().is_some();
         let Some(route) = route else {
             let refused = NotTaken::from(Refusal::NoRoute);
@@ -235,7 +244,7 @@ impl Table {
         response_topic.clone()?;
         let authorization = key.clone().map_or(Authorization::None, Authorization::SpeakersKey);
         let speaker = Speaker { device: (*device).clone(), key };
-        Ok(Taken { message, route, captures, speaker, authorization })
+        Ok(Taken { message, route, captures, speaker, authorization, identity })
     }
 }
 

@@ -27,7 +27,7 @@ use super::{
     connections::{Connections, Which},
 };
 use crate::{
-    call::{Answer, Authorization, Call, JSON, Retry, SMALL_ANSWER, StatusCode},
+    call::{Answer, Authorization, Call, Retry, SMALL_ANSWER, StatusCode},
     failure::{Failure, FailureKind, ProbeFailure, Transience},
     metrics::{AttemptResult, Metrics},
     tls,
@@ -35,8 +35,6 @@ use crate::{
 
 /// The part of an attempt's time that a call gets whose time is up and whose device hangs.
 const HURRIED: u32 = 10;
-
-const CONTENT_TYPE_JSON: HeaderValue = HeaderValue::from_static(JSON);
 
 /// Longest `Retry-After` that is told on: clocks cannot count to what a server may say.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(24 * 366);
@@ -139,7 +137,7 @@ impl Client {
             Authorization::None => {}
         }
         if call.body.is_some() {
-            headers.insert(CONTENT_TYPE, CONTENT_TYPE_JSON);
+            headers.insert(CONTENT_TYPE, call.content_type.clone());
         }
         let response = clock.bound(connections.send(request, which)).await?;
         let response = response.map_err(|error| unsent(&error))?;

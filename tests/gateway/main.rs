@@ -30,6 +30,7 @@ mod logs;
 mod memory;
 mod order;
 mod outage;
+mod payloads;
 mod poison;
 mod protocol;
 mod replay;
