@@ -63,6 +63,8 @@ pub struct Call {
     /// The reading of the row's clock at the message's arrival: the deadline runs from there. None for a call of a
     /// fetch: its deadline runs from its first failure.
     pub since: Option<Duration>,
+    /// Statuses that are successes, besides 2xx.
+    pub ok_on: Arc<[StatusCode]>,
     /// What its attempts know of each other.
     pub trial: Trial,
     /// It has its turn of the rate limits already, and has used it for no attempt that the API counts.
@@ -128,6 +130,11 @@ impl Trial {
 }
 
 impl Call {
+    /// Whether an answer with this status is a success.
+    pub fn accepts(&self, status: StatusCode) -> bool {
+        status.is_success() || self.ok_on.contains(&status)
+    }
+
     /// How much of its deadline has passed when the clock of its row shows `clock`.
     pub fn spent(&self, clock: Duration) -> Duration {
         clock.saturating_sub(self.since.unwrap_or(clock)).saturating_sub(self.trial.excused())

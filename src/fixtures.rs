@@ -36,6 +36,7 @@ pub(crate) fn call(name: &str, device: &str) -> Call {
         retry: Retry::Always,
         deadline: Duration::from_secs(30),
         since: None,
+        ok_on: Arc::default(),
         trial: Trial::default(),
         has_turn: false,
         attempts: 0,

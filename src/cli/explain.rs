@@ -31,7 +31,12 @@ pub(super) fn message(config: &Config, message: &Message) -> String {
     let request = taken.and_then(|taken| Ok(request(config, &taken)?));
     let route = incoming.route.map_or(String::new(), |route| format!("route    {}\n", route.name));
     let (what, outcome) = match request {
-        Ok(request) => (request, None),
+        Ok(None) => {
+            return format!(
+                "{route}skipped  `when` is not true of it, as long as nothing is remembered\n"
+            );
+        }
+        Ok(Some(request)) => (request, None),
         Err(NotTaken::Ignored(ignored)) => {
             let why = match ignored {
                 Ignored::Loop => format!("it carries `{VIA}`: a gateway published it"),
@@ -81,23 +86,27 @@ fn destinations(config: &Config, incoming: &Incoming<'_>, outcome: Option<&Outco
     text
 }
 
-fn request(config: &Config, taken: &Taken<'_>) -> Result<String, Refusal> {
+/// What it becomes; `None` if it does not pass the row's `when`.
+fn request(config: &Config, taken: &Taken<'_>) -> Result<Option<String>, Refusal> {
     let Taken { message, route, .. } = taken;
     let exchange::Settings { deadline, max_bytes, .. } = &config.exchange;
     route.check_size(message, max_bytes)?;
-    match &route.call {
+    if !taken.passes(|| Val::Null)? {
+        return Ok(None);
+    }
+    Ok(Some(match &route.call {
         None if route.answer.is_some() => {
-            Ok("answer   from what is remembered of the device\n".to_owned())
+            "answer   from what is remembered of the device\n".to_owned()
         }
-        None => Ok("call     none\n".to_owned()),
+        None => "call     none\n".to_owned(),
         Some(endpoint) => {
             let expires = message.expires();
             let lifetime = Lifetime { deadline: *deadline, expires, since: None };
             // Nothing is remembered here.
             let call = taken.call(endpoint, || Val::Null, max_bytes, lifetime)?;
-            Ok(http(config, taken, &call))
+            http(config, taken, &call)
         }
-    }
+    }))
 }
 
 fn http(config: &Config, taken: &Taken<'_>, call: &Call) -> String {

@@ -9,7 +9,7 @@ use super::{
     reader::Section,
     values::{duration, endpoint, topic_template, truth},
 };
-use crate::{call::StatusCode, table::fetch::Fetch};
+use crate::{call::StatusCode, failure::Transience, table::fetch::Fetch};
 
 /// `None` if the row has no name or topic, which is noted.
 pub(super) fn read<'a>(
@@ -29,6 +29,7 @@ pub(super) fn read<'a>(
     let payload = filters.get(&row, "payload");
     let correlation = filters.get(&row, "correlation");
     let empty_on = statuses(&row, "empty_on");
+    check_final(&row, "empty_on", &empty_on);
     let redeliver_after = row.parsed("redeliver_after", duration);
     let retain = row.parsed("retain", truth).unwrap_or_default();
     row.finish();
@@ -47,7 +48,7 @@ pub(super) fn read<'a>(
 }
 
 /// An array of HTTP statuses.
-fn statuses(row: &Section<'_>, key: &'static str) -> Vec<StatusCode> {
+pub(super) fn statuses(row: &Section<'_>, key: &'static str) -> Vec<StatusCode> {
     let status = |value: &DeValue<'_>| match value {
         DeValue::Integer(number) => StatusCode::from_u16(number.to_string().parse().ok()?).ok(),
         _ => None,
@@ -61,4 +62,13 @@ fn statuses(row: &Section<'_>, key: &'static str) -> Vec<StatusCode> {
         status
     });
     statuses.collect()
+}
+
+/// A status that says "not now" is asked again, and never reached.
+pub(super) fn check_final(row: &Section<'_>, key: &'static str, statuses: &[StatusCode]) {
+    for status in statuses.iter().filter(|status| Transience::of(**status) != Transience::Final) {
+        let text =
+            format!("a call that is answered {} is made again; take it out", status.as_u16());
+        row.mistake(None, key, text);
+    }
 }

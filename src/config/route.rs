@@ -6,13 +6,15 @@ use toml::{Spanned, de::DeValue};
 
 use super::{
     body::{self, Body},
+    fetch,
     filters::Filters,
     names::nearest,
     reader::Section,
     values::{duration, endpoint, non_empty, number, one_of, topic_template, truth},
 };
 use crate::{
-    call::{Batch, Endpoint, Retry},
+    call::{Batch, Endpoint, Retry, StatusCode},
+    filter::Filter,
     table::{
         content::{Kind, Takes},
         fetch::{Condition, Fetch, Then},
@@ -58,7 +60,9 @@ pub(super) fn read<'a>(
         row.mistake(None, "retain", text);
     }
     let Body { takes, content_type, filter: body } = body::read(row, filters, call.as_ref());
+    let when = filters.get(row, "when");
     let answer = filters.get(row, "answer");
+    let ok_on = ok_on(row, call.as_ref());
     let credentials =
         row.parsed("credentials", |text| one_of(text, &Credentials::WORDS)).unwrap_or(credentials);
     let retry = row.parsed("retry", |text| one_of(text, &RETRY)).unwrap_or_default();
@@ -68,9 +72,6 @@ pub(super) fn read<'a>(
     let then = row.array("then").into_iter();
     let then: Vec<Then> =
         then.filter_map(|entry| self::then(row, on.as_ref(), entry, filters, fetches)).collect();
-    if answer.is_some() && call.is_some() {
-        row.mistake(None, "answer", "`answer` and `call` exclude each other; take one out");
-    }
     if rate.is_some() && call.is_none() {
         let text = "it limits `call`, and this row has none; fetches are limited by [upstream.rate] per_device";
         row.mistake(None, "rate", text);
@@ -84,10 +85,12 @@ pub(super) fn read<'a>(
         call,
         reply,
         retain,
+        when,
         takes,
         content_type,
         body,
         answer,
+        ok_on,
         credentials,
         retry,
         rate,
@@ -105,14 +108,32 @@ pub(super) fn read<'a>(
 /// Whether one of the row's filters reads the payload, before the call or after it.
 fn reads_payload(route: &Route) -> bool {
     let fetches = route.then.iter().flat_map(|then| then.fetch.filters());
-    let mut filters = route.answer.iter().chain(route.deciding()).chain(fetches);
-    route.body.is_some() || filters.any(|filter| filter.reads().payload)
+    let mut filters = own(route).chain(fetches);
+    let over_it = route.body.is_some() || route.when.is_some();
+    over_it && route.takes != Takes::Bytes || filters.any(|filter| filter.reads().payload)
+}
+
+/// The row's own filters that are not there to read the payload, but may.
+fn own(route: &Route) -> impl Iterator<Item = &Filter> {
+    route.when.iter().chain(&route.answer).chain(route.deciding())
+}
+
+/// Statuses that are successes of this row.
+fn ok_on(row: &Section<'_>, call: Option<&Endpoint>) -> Arc<[StatusCode]> {
+    let statuses = fetch::statuses(row, "ok_on");
+    fetch::check_final(row, "ok_on", &statuses);
+    if call.is_none() && !statuses.is_empty() {
+        row.mistake(None, "ok_on", "a row without `call` has no answer of the API; take it out");
+    }
+    if statuses.contains(&StatusCode::UNAUTHORIZED) {
+        row.mistake(None, "ok_on", "401 says that the key is refused; take it out");
+    }
+    statuses.into()
 }
 
 /// What reads a payload must be able to.
 fn check_payload(row: &Section<'_>, route: &Route) {
-    let mut filters = route.answer.iter().chain(route.deciding());
-    if route.takes == Takes::Bytes && filters.any(|filter| filter.reads().payload) {
+    if route.takes == Takes::Bytes && own(route).any(|filter| filter.reads().payload) {
         let text = "no filter reads bytes, and one of this row reads `$payload`; write \"text\" or \"json\"";
         row.mistake(None, "takes", text);
     }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::devices::{Devices, Remembered};
 use crate::{
+    call::Answer,
     filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Reads, Val},
     metrics::Metrics,
     table::{Taken, refusal::Refusal},
@@ -18,6 +19,17 @@ pub(super) struct Filters {
     metrics: Arc<Metrics>,
     /// Largest answer that a filter reads, in bytes.
     max_bytes: usize,
+}
+
+/// What a row's `answer` makes of the API's answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Shaped {
+    /// There is none, or it fails: the answer goes to the device as it came.
+    AsItCame,
+    /// This goes instead.
+    Made(Bytes),
+    /// It puts out nothing: nothing is replied.
+    Nothing,
 }
 
 impl Filters {
@@ -92,6 +104,28 @@ impl Filters {
             values.first().map(|value| filter::to_json(value, MAX_OUTPUT_BYTES)).transpose()
         });
         body.map_err(|error| Refusal::BadPayload(format!("no answer can be made: {error}")))
+    }
+
+    /// The reply that the `answer` of a row with a call makes of the API's answer.
+    pub(super) fn shape(&self, taken: &Taken<'_>, answer: &Answer) -> Shaped {
+        let Some(filter) = &taken.route.answer else { return Shaped::AsItCame };
+        let (context, name) = (self.context(taken, filter.reads()), &taken.route.name);
+        let body = match self.read(&answer.body) {
+            Ok(input) => self.run(filter, input, &context, name),
+            Err(error) => {
+                self.metrics.filter_failed(name);
+                tracing::warn!(route = &**name, %error, "no reply can be made of the answer");
+                return Shaped::AsItCame;
+            }
+        };
+        let body = body.and_then(|values| {
+            values.first().map(|value| filter::to_json(value, MAX_OUTPUT_BYTES)).transpose()
+        });
+        match body {
+            Ok(Some(body)) => Shaped::Made(body),
+            Ok(None) => Shaped::Nothing,
+            Err(_) => Shaped::AsItCame,
+        }
     }
 
     /// An answer as filters have it; an empty one is null.

@@ -132,20 +132,23 @@ impl Follower {
         let mut due = Due::default();
         let reads_answer = route.deciding().next().is_some();
         let input = if reads_answer { self.filters.read(&answer.body) } else { Ok(Val::Null) };
-        match &input {
-            Ok(input) => {
-                let remembered = route
-                    .remember
-                    .as_ref()
-                    .map(|remember| self.filters.remember(remember, input.clone(), taken));
-                due.has_effect |= !matches!(remembered, None | Some(Ok(false)));
-            }
-            Err(error) => {
-                self.metrics.filter_failed(&route.name);
-                due.has_effect = true;
-                let (route, device) = (&*route.name, &*speaker.device);
-                tracing::warn!(route, device, %error, "the answer cannot be read by filters: fetches that depend on it are skipped");
-            }
+        // A plain text is what some APIs say instead of nothing; a page, and JSON that is cut short, is a lie.
+        let says_nothing = is_plain_text(answer);
+        let remember = route
+            .remember
+            .as_ref()
+            .filter(|remember| input.is_ok() || says_nothing && remember.reads_message());
+        let remembered = remember.map(|remember| {
+            self.filters.remember(remember, input.clone().unwrap_or_default(), taken)
+        });
+        due.has_effect |= !matches!(remembered, None | Some(Ok(false)));
+        if let Err(error) = &input
+            && route.deciding().count() > usize::from(remembered.is_some())
+        {
+            self.metrics.filter_failed(&route.name);
+            due.has_effect = true;
+            let (route, device) = (&*route.name, &*speaker.device);
+            tracing::warn!(route, device, %error, "the answer cannot be read by filters: fetches that depend on it are skipped");
         }
         let context = self.filters.context(taken, route.deciding().sum());
         for (index, then) in route.then.iter().enumerate() {
@@ -186,4 +189,10 @@ impl Follower {
             }
         })
     }
+}
+
+/// Whether the API says that its answer is a plain text.
+fn is_plain_text(answer: &Answer) -> bool {
+    let essence = answer.content_type.as_deref().and_then(|text| text.split(';').next());
+    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("text/plain"))
 }

@@ -24,7 +24,7 @@ use self::{
     dead_letter::Envelope,
     devices::Devices,
     fetched::Trouble,
-    filters::Filters,
+    filters::{Filters, Shaped},
     follow::{Followed, Follower},
     push::Pusher,
 };
@@ -152,8 +152,7 @@ impl Exchange {
         };
         // Not settled: the broker keeps it for the next gateway.
         let outcome = outcome.ok()?;
-        let key = taken.as_ref().ok().and_then(|taken| taken.speaker.key.as_ref());
-        let letter = self.conclude(&outcome, &incoming, key).await;
+        let letter = self.conclude(&outcome, &incoming, taken.as_ref().ok()).await;
         // 7. What the answer sets off is fetched and pushed.
         let (code, status) = (outcome.code(), outcome.status());
         if let (Ok(taken), Outcome::Delivered(answer)) = (&taken, outcome)
@@ -179,21 +178,31 @@ impl Exchange {
         if is_expired() {
             return Ok(Outcome::Failed(Failure::unmade(FailureKind::Expired)));
         }
-        let deadline = self.settings.deadline;
-        let result = match &taken.route.call {
-            Some(endpoint) => {
-                let lifetime = Lifetime { deadline, expires, since: Some(clock) };
-                self.forward(taken, endpoint, lifetime).await.map(Outcome::of)
-            }
-            None => self.answer(taken).await,
-        };
-        match result {
+        let lifetime = Lifetime { deadline: self.settings.deadline, expires, since: Some(clock) };
+        match self.outcome(taken, lifetime).await {
             Ok(outcome) => Ok(outcome),
             Err(NoAnswer::Refused(refusal)) => Ok(Outcome::Refused(refusal)),
             Err(NoAnswer::Unanswered(Unanswered::Stopping)) => Err(Stopping),
             Err(NoAnswer::Unanswered(Unanswered::Failed(failure))) => {
                 let kind = if is_expired() { FailureKind::Expired } else { failure.kind };
                 Ok(Outcome::Failed(Failure { kind, ..failure }))
+            }
+        }
+    }
+
+    /// The outcome of a message: of one that passes `when`, what its call or its row's own answer makes of it.
+    async fn outcome(&self, taken: &Taken<'_>, lifetime: Lifetime) -> Result<Outcome, NoAnswer> {
+        let route = taken.route;
+        route.check_size(taken.message, &self.settings.max_bytes)?;
+        if !taken.passes(|| self.devices.memory(&taken.speaker))? {
+            return Ok(Outcome::Skipped);
+        }
+        match &route.call {
+            None => self.answer(taken).await,
+            Some(endpoint) => {
+                let answer = self.forward(taken, endpoint, lifetime).await?;
+                let accepted = route.accepts(answer.status);
+                Ok(Outcome::of(answer, accepted))
             }
         }
     }
@@ -205,9 +214,7 @@ impl Exchange {
         endpoint: &Endpoint,
         lifetime: Lifetime,
     ) -> Result<Answer, NoAnswer> {
-        let Taken { message, route, speaker, authorization, .. } = taken;
-        let max = &self.settings.max_bytes;
-        route.check_size(message, max)?;
+        let Taken { route, speaker, authorization, .. } = taken;
         // A device over its rate is refused before its payload costs a filter.
         let turn = match &route.body {
             None => None,
@@ -215,17 +222,19 @@ impl Exchange {
         };
         // 4. The payload is checked or translated, the path rendered.
         let memory = || self.devices.memory(speaker);
-        let call = taken.call(endpoint, memory, max, lifetime)?;
+        let call = taken.call(endpoint, memory, &self.settings.max_bytes, lifetime)?;
         let (has_turn, trial) = (turn.is_some(), turn.unwrap_or_default());
         // 5. Limits, attempts, back-off.
         let answer = self.upstream.call(Call { trial, has_turn, ..call }).await?;
-        self.devices.learn_key(speaker, authorization, answer.status);
+        // What the row takes for a success is one to all that follows.
+        let accepted = route.accepts(answer.status);
+        let status = if accepted { StatusCode::OK } else { answer.status };
+        self.devices.learn_key(speaker, authorization, status);
         Ok(answer)
     }
 
     /// The outcome of a row that calls nothing: its own answer, if what it fetches does not fail.
     async fn answer(&self, taken: &Taken<'_>) -> Result<Outcome, NoAnswer> {
-        taken.route.check_size(taken.message, &self.settings.max_bytes)?;
         let (status, content_type, body) = match &taken.route.answer {
             None => (StatusCode::NO_CONTENT, None, Bytes::new()),
             Some(filter) => match self.filters.answer(filter, taken)? {
@@ -255,13 +264,28 @@ impl Exchange {
         &self,
         outcome: &Outcome,
         incoming: &Incoming<'_>,
-        key: Option<&Secret>,
+        taken: Option<&Taken<'_>>,
     ) -> Option<Publication> {
         let Settings { via, errors, dead_letter, .. } = &self.settings;
+        let key = taken.and_then(|taken| taken.speaker.key.as_ref());
         let (message, name) = (incoming.message, incoming.name());
         self.log(outcome, incoming, key);
         let to = Destinations::of(incoming, errors.as_ref(), dead_letter.as_ref());
-        if let Some(reply) = reply::reply(outcome, message, &to, name, via) {
+        let made = match (taken, outcome) {
+            // Not made for nobody.
+            (Some(taken), Outcome::Delivered(answer))
+                if taken.route.call.is_some() && to.reply.is_some() =>
+            {
+                self.filters.shape(taken, answer)
+            }
+            _ => Shaped::AsItCame,
+        };
+        let reply = match made {
+            Shaped::Nothing => None,
+            Shaped::AsItCame => reply::reply(outcome, None, message, &to, name, via),
+            Shaped::Made(body) => reply::reply(outcome, Some(body), message, &to, name, via),
+        };
+        if let Some(reply) = reply {
             self.publisher.publish(reply).await;
         }
         let topic = to.dead_letter.as_ref().filter(|_| outcome.is_dead_letter())?;

@@ -21,6 +21,8 @@ pub(crate) enum Outcome {
     Unknown,
     /// Handling it hit a defect of the gateway.
     Panicked,
+    /// It does not pass the row's `when`.
+    Skipped,
     /// It was not meant for the gateway.
     Ignored(Ignored),
 }
@@ -35,9 +37,9 @@ impl From<NotTaken> for Outcome {
 }
 
 impl Outcome {
-    /// What the upstream's answer makes of a message.
-    pub(crate) fn of(answer: Answer) -> Self {
-        if answer.status.is_success() { Self::Delivered(answer) } else { Self::Rejected(answer) }
+    /// What the upstream's answer makes of a message; `accepted` says that it is a success.
+    pub(crate) fn of(answer: Answer, accepted: bool) -> Self {
+        if accepted { Self::Delivered(answer) } else { Self::Rejected(answer) }
     }
 
     /// The word for programs and the HTTP-like status.
@@ -49,6 +51,7 @@ impl Outcome {
             Self::Refused(refusal) => (refusal.code(), refusal.status()),
             Self::Unknown => ("unknown", 404),
             Self::Panicked => ("panicked", 500),
+            Self::Skipped => ("skipped", 204),
             Self::Ignored(Ignored::Loop) => ("loop", 204),
             Self::Ignored(Ignored::NotARequest) => ("not_a_request", 204),
         }
@@ -67,7 +70,7 @@ impl Outcome {
     /// What went wrong, in a sentence; `None` when nothing did.
     pub(super) fn trouble(&self) -> Option<String> {
         match self {
-            Self::Delivered(_) | Self::Ignored(_) => None,
+            Self::Delivered(_) | Self::Skipped | Self::Ignored(_) => None,
             Self::Rejected(answer) => Some(format!("the upstream answered {}", answer.status)),
             Self::Failed(failure) => Some(failure.to_string()),
             Self::Refused(refusal) => Some(refusal.to_string()),
@@ -83,7 +86,7 @@ impl Outcome {
     /// Whether the message is put aside for the operator.
     pub(crate) fn is_dead_letter(&self) -> bool {
         match self {
-            Self::Delivered(_) | Self::Ignored(_) | Self::Unknown => false,
+            Self::Delivered(_) | Self::Skipped | Self::Ignored(_) | Self::Unknown => false,
             Self::Rejected(_) | Self::Failed(_) | Self::Refused(_) | Self::Panicked => true,
         }
     }
@@ -96,6 +99,7 @@ impl Outcome {
             | Self::Refused(_)
             | Self::Unknown
             | Self::Panicked
+            | Self::Skipped
             | Self::Ignored(_) => None,
         }
     }
@@ -105,7 +109,11 @@ impl Outcome {
         match self {
             Self::Delivered(answer) | Self::Rejected(answer) => answer.attempts,
             Self::Failed(failure) => failure.attempts,
-            Self::Refused(_) | Self::Unknown | Self::Panicked | Self::Ignored(_) => 0,
+            Self::Refused(_)
+            | Self::Unknown
+            | Self::Panicked
+            | Self::Skipped
+            | Self::Ignored(_) => 0,
         }
     }
 }
@@ -119,14 +127,16 @@ mod tests {
     fn every_outcome_has_its_code_its_status_and_its_end() {
         let failed = |kind, attempts| Outcome::Failed(Failure { kind, attempts });
         for (outcome, code, status, attempts, letter, trouble) in [
-            (Outcome::of(answer(201)), "delivered", 201, 1, false, false),
-            (Outcome::of(answer(404)), "rejected", 404, 1, true, true),
-            (Outcome::of(answer(302)), "rejected", 302, 1, true, true),
+            (Outcome::of(answer(201), true), "delivered", 201, 1, false, false),
+            (Outcome::of(answer(409), true), "delivered", 409, 1, false, false),
+            (Outcome::of(answer(404), false), "rejected", 404, 1, true, true),
+            (Outcome::of(answer(302), false), "rejected", 302, 1, true, true),
             (failed(FailureKind::Expired, 0), "expired", 504, 0, true, true),
             (failed(FailureKind::Broken("x".to_owned()), 3), "broken", 502, 3, true, true),
             (Outcome::Refused(Refusal::Crowded { held: 9 }), "throttled", 429, 0, true, true),
             (Outcome::Unknown, "unknown", 404, 0, false, true),
             (Outcome::Panicked, "panicked", 500, 0, true, true),
+            (Outcome::Skipped, "skipped", 204, 0, false, false),
             (Outcome::Ignored(Ignored::Loop), "loop", 204, 0, false, false),
             (NotTaken::Ignored(Ignored::NotARequest).into(), "not_a_request", 204, 0, false, false),
         ] {

@@ -56,7 +56,7 @@ impl Destinations {
     /// Where the reply with this outcome goes.
     pub(crate) fn reply_with(&self, outcome: &Outcome) -> Option<&String> {
         match outcome {
-            Outcome::Ignored(_) => None,
+            Outcome::Skipped | Outcome::Ignored(_) => None,
             Outcome::Delivered(_) => self.reply.as_ref(),
             Outcome::Rejected(_)
             | Outcome::Failed(_)
@@ -67,18 +67,22 @@ impl Destinations {
     }
 }
 
-/// The reply, if there is a place for it: the API's answer as it came, or the error in JSON.
+/// The reply, if there is a place for it: what the row's `answer` has made, the API's answer as it came, or the error
+/// in JSON.
 pub(super) fn reply(
     outcome: &Outcome,
+    made: Option<Bytes>,
     message: &Message,
     to: &Destinations,
     route: &str,
     via: &str,
 ) -> Option<Publication> {
     let topic = to.reply_with(outcome)?.clone();
-    let (payload, content_type) = match outcome.answer() {
-        Some(answer) => (answer.body.clone(), answer.content_type.clone()),
-        None => (error_body(outcome), Some(JSON.to_owned())),
+    let json = |body| (body, Some(JSON.to_owned()));
+    let (payload, content_type) = match (made, outcome.answer()) {
+        (Some(made), _) => json(made),
+        (None, Some(answer)) => (answer.body.clone(), answer.content_type.clone()),
+        (None, None) => json(error_body(outcome)),
     };
     let status = outcome.status().to_string();
     let user = [("status", status.as_str()), ("route", route), (VIA, via)];
@@ -167,8 +171,8 @@ call = "POST /{device_id}"
             (destinations(TABLE, "d/d1/asks", None), destinations(TABLE, "d/d1/tells", None));
         let failed = Failure { kind: FailureKind::Expired, attempts: 0 };
         for (outcome, told) in [
-            (Outcome::of(answer(201)), false),
-            (Outcome::of(answer(404)), true),
+            (Outcome::of(answer(201), true), false),
+            (Outcome::of(answer(404), false), true),
             (Outcome::Failed(failed), true),
             (Outcome::Refused(Refusal::NoRoute), true),
             (Outcome::Unknown, true),
@@ -178,8 +182,9 @@ call = "POST /{device_id}"
             let errors = silent.errors.as_ref().filter(|_| told);
             assert_eq!(silent.reply_with(&outcome), errors, "{outcome:?}");
         }
-        for ignored in [Ignored::Loop, Ignored::NotARequest] {
-            assert_eq!(asked.reply_with(&Outcome::Ignored(ignored)), None);
+        let ignored = [Ignored::Loop, Ignored::NotARequest].map(Outcome::Ignored);
+        for silent in ignored.iter().chain(&[Outcome::Skipped]) {
+            assert_eq!(asked.reply_with(silent), None);
         }
     }
 
@@ -189,7 +194,9 @@ call = "POST /{device_id}"
         let retained = |response_topic, status| {
             let to = destinations(&row, "d/d1/asks", response_topic);
             let message = fixtures::message("d/d1/asks", &[], b"");
-            reply(&Outcome::of(answer(status)), &message, &to, "asks", "gw").unwrap().retain
+            reply(&Outcome::of(answer(status), status < 400), None, &message, &to, "asks", "gw")
+                .unwrap()
+                .retain
         };
         assert!(retained(None, 200));
         assert!(!retained(Some("d/d1/x"), 200), "who asks for it there wants it once");
@@ -201,13 +208,14 @@ call = "POST /{device_id}"
         let to = destinations(TABLE, "d/d1/asks", None);
         let mut message = fixtures::message("d/d1/asks", &[], b"");
         message.properties.correlation_data = Some(Bytes::from_static(b"\0c"));
-        let reply = |outcome: Outcome| reply(&outcome, &message, &to, "asks", "gw").unwrap();
+        let made = |made, outcome| reply(&outcome, made, &message, &to, "asks", "gw").unwrap();
+        let reply = |outcome: Outcome| made(None, outcome);
         let page = crate::call::Answer {
             content_type: Some("text/html".to_owned()),
             body: Bytes::from_static(b"<html>"),
             ..answer(403)
         };
-        let told = reply(Outcome::of(page));
+        let told = reply(Outcome::of(page, false));
         assert!(!told.retain);
         assert_eq!((told.topic.as_str(), &*told.payload), ("d/d1/answers", &b"<html>"[..]));
         assert_eq!(told.properties.content_type.as_deref(), Some("text/html"));
@@ -215,6 +223,11 @@ call = "POST /{device_id}"
         let user: Vec<_> =
             told.properties.user.iter().map(|(name, value)| (&**name, &**value)).collect();
         assert_eq!(user, [("status", "403"), ("route", "asks"), (VIA, "gw")]);
+        let told = made(Some(Bytes::from_static(b"1")), Outcome::of(answer(200), true));
+        assert_eq!(
+            (&*told.payload, told.properties.content_type.as_deref()),
+            (&b"1"[..], Some(JSON))
+        );
         let told = reply(Outcome::Failed(FailureKind::AttemptTimeout.into()));
         assert_eq!(told.properties.content_type.as_deref(), Some(JSON));
         let error: serde_json::Value = serde_json::from_slice(&told.payload).unwrap();

@@ -133,7 +133,12 @@ impl Filter {
 
     /// Whether the filter's outputs can differ with the same input and the same memory.
     pub fn is_changeable(&self) -> bool {
-        self.reads != Reads::default() || self.reads_clock
+        self.reads_message() || self.reads_clock
+    }
+
+    /// Whether the filter mentions anything of the message.
+    pub fn reads_message(&self) -> bool {
+        self.reads != Reads::default()
     }
 
     /// The filter as it was written.

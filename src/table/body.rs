@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{Taken, keys::Keys, refusal::Refusal, route::MaxBytes};
 use crate::{
     call::Endpoint,
-    filter::{self, Context, FilterError, Reads, Val},
+    filter::{self, Context, Filter, FilterError, Reads, Val},
 };
 
 impl Taken<'_> {
@@ -37,6 +37,33 @@ impl Taken<'_> {
         filter::object(properties.into_iter().map(|(name, value)| (name, filter::text(value))))
     }
 
+    /// Whether the message passes the row's `when`.
+    ///
+    /// # Errors
+    /// [`Refusal::BadPayload`] when the payload is not what the row takes, or the filter fails on it.
+    pub fn passes(&self, memory: impl FnOnce() -> Val) -> Result<bool, Refusal> {
+        let Some(when) = &self.route.when else { return Ok(true) };
+        let fails =
+            |error: FilterError| Refusal::BadPayload(format!("`when` fails on it: {error}"));
+        Ok(self.run(when, memory)?.map_err(fails)?.iter().any(filter::is_true))
+    }
+
+    /// Runs a filter over the payload.
+    ///
+    /// # Errors
+    /// [`Refusal::BadPayload`] when the payload is not what the row takes.
+    fn run(
+        &self,
+        filter: &Filter,
+        memory: impl FnOnce() -> Val,
+    ) -> Result<Result<Vec<Val>, FilterError>, Refusal> {
+        let payload = self.route.takes.read(&self.message.payload)?;
+        // Not read twice.
+        let reads = Reads { payload: false, ..filter.reads() };
+        let context = Context { payload: payload.clone(), ..self.context(reads, memory()) };
+        Ok(filter.run(payload, &context))
+    }
+
     /// The body to send: the payload as it came, or translated by the row's filter. `memory` is what is
     /// remembered of the device.
     ///
@@ -58,14 +85,10 @@ impl Taken<'_> {
             route.takes.check(bytes)?;
             return Ok(Some(bytes.clone()));
         };
-        let payload = route.takes.read(bytes)?;
-        // Not read twice.
-        let reads = Reads { payload: false, ..translate.reads() };
-        let context = Context { payload: payload.clone(), ..self.context(reads, memory()) };
         let cannot = |error: FilterError| {
             Refusal::BadPayload(format!("the payload cannot be translated: {error}"))
         };
-        let outputs = translate.run(payload, &context).map_err(cannot)?;
+        let outputs = self.run(translate, memory)?.map_err(cannot)?;
         route.content_type.kind.body(&outputs, max.request).map(Some).map_err(cannot)
     }
 }

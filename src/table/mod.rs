@@ -103,7 +103,14 @@ impl Taken<'_> {
         let body = self.body(endpoint, memory, max)?;
         let call = self.request(&route.name, endpoint, lifetime)?;
         let (content_type, batch) = (route.content_type.header.clone(), route.batch.clone());
-        Ok(Call { body, content_type, retry: route.retry, batch, ..call })
+        Ok(Call {
+            body,
+            content_type,
+            ok_on: route.ok_on.clone(),
+            retry: route.retry,
+            batch,
+            ..call
+        })
     }
 
     /// The call of a fetch that its answer sets off.
@@ -137,6 +144,7 @@ impl Taken<'_> {
             retry: Retry::Always,
             deadline,
             since,
+            ok_on: Arc::default(),
             trial: Trial::default(),
             has_turn: false,
             attempts: 0,

@@ -9,7 +9,7 @@ use super::{
     refusal::Refusal,
 };
 use crate::{
-    call::{Batch, Endpoint, Retry},
+    call::{Batch, Endpoint, Retry, StatusCode},
     filter::Filter,
     message::Message,
     rate::Rate,
@@ -35,14 +35,18 @@ pub struct Route {
     pub reply: Option<Template>,
     /// The broker keeps the answer on `reply` for whoever subscribes later.
     pub retain: bool,
+    /// Over the payload: a message of which it is not true is let go.
+    pub when: Option<Filter>,
     /// What it takes payloads for.
     pub takes: Takes,
     /// What its bodies are.
     pub content_type: ContentType,
     /// Translates the payload.
     pub body: Option<Filter>,
-    /// Without `call`: makes the answer.
+    /// Over the API's answer: makes the reply. Without `call` it makes the answer itself.
     pub answer: Option<Filter>,
+    /// Statuses of the API that are successes, besides 2xx.
+    pub ok_on: Arc<[StatusCode]>,
     /// Who may speak, and whose key the call carries.
     pub credentials: Credentials,
     /// When the call may be repeated.
@@ -117,6 +121,11 @@ impl Route {
             Some((_, max)) => Err(Refusal::TooLarge { size, max }),
             None => Ok(()),
         }
+    }
+
+    /// Whether an answer with this status is a success.
+    pub fn accepts(&self, status: StatusCode) -> bool {
+        status.is_success() || self.ok_on.contains(&status)
     }
 
     /// The filters that decide what follows an answer.

@@ -76,8 +76,9 @@ fn is_uncounted(result: Attempted<'_>) -> bool {
 }
 
 /// What the result says about the API.
-fn sign(result: Attempted<'_>) -> Sign {
+fn sign(call: &Call, result: Attempted<'_>) -> Sign {
     match result {
+        Ok(answer) if call.accepts(answer.status) => Sign::Served,
         Ok(answer) => Sign::of(answer.status),
         Err(failure) => failure.kind.sign(),
     }
@@ -176,7 +177,7 @@ impl Policy<Call, Answer, Unanswered> for RetryTransient {
             Err(Unanswered::Stopping) => return None,
         };
         if call.trial.ended().is_none() {
-            self.breaker.learn(call, sign(attempt), &InWords(attempt));
+            self.breaker.learn(call, sign(call, attempt), &InWords(attempt));
             self.attempts += attempt.map_or_else(|failure| failure.attempts, |_| 1);
             if verdict(call, attempt) == Verdict::Again {
                 call.has_turn = is_uncounted(attempt);

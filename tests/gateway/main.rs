@@ -37,6 +37,7 @@ mod replay;
 mod replicas;
 mod request_response;
 mod retained;
+mod rows;
 mod second_table;
 mod secrets;
 mod sessions;

@@ -58,14 +58,17 @@ async fn every_result_has_its_verdict() {
 
 #[test]
 fn every_result_says_something_about_the_api_or_nothing() {
-    assert_eq!(sign(Ok(&answer(204))), Sign::Served);
+    let call = Call { ok_on: [StatusCode::CONFLICT].into(), ..call(Method::POST, Retry::Always) };
+    for status in [204, 409] {
+        assert_eq!(sign(&call, Ok(&answer(status))), Sign::Served, "{status}");
+    }
     for status in [302, 400, 401, 404, 422, 501] {
-        assert_eq!(sign(Ok(&answer(status))), Sign::Refused, "{status}");
+        assert_eq!(sign(&call, Ok(&answer(status))), Sign::Refused, "{status}");
     }
     for status in [408, 429, 500, 502, 503, 504] {
-        assert_eq!(sign(Ok(&answer(status))), Sign::Failed, "{status}");
+        assert_eq!(sign(&call, Ok(&answer(status))), Sign::Failed, "{status}");
     }
-    let failed = |kind| sign(Err(&Failure::from(kind)));
+    let failed = |kind| sign(&call, Err(&Failure::from(kind)));
     assert_eq!(failed(FailureKind::Unreachable(String::new())), Sign::Unreachable);
     assert_eq!(failed(FailureKind::AttemptTimeout), Sign::Hung);
     assert_eq!(failed(FailureKind::Broken(String::new())), Sign::Failed);
