@@ -151,7 +151,8 @@ fn formula() -> u64 {
 /// The memory limit of the shipped Kubernetes file, in MiB.
 fn shipped_limit() -> u64 {
     let file = include_str!("../../deploy/kubernetes.yaml");
-    let (_, after) = file.split_once("limits: { memory: ").unwrap();
+    let (_, after) = file.split_once("limits:").unwrap();
+    let (_, after) = after.split_once("memory: ").unwrap();
     after.split_once("Mi").unwrap().0.parse().unwrap()
 }
 
