@@ -29,7 +29,7 @@ use crate::{
     printable,
     secret::Secret,
     table::route::Credentials,
-    topic::Pattern,
+    topic::{Pattern, PatternIndex},
 };
 
 /// The level below a device's own where answers to replayed messages come.
@@ -40,6 +40,8 @@ const REPLAYED: &str = "replayed";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How much longer than a deadline an answer may take: behind the device's other messages.
 const LONGER: Duration = Duration::from_secs(30);
+/// The pattern of the letters; all others are those of answers.
+const LETTERS: PatternIndex = PatternIndex(0);
 /// How many letters and answers may wait here; the broker sends no more at once.
 const WAITING: usize = 1024;
 
@@ -170,7 +172,7 @@ impl Replay {
         let end = Instant::now() + self.arguments.quiet;
         loop {
             let delivery = timeout_at(end, self.deliveries.recv()).await.ok()??;
-            if delivery.subscription == Some(0) {
+            if delivery.subscription == Some(LETTERS) {
                 return Some(delivery);
             }
             // An answer that nobody waits for any more.
@@ -197,7 +199,7 @@ impl Replay {
         self.publisher.publish(publication).await;
         let end = Instant::now() + patience;
         while let Ok(Some(delivery)) = timeout_at(end, self.deliveries.recv()).await {
-            if delivery.subscription == Some(0) {
+            if delivery.subscription == Some(LETTERS) {
                 self.letters.push_back(delivery);
                 continue;
             }
@@ -225,9 +227,9 @@ impl Replay {
         if letter.user_property("payload").next().is_some() {
             return Err("its payload was too large for the broker and is not there".to_owned());
         }
-        let found = self.config.subscriptions().find(topic);
-        let (index, captures) = found.ok_or("no row listens on its topic, or the topic was cut")?;
-        let (route, identity) = (&table.routes[index], &table.identity);
+        let unknown = "no row listens on its topic, or the topic was cut";
+        let (index, captures) = self.config.subscriptions().find(topic).ok_or(unknown)?;
+        let (route, identity) = (table.route(Some(index)).ok_or(unknown)?, &table.identity);
         let device = captures.get(&identity.capture).unwrap_or_default();
         let asks = route.credentials != Credentials::None;
         let key = self.keys.get(device).filter(|_| asks);
@@ -296,6 +298,7 @@ fn settings(config: &Config, arguments: &Arguments) -> Result<Settings, String> 
 fn subscriptions(config: &Config) -> Result<Subscriptions, String> {
     let letters = config.exchange.dead_letter.as_ref();
     let letters = letters.ok_or("[dead_letter] topic: none is set, so nothing is kept")?;
+    // The letters first, see `LETTERS`.
     let mut patterns = vec![Pattern::parse(letters.as_str())?];
     let capture = &config.table.identity.capture;
     for route in &config.table.routes {

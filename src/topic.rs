@@ -24,6 +24,10 @@ pub struct Pattern {
     levels: Vec<Level>,
 }
 
+/// Which of the patterns that are subscribed to, in their order. Each row of the table has one, so it names a row as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PatternIndex(pub usize);
+
 impl Pattern {
     /// Compiles a pattern.
     ///

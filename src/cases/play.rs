@@ -22,6 +22,7 @@ use crate::{
     message::{Message, Publication, Purpose},
     metrics::Metrics,
     mqtt::in_process::InProcess,
+    topic::{Captures, PatternIndex},
     upstream::{Rates, Settings, Upstream},
     wall_clock,
 };
@@ -152,8 +153,8 @@ impl<'c> Rig<'c> {
     async fn serve(
         &mut self,
         message: Message,
-        subscription: Option<usize>,
-        captures: crate::topic::Captures,
+        subscription: Option<PatternIndex>,
+        captures: Captures,
         sender: Arc<str>,
     ) -> (&'static str, Vec<Publication>) {
         let Self { broker, exchange, config, .. } = self;

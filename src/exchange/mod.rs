@@ -42,6 +42,7 @@ use crate::{
     secret::Secret,
     table::{Incoming, Table, Taken, refusal::Refusal, route::MaxBytes},
     template::Template,
+    topic::PatternIndex,
     upstream::Upstream,
 };
 
@@ -118,12 +119,12 @@ impl Exchange {
     }
 
     /// The label of the row that a subscription belongs to.
-    pub(crate) fn route_name(&self, subscription: Option<usize>) -> &Arc<str> {
+    pub(crate) fn route_name(&self, subscription: Option<PatternIndex>) -> &Arc<str> {
         self.table.name(subscription)
     }
 
     /// What the clock shows now that the deadline of a message of this subscription runs by.
-    pub(crate) fn clock(&self, subscription: Option<usize>) -> Duration {
+    pub(crate) fn clock(&self, subscription: Option<PatternIndex>) -> Duration {
         let route = self.table.route(subscription);
         route.map_or(Duration::ZERO, |route| self.upstream.clock(&route.name))
     }

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use super::{COMMANDS, Command, Delivery, HeldBytes, Publisher, Receipt, window::Ticket};
 use crate::{
     message::{Message, Publication},
-    topic::Captures,
+    topic::{Captures, PatternIndex},
 };
 
 /// Delivers messages and hears what is published.
@@ -31,7 +31,7 @@ impl InProcess {
     pub(crate) fn deliver(
         &mut self,
         message: Message,
-        subscription: Option<usize>,
+        subscription: Option<PatternIndex>,
         captures: Captures,
         sender: Arc<str>,
     ) -> Delivery {

@@ -42,7 +42,7 @@ use crate::{
     message::{Message, Publication, Purpose},
     secret::Secret,
     tls,
-    topic::{Captures, Pattern},
+    topic::{Captures, Pattern, PatternIndex},
 };
 
 /// How many commands may wait for the connection task; a sender of more waits.
@@ -177,10 +177,10 @@ pub enum Mode {
 }
 
 impl Subscriptions {
-    /// Which pattern matches the topic, by index, and what it captures: a scan over tens of rows.
-    pub fn find(&self, topic: &str) -> Option<(usize, Captures)> {
+    /// Which pattern matches the topic, and what it captures: a scan over tens of rows.
+    pub fn find(&self, topic: &str) -> Option<(PatternIndex, Captures)> {
         let mut patterns = self.patterns.iter().enumerate();
-        patterns.find_map(|(index, pattern)| Some((index, pattern.matches(topic)?)))
+        patterns.find_map(|(index, pattern)| Some((PatternIndex(index), pattern.matches(topic)?)))
     }
 }
 
@@ -190,7 +190,7 @@ pub struct Delivery {
     /// The message.
     pub message: Message,
     /// Which subscription it came for; none if an earlier table left one in the session.
-    pub subscription: Option<usize>,
+    pub subscription: Option<PatternIndex>,
     /// What its topic captured.
     pub captures: Captures,
     /// Who sent it: the device, or the whole topic where there is none.

@@ -26,7 +26,7 @@ use crate::{
     message::{Message, VIA},
     secret::Secret,
     template::BadSegment,
-    topic::Captures,
+    topic::{Captures, PatternIndex},
 };
 
 /// The label of messages that no row takes.
@@ -182,12 +182,13 @@ impl From<Refusal> for NotTaken {
 
 impl Table {
     /// The row of a subscription: each row has one, in the same order.
-    pub fn route(&self, subscription: Option<usize>) -> Option<&Route> {
-        self.routes.get(subscription?)
+    pub fn route(&self, subscription: Option<PatternIndex>) -> Option<&Route> {
+        let PatternIndex(index) = subscription?;
+        self.routes.get(index)
     }
 
     /// The label of that row.
-    pub fn name(&self, subscription: Option<usize>) -> &Arc<str> {
+    pub fn name(&self, subscription: Option<PatternIndex>) -> &Arc<str> {
         self.route(subscription).map_or(&*NO_ROUTE, |route| &route.name)
     }
 
@@ -201,7 +202,7 @@ impl Table {
     pub fn incoming<'m>(
         &'m self,
         message: &'m Message,
-        subscription: Option<usize>,
+        subscription: Option<PatternIndex>,
         captures: &'m Captures,
         device: &'m Arc<str>,
     ) -> Incoming<'m> {
