@@ -231,7 +231,7 @@ async fn hear_dead_letters(port: u16, letters: &AtomicU64) -> io::Result<()> {
     };
     let mut wire = Wire::connect(port, &connect).await?;
     let filters = vec![("mqtt-rest-gateway/dead-letter/#".to_owned(), 1)];
-    wire.send(&Packet::Subscribe { packet_id: 1, filters }).await?;
+    wire.send(&Packet::Subscribe { packet_id: 1, identifier: None, filters }).await?;
     while let Some(packet) = wire.receive().await? {
         if let Packet::Publish(letter) = packet {
             if !letter.user("topic").contains(POISON) {

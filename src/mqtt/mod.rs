@@ -4,6 +4,7 @@
 mod connection;
 mod cursor;
 mod ending;
+mod identifier;
 pub(crate) mod in_process;
 mod intake;
 mod legal;

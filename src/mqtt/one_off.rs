@@ -21,8 +21,6 @@ use crate::topic::Pattern;
 
 /// How long each answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Topic filters in one packet at most: some brokers end the connection over more.
-const MAX_FILTERS: usize = 8;
 
 /// Connects, reads what the broker announces, subscribes to the table's filters, and leaves nothing; under
 /// a client identifier of its own, so that a running gateway keeps its session.
@@ -175,10 +173,10 @@ impl OneOff {
     ) -> Result<Vec<String>, String> {
         let mut refused = Vec::new();
         let group = settings.share_group.as_deref();
-        let filters: Vec<_> = patterns.iter().map(|p| packet::filter(p, group)).collect();
-        for (packet_id, filters) in (1..).zip(filters.chunks(MAX_FILTERS)) {
+        for (packet_id, pattern) in (1..).zip(patterns) {
+            let filter = packet::filter(pattern, group);
             let mut out = BytesMut::new();
-            packet::subscribe(packet_id, filters, None, &mut out);
+            packet::subscribe(packet_id, &filter, None, &mut out);
             self.send(&out).await?;
             let closed = |error| format!("at SUBSCRIBE: {error}");
             let reasons = loop {
@@ -186,9 +184,11 @@ impl OneOff {
                     break reasons;
                 }
             };
-            let results = filters.iter().zip(&reasons);
-            let bad = results.filter(|(_, code)| reason::is_failure(**code));
-            refused.extend(bad.map(|(f, code)| format!("{} ({})", f.path, reason::name(*code))));
+            match reasons.first() {
+                Some(code) if !reason::is_failure(*code) => {}
+                Some(code) => refused.push(format!("{} ({})", filter.path, reason::name(*code))),
+                None => refused.push(format!("{} (no answer)", filter.path)),
+            }
         }
         Ok(refused)
     }

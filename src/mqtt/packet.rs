@@ -82,17 +82,17 @@ pub(super) fn disconnect(end_session: bool, out: &mut BytesMut) {
     out.put_slice(if end_session { &[0xE0, 7, 0, 5, 0x11, 0, 0, 0, 0] } else { &[0xE0, 0] });
 }
 
-/// SUBSCRIBE to filters, all under one identifier if there is one.
+/// SUBSCRIBE to a filter, under an identifier if there is one.
 pub(super) fn subscribe(
     packet_id: PacketId,
-    filters: &[Filter],
+    filter: &Filter,
     identifier: Option<u32>,
     out: &mut BytesMut,
 ) {
     let properties = identifier
         .and_then(|id| usize::try_from(id).ok())
         .map(|id| SubscribeProperties { id: Some(id), user_properties: Vec::new() });
-    let filters = filters.to_vec();
+    let filters = vec![filter.clone()];
     write(&Packet::Subscribe(Subscribe { pkid: packet_id, filters, properties }), out);
 }
 

@@ -295,10 +295,9 @@ impl Session {
             publish;
         let found =
             self.subscriber.subscriptions().find(&topic).filter(|_| publish.fault.is_none());
-        match (&found, publish.fault) {
-            (_, Some(fault)) => tracing::warn!(topic, "a message cannot be taken: {fault}"),
-            (None, None) => self.subscriber.stray(&topic),
-            (Some(_), None) => self.subscriber.arrived_by(&subscription_ids),
+        match publish.fault {
+            Some(fault) => tracing::warn!(topic, "a message cannot be taken: {fault}"),
+            None => self.subscriber.arrived(&topic, &subscription_ids, found.is_none()),
         }
         let (subscription, captures) = match found {
             Some((index, captures)) => (Some(index), captures),

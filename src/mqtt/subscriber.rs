@@ -11,22 +11,26 @@ use rumqttc::v5::mqttbytes::v5::Filter;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Mode, Settings, Status, Subscriptions, outbox::LAST_PACKET_ID, packet, reason, window::PacketId,
+    Mode, Settings, Status, Subscriptions, identifier, outbox::LAST_PACKET_ID, packet, reason,
+    window::PacketId,
 };
 use crate::topic::Pattern;
 
-/// Topic filters in one packet at most: some brokers end the connection over more.
+/// Topic filters in one UNSUBSCRIBE at most: some brokers end the connection over more.
 const MAX_FILTERS: usize = 8;
-/// Topics with more levels than this are not looked for: too many filters could have brought them.
+/// Topics with more levels than this are not looked for without a Subscription Identifier: too many filters
+/// could have brought them.
 const MAX_STRAY_LEVELS: usize = 6;
-/// For how many topics without a row the subscription is looked for, on each connection.
+/// For how many topics without a row the subscription is looked for without one, on each connection.
 const MAX_STRAYS: usize = 16;
+/// For how many Subscription Identifiers the filter is looked for, on each connection.
+const MAX_SEARCHES: usize = 1000;
 
 /// A SUBSCRIBE or UNSUBSCRIBE.
 #[derive(Debug)]
 enum Request {
-    /// With a Subscription Identifier where the broker takes them.
-    Subscribe(Vec<Filter>, Option<u32>),
+    /// One filter, with a Subscription Identifier of its own where the broker takes them.
+    Subscribe(Filter, Option<u32>),
     Unsubscribe(Vec<String>, Why),
 }
 
@@ -37,8 +41,8 @@ enum Why {
     Drain,
     /// They are the table's filters in another form: without the share group, or with a former one.
     OtherForm,
-    /// They may have brought a message on a topic that no row matches.
-    Stray,
+    /// They have brought a message, or may have, and the table has no such filter.
+    Earlier,
 }
 
 /// The subscriptions, and which of their requests are not answered yet.
@@ -53,10 +57,12 @@ pub(super) struct Subscriber {
     last_packet_id: PacketId,
     /// What the broker has refused on this connection.
     refused: Vec<String>,
-    /// Tells our subscriptions from those of another group, where the broker can.
-    identifier: Option<u32>,
-    /// The warning about a subscription of another group has been logged.
-    foreign_warned: bool,
+    /// The Subscription Identifiers of the table's filters.
+    identifiers: Vec<u32>,
+    /// Others that came with messages: their filters were looked for.
+    searched: HashSet<u32>,
+    /// The warning about a subscription that was not found has been logged.
+    unknown_warned: bool,
     /// How long a connection must last before a drain begins to unsubscribe.
     drain_hold: Duration,
     /// When it does.
@@ -74,7 +80,11 @@ impl Subscriber {
         settings: &Settings,
         status: watch::Sender<Status>,
     ) -> Self {
+        let group = settings.share_group.as_deref();
+        let path = |pattern: &Pattern| packet::path(&pattern.filter(), group);
+        let paths = subscriptions.patterns.iter().map(path);
         Self {
+            identifiers: paths.map(|path| identifier::of(&path)).collect(),
             subscriptions,
             share_group: settings.share_group.clone(),
             former_share_groups: settings.former_share_groups.clone(),
@@ -85,8 +95,8 @@ impl Subscriber {
             open: Vec::new(),
             last_packet_id: LAST_PACKET_ID,
             refused: Vec::new(),
-            identifier: None,
-            foreign_warned: false,
+            searched: HashSet::new(),
+            unknown_warned: false,
             drain_at: None,
             drain_began: false,
             strays: 0,
@@ -104,6 +114,7 @@ impl Subscriber {
         self.waiting.clear();
         self.open.clear();
         self.refused.clear();
+        self.searched.clear();
         self.strays = 0;
         self.tried.clear();
         if self.subscriptions.mode == Mode::Drain {
@@ -116,22 +127,24 @@ impl Subscriber {
             return;
         }
         let group = self.share_group.as_deref();
-        self.identifier = identifiers.then(|| identifier(group));
         // Also where the session is present: the table may have changed since it was made.
-        let filters: Vec<_> =
-            self.subscriptions.patterns.iter().map(|p| packet::filter(p, group)).collect();
-        let requests = filters
-            .chunks(MAX_FILTERS)
-            .map(|some| Request::Subscribe(some.to_vec(), self.identifier));
-        self.waiting.extend(requests);
+        let filters = self.subscriptions.patterns.iter().map(|p| packet::filter(p, group));
+        self.waiting.extend(filters.map(|filter| {
+            let identifier = identifiers.then(|| identifier::of(&filter.path));
+            Request::Subscribe(filter, identifier)
+        }));
         if session_present {
             // Or the broker would deliver each message by both, for ever.
-            let plain = group.is_some().then_some(None);
-            let former = self.former_share_groups.iter().map(|group| Some(&**group));
-            let former: Vec<_> = plain.into_iter().chain(former.filter(|f| *f != group)).collect();
-            let paths: Vec<_> = former.iter().flat_map(|group| self.paths(*group)).collect();
+            let others = self.groups().into_iter().filter(|other| *other != group);
+            let paths: Vec<_> = others.flat_map(|group| self.paths(group)).collect();
             self.end(&paths, Why::OtherForm);
         }
+    }
+
+    /// The share groups that this session is or was a member of; `None` is no group.
+    fn groups(&self) -> Vec<Option<&str>> {
+        let groups = self.share_group.iter().chain(&self.former_share_groups);
+        std::iter::once(None).chain(groups.map(|group| Some(&**group))).collect()
     }
 
     fn paths(&self, group: Option<&str>) -> Vec<String> {
@@ -170,8 +183,8 @@ impl Subscriber {
             let packet_id = self.last_packet_id.checked_add(1).unwrap_or(LAST_PACKET_ID + 1);
             self.last_packet_id = packet_id;
             match &request {
-                Request::Subscribe(filters, identifier) => {
-                    packet::subscribe(packet_id, filters, *identifier, out);
+                Request::Subscribe(filter, identifier) => {
+                    packet::subscribe(packet_id, filter, *identifier, out);
                 }
                 Request::Unsubscribe(paths, _) => packet::unsubscribe(packet_id, paths, out),
             }
@@ -186,26 +199,19 @@ impl Subscriber {
 
     /// The broker has answered a SUBSCRIBE [MQTT 5.0, 3.9.3].
     pub(super) fn subscribed(&mut self, packet_id: PacketId, reasons: &Bytes) {
-        let Some(Request::Subscribe(filters, identifier)) = self.answered(packet_id) else {
-            return;
-        };
-        if reasons.contains(&reason::NO_IDENTIFIERS) && identifier.is_some() {
-            // They only help to recognise subscriptions of another share group.
-            self.identifier = None;
-            return self.waiting.push_back(Request::Subscribe(filters, None));
-        }
-        for (index, filter) in filters.iter().enumerate() {
-            match reasons.get(index) {
-                Some(0) => tracing::warn!(
-                    filter = filter.path,
-                    "the broker delivers these messages at QoS 0 only: they can be lost on the way"
-                ),
-                Some(1 | 2) => {}
-                Some(code) => {
-                    self.refused.push(format!("{} ({})", filter.path, reason::name(*code)));
-                }
-                None => self.refused.push(format!("{} (no answer)", filter.path)),
+        let Some(Request::Subscribe(filter, identifier)) = self.answered(packet_id) else { return };
+        match reasons.first() {
+            Some(&reason::NO_IDENTIFIERS) if identifier.is_some() => {
+                // They only help to recognise subscriptions of an earlier configuration.
+                return self.waiting.push_back(Request::Subscribe(filter, None));
             }
+            Some(0) => tracing::warn!(
+                filter = filter.path,
+                "the broker delivers these messages at QoS 0 only: they can be lost on the way"
+            ),
+            Some(1 | 2) => {}
+            Some(code) => self.refused.push(format!("{} ({})", filter.path, reason::name(*code))),
+            None => self.refused.push(format!("{} (no answer)", filter.path)),
         }
         let mut unanswered = self.open.iter().map(|(_, request)| request).chain(&self.waiting);
         if unanswered.any(|request| matches!(request, Request::Subscribe(..))) {
@@ -251,7 +257,7 @@ impl Subscriber {
                     );
                 }
                 (_, Why::Drain) => {}
-                (_, Why::OtherForm | Why::Stray) => tracing::warn!(
+                (_, Why::OtherForm | Why::Earlier) => tracing::warn!(
                     filter,
                     "ended a subscription of an earlier configuration, which the session still had"
                 ),
@@ -267,12 +273,46 @@ impl Subscriber {
         }
     }
 
-    /// A message arrived on a topic that no row matches: an earlier table left a subscription in the
-    /// session. A pattern has literal levels and `+` only, so few filters can have brought it; all are ended.
-    pub(super) fn stray(&mut self, topic: &str) {
+    /// A message arrived by the subscriptions with these Subscription Identifiers, or by one that has none.
+    /// `is_stray` says that no row matches its topic. An earlier configuration may have left the subscription in
+    /// the session: it is ended, or such messages would come for ever, many of them twice.
+    pub(super) fn arrived(&mut self, topic: &str, identifiers: &[u32], is_stray: bool) {
+        if self.subscriptions.mode == Mode::Drain {
+            return;
+        }
+        for identifier in identifiers {
+            if !self.identifiers.contains(identifier) {
+                self.came_by(*identifier, topic);
+            }
+        }
+        if is_stray && identifiers.is_empty() {
+            self.stray(topic);
+        }
+    }
+
+    /// A message arrived by a subscription that the table does not make.
+    fn came_by(&mut self, identifier: u32, topic: &str) {
+        if self.searched.len() >= MAX_SEARCHES || !self.searched.insert(identifier) {
+            return;
+        }
+        let paths = identifier::filters(identifier, topic, &self.groups());
+        if !paths.is_empty() {
+            self.end(&paths, Why::Earlier);
+        } else if !std::mem::replace(&mut self.unknown_warned, true) {
+            tracing::warn!(
+                topic,
+                "messages come by a subscription that this configuration does not make: it was made \
+                 with another share_group. What it brings beyond what waited comes twice; name that \
+                 group in former_share_group, or drain with the earlier configuration"
+            );
+        }
+    }
+
+    /// The same where the broker knows no Subscription Identifiers. Few filters can have brought the message:
+    /// all are ended.
+    fn stray(&mut self, topic: &str) {
         let levels: Vec<_> = topic.split('/').collect();
-        let many = levels.len() > MAX_STRAY_LEVELS || self.strays >= MAX_STRAYS;
-        if self.subscriptions.mode == Mode::Drain || many {
+        if levels.len() > MAX_STRAY_LEVELS || self.strays >= MAX_STRAYS {
             return;
         }
         self.strays += 1;
@@ -290,21 +330,7 @@ impl Subscriber {
         if group.is_some() {
             paths.extend(filters);
         }
-        self.end(&paths, Why::Stray);
-    }
-
-    /// A message arrived by subscriptions with these Subscription Identifiers. One that another share group
-    /// made, still in the session, brings every message a second time.
-    pub(super) fn arrived_by(&mut self, identifiers: &[u32]) {
-        let foreign = !identifiers.is_empty()
-            && self.identifier.is_some_and(|own| !identifiers.contains(&own));
-        if foreign && !std::mem::replace(&mut self.foreign_warned, true) {
-            tracing::warn!(
-                "messages come by a subscription that this configuration does not make: it was made \
-                 with another share_group. What it brings beyond what waited comes twice; name that \
-                 group in former_share_groups, or drain with the earlier configuration"
-            );
-        }
+        self.end(&paths, Why::Earlier);
     }
 
     /// Messages were not accepted: the queue is not empty yet, even if nothing arrives for a while.
@@ -313,12 +339,4 @@ impl Subscriber {
             self.status.send_replace(Status::Connected);
         }
     }
-}
-
-/// The Subscription Identifier of everything that this group, or no group, subscribes to: from 1 to
-/// 268,435,455 [MQTT 5.0, 3.8.2.1.2], the same in every version (FNV-1a).
-fn identifier(group: Option<&str>) -> u32 {
-    let step = |hash: u32, byte: u8| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    let bytes = group.unwrap_or_default().bytes();
-    bytes.fold(0x811C_9DC5, step) % 268_435_455 + 1
 }

@@ -51,7 +51,8 @@ impl Device {
         let (mut reader, mut writer) = Wire::connect(port, &connect).await.unwrap().split();
         // QoS 1, no local: a device does not hear itself.
         let filters = vec![(filter.to_owned(), 0b101)];
-        writer.send(&Packet::Subscribe { packet_id: 1, filters }).await.unwrap();
+        let subscribe = Packet::Subscribe { packet_id: 1, identifier: None, filters };
+        writer.send(&subscribe).await.unwrap();
         let (inbox_sender, inbox) = mpsc::channel(10_000);
         let (reply_sender, replies) = mpsc::channel(10_000);
         tokio::spawn(async move {

@@ -16,8 +16,10 @@ use crate::{
     wire::{Packet, Props, Publish, Wire},
 };
 
-/// Topic filters in one SUBSCRIBE that every broker takes.
-const FILTERS: usize = 8;
+/// Topic filters of the shipped table: one for each row.
+fn shipped_filters() -> usize {
+    include_str!("../../config.toml").lines().filter(|line| line.starts_with("on ")).count()
+}
 
 /// The listener.
 pub struct FakeBroker {
@@ -95,31 +97,56 @@ impl Link {
     /// Answers the SUBSCRIBEs to the shipped table, which must come next, with success; their filters and
     /// option bytes.
     pub async fn subscribed(&mut self) -> Vec<(String, u8)> {
-        let granted = |filters: &[(String, u8)]| filters.iter().map(|(_, qos)| qos & 3).collect();
-        self.subscribed_with(granted).await
+        self.subscribed_with(|_, qos| vec![qos & 3]).await
     }
 
-    /// The same with these reason codes for the filters of each SUBSCRIBE.
+    /// The same with these reason codes for each filter and its option byte.
     pub async fn subscribed_with(
         &mut self,
-        reasons: impl Fn(&[(String, u8)]) -> Vec<u8>,
+        reasons: impl Fn(&str, u8) -> Vec<u8>,
     ) -> Vec<(String, u8)> {
         let mut all = Vec::new();
-        loop {
-            match self.next("SUBSCRIBE").await {
-                Packet::Subscribe { packet_id, filters } => {
-                    let reasons = reasons(&filters);
-                    self.send(&Packet::SubAck { packet_id, reasons }).await;
-                    let count = filters.len();
-                    assert!(count <= FILTERS, "{count} filters in one SUBSCRIBE");
-                    all.extend(filters);
-                    // It has more rows than that, and no multiple of it.
-                    if count < FILTERS {
-                        return all;
-                    }
-                }
-                other => self.fail("SUBSCRIBE", &other),
+        while all.len() < shipped_filters() {
+            let (packet_id, _, (filter, options)) = self.subscribe().await;
+            let reasons = reasons(&filter, options);
+            self.send(&Packet::SubAck { packet_id, reasons }).await;
+            all.push((filter, options));
+        }
+        all
+    }
+
+    /// Answers this many SUBSCRIBEs, which must come next, with success; the Subscription Identifier of each
+    /// filter.
+    pub async fn identified(&mut self, count: usize) -> Vec<(String, u32)> {
+        let mut all = Vec::new();
+        for _ in 0..count {
+            let (packet_id, identifier, (filter, _)) = self.subscribe().await;
+            self.send(&Packet::SubAck { packet_id, reasons: vec![1] }).await;
+            all.push((filter, identifier.expect("a Subscription Identifier")));
+        }
+        all
+    }
+
+    /// A SUBSCRIBE must come next, to one filter: each has an identifier of its own.
+    async fn subscribe(&mut self) -> (u16, Option<u32>, (String, u8)) {
+        match self.next("SUBSCRIBE").await {
+            Packet::Subscribe { packet_id, identifier, mut filters } => {
+                assert_eq!(filters.len(), 1, "{filters:?}");
+                (packet_id, identifier, filters.remove(0))
             }
+            other => self.fail("SUBSCRIBE", &other),
+        }
+    }
+
+    /// An UNSUBSCRIBE must come next; its filters. It is answered with success.
+    pub async fn unsubscribed(&mut self) -> Vec<String> {
+        match self.next("UNSUBSCRIBE").await {
+            Packet::Unsubscribe { packet_id, filters } => {
+                let reasons = vec![0; filters.len()];
+                self.send(&Packet::UnsubAck { packet_id, reasons }).await;
+                filters
+            }
+            other => self.fail("UNSUBSCRIBE", &other),
         }
     }
 

@@ -2,14 +2,13 @@
 //! and a drain beside a gateway that runs.
 
 use serde_json::{Value, json};
+use wiremock::matchers::any;
 
 use crate::{
     fake_broker::FakeBroker,
-    harness::{Broker, Gateway, Options, QUIET, Upstream, eventually},
-    wire::{Packet, Props},
+    harness::{Broker, Gateway, Options, QUIET, Upstream, eventually, telemetry, while_it_moves},
+    wire::Props,
 };
-
-const POST: &str = "POST /v1/devices/d1/telemetry";
 
 async fn upstream() -> Upstream {
     let upstream = Upstream::start().await;
@@ -65,37 +64,146 @@ async fn messages_by_another_groups_subscription_are_logged() {
     gateway.logs("name that group in former_share_group").await;
 }
 
+/// A table with rows that listen here, for `POST` to a path like the topic.
+fn table(patterns: &[&str]) -> String {
+    let rows = patterns.iter().enumerate().map(|(index, pattern)| {
+        format!("[[route]]\nname = \"r{index}\"\non = \"{pattern}\"\ncall = \"POST /{pattern}\"\n")
+    });
+    let text =
+        "[upstream]\nurl = \"http://hub\"\n[replies]\nerrors = \"\"\n[dead_letter]\ntopic = \"\"\n";
+    format!("{text}{}", rows.collect::<String>())
+}
+
 #[tokio::test]
 async fn a_row_that_is_gone_is_unsubscribed_from_when_its_first_message_comes() {
-    let table = |rows: &[&str]| {
-        let rows = rows.iter().map(|row| {
-            format!(
-                "[[route]]\nname = \"{row}\"\non = \"v1/device/{{device_id}}/{row}\"\n\
-                 call = \"POST /v1/devices/{{device_id}}/{row}\"\n"
-            )
-        });
-        format!("[upstream]\nurl = \"http://hub\"\n{}", rows.collect::<String>())
-    };
     for group in ["", "gateways"] {
-        let (broker, upstream) = (Broker::start().await, upstream().await);
-        let options = |rows: &[&str]| {
-            Options::default().config(&table(rows)).set("BROKER_SHARE_GROUP", group)
+        let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+        upstream.responds_to(any(), 200, json!({})).await;
+        let options = |patterns: &[&str]| {
+            Options::default().config(&table(patterns)).set("BROKER_SHARE_GROUP", group)
         };
-        let mut gateway = options(&["telemetry", "old"]).start(&broker, &upstream).await;
+        let (kept, old) = ("v1/device/{device_id}/telemetry", "v1/device/{device_id}/old");
+        let mut gateway = options(&[kept, old]).start(&broker, &upstream).await;
         gateway.stop().await;
-        let gateway = options(&["telemetry"]).start(&broker, &upstream).await;
+        let gateway = options(&[kept]).start(&broker, &upstream).await;
         let mut device = broker.device("d1").await;
         device.send("old", json!({})).await;
-        gateway.logs("looking for the subscription that brought it").await;
         gateway.logs("ended a subscription of an earlier configuration").await;
         gateway.logs("v1/device/+/old").await;
         for _ in 0..5 {
             device.send("old", json!({})).await;
         }
         device.send("telemetry", json!({ "n": 0 })).await;
-        upstream.arrived(POST, 1).await;
+        upstream.arrived("POST /v1/device/d1/telemetry", 1).await;
         gateway.metric_is("gateway_messages_settled_total", &["no_route"], 1).await;
     }
+}
+
+/// A row is changed so that its old filter, which stays in the session, overlaps the new one: the broker
+/// sends a copy for each.
+#[tokio::test]
+async fn a_pattern_that_overlaps_its_old_one_brings_nothing_twice_after_the_first_message() {
+    let changes = [
+        ("sensors/{device_id}/{metric}", "sensors/{device_id}/reading"),
+        ("sensors/{device_id}/reading", "sensors/{device_id}/{metric}"),
+        ("{site}/{device_id}/{metric}", "sensors/{device_id}/{metric}"),
+    ];
+    for ((before, after), group) in changes.into_iter().zip(["", "gateways", "gateways"]) {
+        for waiting in [0, 5] {
+            let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+            upstream.responds_to(any(), 200, json!({})).await;
+            let options = |pattern: &str| {
+                Options::default().config(&table(&[pattern])).set("BROKER_SHARE_GROUP", group)
+            };
+            let mut gateway = options(before).start(&broker, &upstream).await;
+            gateway.stop().await;
+            let mut device = broker.device("d1").await;
+            let mut send = async |n: u64| {
+                let mut message = device.message("", json!({ "n": n }).to_string());
+                message.topic = "sensors/d1/reading".to_owned();
+                device.publish(message).await;
+            };
+            // What waits came by the old subscription.
+            for n in 0..waiting {
+                send(n).await;
+            }
+            let gateway = options(after).start(&broker, &upstream).await;
+            if waiting == 0 {
+                send(0).await;
+            }
+            gateway.logs("ended a subscription of an earlier configuration").await;
+            let first = waiting.max(1);
+            for n in first..first + 20 {
+                send(n).await;
+            }
+            let numbers = async || -> Vec<u64> {
+                let requests = upstream.requests().await;
+                let body = |request: &wiremock::Request| request.body_json::<Value>().unwrap();
+                requests.iter().map(|request| body(request)["n"].as_u64().unwrap()).collect()
+            };
+            while_it_moves("all arrive", || async {
+                let came = numbers().await;
+                if came.contains(&(first + 19)) { Ok(()) } else { Err(came.len()) }
+            })
+            .await;
+            gateway.settles().await;
+            let mut came = numbers().await;
+            if waiting == 0 {
+                // The first copy is what shows it.
+                assert_eq!(came.remove(0), 0, "{before} to {after}: {came:?}");
+            }
+            assert_eq!(came, (0..first + 20).collect::<Vec<_>>(), "{before} to {after}");
+        }
+    }
+}
+
+/// Another kind of broker sends one copy, with the identifiers of all subscriptions that it came by.
+#[tokio::test]
+async fn a_copy_by_an_old_and_a_new_subscription_is_one_message() {
+    let (broker, upstream) = (FakeBroker::start().await, Upstream::start().await);
+    upstream.responds_to(any(), 200, json!({})).await;
+    let options = |pattern: &str| {
+        Options::default()
+            .config(&table(&[pattern]))
+            .set("BROKER_URL", &broker.url())
+            .set("UPSTREAM_URL", &upstream.url())
+    };
+    let connects = async |session_present| {
+        let mut link = broker.accept().await;
+        link.connack(session_present, Props::default()).await;
+        let (filter, identifier) = link.identified(1).await.remove(0);
+        (link, filter, identifier)
+    };
+    let mut gateway = options("sensors/{device_id}/{metric}").spawn().await;
+    let (link, old, earlier) = connects(false).await;
+    assert_eq!(old, "sensors/+/+");
+    let (stopped, ()) = tokio::join!(gateway.stop(), link.goodbye());
+    assert!(stopped.success());
+
+    let gateway = options("sensors/{device_id}/reading").spawn().await;
+    let (mut link, _, identifier) = connects(true).await;
+    assert_ne!(identifier, earlier);
+    let message = |packet_id, subscription_ids: &[u32]| {
+        let mut message = telemetry(packet_id, "d1", json!({ "n": packet_id }).to_string());
+        message.topic = "sensors/d1/reading".to_owned();
+        message.props.subscription_ids = subscription_ids.to_vec();
+        message
+    };
+    link.deliver(&message(1, &[earlier, identifier])).await;
+    assert_eq!(link.unsubscribed().await, ["sensors/+/+"]);
+    assert_eq!(link.expect_puback().await, 1);
+    // What waited comes by the old one only; the next by the new one. Nothing is looked for again.
+    for (packet_id, identifiers) in [(2, vec![earlier]), (3, vec![identifier]), (4, vec![])] {
+        link.deliver(&message(packet_id, &identifiers)).await;
+        assert_eq!(link.expect_puback().await, packet_id);
+    }
+    assert_eq!(upstream.requests().await.len(), 4);
+    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 4).await;
+    // By a share group that nobody has told it of.
+    assert!(!gateway.log().contains("former_share_group"));
+    link.deliver(&message(5, &[77])).await;
+    assert_eq!(link.expect_puback().await, 5);
+    gateway.logs("name that group in former_share_group").await;
 }
 
 #[tokio::test]
@@ -125,12 +233,7 @@ async fn a_drain_that_has_begun_puts_the_subscriptions_back() {
     link.connack(true, Props::default()).await;
     let mut filters = 0;
     while filters < 12 {
-        let Packet::Unsubscribe { packet_id, filters: some } = link.next("UNSUBSCRIBE").await
-        else {
-            panic!()
-        };
-        filters += some.len();
-        link.send(&Packet::UnsubAck { packet_id, reasons: vec![0; some.len()] }).await;
+        filters += link.unsubscribed().await.len();
     }
     link.send_raw(b"\xe0\x01\x8e").await;
     link.cut();

@@ -36,10 +36,10 @@ pub enum Packet {
         packet_id: u16,
         reason: u8,
     },
-    /// Each filter with its options byte. An identifier is passed over; one with other properties is an
-    /// error: nobody here sends any.
+    /// Each filter with its options byte. One with other properties is an error: nobody here sends any.
     Subscribe {
         packet_id: u16,
+        identifier: Option<u32>,
         filters: Vec<(String, u8)>,
     },
     SubAck {
@@ -119,9 +119,10 @@ impl Packet {
                 }
                 0x40
             }
-            Self::Subscribe { packet_id, filters } => {
+            Self::Subscribe { packet_id, identifier, filters } => {
                 body.extend(packet_id.to_be_bytes());
-                body.push(0);
+                let subscription_ids = identifier.iter().copied().collect();
+                Props { subscription_ids, ..Props::default() }.put(&mut body);
                 for (filter, options) in filters {
                     put_text(&mut body, filter);
                     body.push(*options);
@@ -237,15 +238,16 @@ impl Packet {
             }
             8 => {
                 let packet_id = body.u16()?;
-                let props = body.props()?;
-                if (Props { subscription_ids: Vec::new(), ..props }) != Props::default() {
+                let mut props = body.props()?;
+                let identifier = props.subscription_ids.pop();
+                if props != Props::default() {
                     return Err(malformed("SUBSCRIBE with properties"));
                 }
                 let mut filters = Vec::new();
                 while !body.0.is_empty() {
                     filters.push((body.text()?, body.u8()?));
                 }
-                Self::Subscribe { packet_id, filters }
+                Self::Subscribe { packet_id, identifier, filters }
             }
             10 => {
                 let packet_id = body.u16()?;

@@ -51,7 +51,16 @@ fn packets() -> Vec<Packet> {
         Packet::Publish(publish),
         Packet::PubAck { packet_id: 1, reason: 0 },
         Packet::PubAck { packet_id: 2, reason: 0x97 },
-        Packet::Subscribe { packet_id: 3, filters: vec![("a/+".into(), 0b10_0001)] },
+        Packet::Subscribe {
+            packet_id: 3,
+            identifier: None,
+            filters: vec![("a/+".into(), 0b10_0001)],
+        },
+        Packet::Subscribe {
+            packet_id: 4,
+            identifier: Some(268_435_455),
+            filters: vec![("a/#".into(), 0b10_0001)],
+        },
         Packet::SubAck { packet_id: 3, reasons: vec![1, 0x87] },
         Packet::Unsubscribe { packet_id: 4, filters: vec!["a/+".into()] },
         Packet::UnsubAck { packet_id: 4, reasons: vec![0] },
