@@ -36,7 +36,7 @@ use crate::{
     call::{Answer, Call, Endpoint, JSON, Lifetime, StatusCode},
     failure::{Failure, FailureKind, Stopping, Unanswered},
     message::Publication,
-    metrics::Metrics,
+    metrics::{Kept, Metrics},
     mqtt::{Delivery, Publisher},
     printable,
     secret::Secret,
@@ -289,7 +289,16 @@ impl Exchange {
         if let Some(reply) = reply {
             self.publisher.publish(reply).await;
         }
-        let topic = to.dead_letter.as_ref().filter(|_| outcome.is_dead_letter())?;
+        let letters = dead_letter.as_ref().filter(|_| outcome.is_dead_letter())?;
+        let Some(topic) = &to.dead_letter else {
+            let topic = letters.as_str();
+            tracing::warn!(
+                topic,
+                "no dead letter: this message has no value for a name in its topic"
+            );
+            self.metrics.dead_letter(name, outcome.code(), Kept::Dropped);
+            return None;
+        };
         let key_property = &*self.table.identity.key_property;
         let envelope = Envelope { topic, route: name, key_property, key, via };
         Some(dead_letter::dead_letter(outcome, message, &envelope))

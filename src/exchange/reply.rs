@@ -9,7 +9,6 @@ use crate::{
     message::{Message, Properties, Publication, Purpose, VIA},
     table::Incoming,
     template::Template,
-    topic,
 };
 
 /// Where the reply and the dead letter of one message go.
@@ -36,9 +35,8 @@ impl Destinations {
         let value = |name: &str| {
             if name == "route" { Some(&**incoming.name()) } else { incoming.captures.get(name) }
         };
-        let topic = |template: &Template| {
-            template.topic(value).filter(|topic| topic::is_publishable(topic))
-        };
+        // One that nothing can be published on is counted where that is found out.
+        let topic = |template: &Template| template.topic(value);
         let named = incoming.response_topic().map(str::to_owned);
         Self {
             retain: named.is_none() && incoming.route.is_some_and(|route| route.retain),

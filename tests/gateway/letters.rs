@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::{
     fake_broker::{FakeBroker, Link},
-    fixture::{SETTLED, again, gateway, path, question, telemetry},
+    fixture::{REFUSED, SETTLED, again, gateway, path, question, telemetry},
     harness::{Gateway, Options, QUIET, Upstream},
     wire::{Packet, Props, Publish},
 };
@@ -105,6 +105,44 @@ async fn a_letter_that_is_never_taken_settles_its_message_as_well() {
     letter(&mut link).await;
     assert_eq!(link.expect_puback().await, 3);
     gateway.metric_is("gateway_dead_letters_total", &["refused"], 1).await;
+}
+
+/// The broker ends every connection over it, so it is dropped; the original is not sent again for ever.
+#[tokio::test]
+async fn a_letter_that_ends_every_connection_settles_its_message() {
+    let (upstream, broker, gateway, mut link) = stage().await;
+    link.deliver(&telemetry(1, "d1")).await;
+    // Three in a row, and once more to see that it is this publication.
+    for _ in 0..4 {
+        letter(&mut link).await;
+        link.cut();
+        link = broker.serve(true, Props::default()).await;
+        link.deliver(&again(&telemetry(1, "d1"))).await;
+    }
+    assert_eq!(link.expect_puback().await, 1);
+    link.deliver(&telemetry(2, "d2")).await;
+    assert_eq!(link.expect_puback().await, 2);
+    assert_eq!(upstream.count(&format!("POST {}", path("d1"))).await, 1);
+    gateway.metric_is(REFUSED, &["poison"], 1).await;
+    gateway.metric_is("gateway_dead_letters_total", &["dropped"], 1).await;
+}
+
+/// No broker would take it on its topic, which the device has chosen a part of; or it has no topic, since none
+/// of the rows matches. Either is counted.
+#[tokio::test]
+async fn a_letter_without_a_legal_topic_settles_its_message() {
+    let (upstream, broker) = (Upstream::start().await, FakeBroker::start().await);
+    let options = options().set("DEAD_LETTER_TOPIC", "letters/{device_id}");
+    let gateway = gateway(&broker, &upstream.url(), options).await;
+    let mut link = broker.serve(false, Props::default()).await;
+    link.deliver(&telemetry(1, "d\u{7f}1")).await;
+    assert_eq!(link.expect_puback().await, 1);
+    gateway.metric_is(REFUSED, &["illegal"], 1).await;
+    gateway.metric_is("gateway_dead_letters_total", &["dropped"], 1).await;
+    link.deliver(&Publish { topic: "elsewhere".to_owned(), ..telemetry(2, "d1") }).await;
+    assert_eq!(link.unsubscribed().await, ["elsewhere", "+"]);
+    assert_eq!(link.expect_puback().await, 2);
+    gateway.metric_is("gateway_dead_letters_total", &["no_route", "dropped"], 1).await;
 }
 
 /// A stop waits for the letter's PUBACK before it says good-bye.
