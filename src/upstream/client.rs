@@ -25,6 +25,7 @@ use super::{
     budget::{Budget, Reserved},
     coding::Coding,
     connections::{Connections, Which},
+    connector::Resolver,
 };
 use crate::{
     call::{Answer, Authorization, Call, Retry, SMALL_ANSWER, StatusCode},
@@ -60,9 +61,13 @@ struct Shared {
 }
 
 impl Client {
-    pub(super) fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, ClientError> {
+    pub(super) fn new(
+        settings: &Settings,
+        resolver: Resolver,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ClientError> {
         let shared = Shared {
-            connections: Connections::new(settings)?,
+            connections: Connections::new(settings, resolver)?,
             attempt_timeout: settings.attempt_timeout,
             max_response_bytes: settings.max_response_bytes,
             key_header: settings.key_header.clone(),

@@ -17,7 +17,11 @@ use hyper_util::{
 };
 use tokio::time::Instant;
 
-use super::{Settings, connector::Connector, origin::Origin};
+use super::{
+    Settings,
+    connector::{Connector, Resolver},
+    origin::Origin,
+};
 use crate::{
     secret::Secret,
     tls::{self, TlsError},
@@ -48,6 +52,7 @@ pub(super) enum Which {
 pub(super) struct Connections {
     settings: Settings,
     origin: Origin,
+    resolver: Resolver,
     clients: Mutex<Clients>,
 }
 
@@ -76,7 +81,7 @@ pub enum ClientError {
 }
 
 impl Clients {
-    fn new(settings: &Settings, origin: &Origin) -> Result<Self, ClientError> {
+    fn new(settings: &Settings, origin: &Origin, resolver: &Resolver) -> Result<Self, ClientError> {
         let Settings { in_process, .. } = settings;
         let is_network = in_process.is_none();
         let proxy = settings.proxy.as_ref().map(Secret::expose).filter(|_| is_network);
@@ -84,7 +89,7 @@ impl Clients {
             || proxy.is_some_and(|proxy| proxy.starts_with("https:"));
         let tls =
             if encrypted && is_network { settings.tls.client()? } else { tls::Settings::unused()? };
-        let connector = Connector::new(tls, proxy, settings.attempt_timeout)
+        let connector = Connector::new(tls, proxy, resolver.clone(), settings.attempt_timeout)
             .ok_or(ClientError::Proxy)?
             .in_process(in_process.clone());
         // The library sends a request again by itself only when no byte of it has been sent.
@@ -109,10 +114,10 @@ impl Connections {
     ///
     /// # Errors
     /// [`ClientError`] when a certificate file or the proxy cannot be used.
-    pub(super) fn new(settings: &Settings) -> Result<Self, ClientError> {
+    pub(super) fn new(settings: &Settings, resolver: Resolver) -> Result<Self, ClientError> {
         let origin = Origin::new(&settings.url)?;
-        let clients = Mutex::new(Clients::new(settings, &origin)?);
-        Ok(Self { settings: settings.clone(), origin, clients })
+        let clients = Mutex::new(Clients::new(settings, &origin, &resolver)?);
+        Ok(Self { settings: settings.clone(), origin, resolver, clients })
     }
 
     /// The URL that paths are appended to.
@@ -125,7 +130,7 @@ impl Connections {
         // No code that can panic runs under this lock.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if clients.made.elapsed() >= MAX_AGE {
-            match Clients::new(&self.settings, &self.origin) {
+            match Clients::new(&self.settings, &self.origin, &self.resolver) {
                 Ok(new) => *clients = new,
                 Err(error) => {
                     clients.made = Instant::now();

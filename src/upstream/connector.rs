@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -13,7 +14,11 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::{
-        legacy::connect::{Connected, Connection, HttpConnector, proxy::Tunnel},
+        legacy::connect::{
+            Connected, Connection, HttpConnector,
+            dns::{GaiResolver, Name},
+            proxy::Tunnel,
+        },
         proxy::matcher::Matcher,
     },
     rt::TokioIo,
@@ -25,11 +30,57 @@ use tower::{BoxError, Service};
 use super::in_process::InProcess;
 
 type Opened = Result<Stream, BoxError>;
+type Tcp = HttpConnector<Resolver>;
+
+/// What a name points to, looked up for each connection.
+type Addresses = std::vec::IntoIter<SocketAddr>;
+type Lookup = Pin<Box<dyn Future<Output = io::Result<Addresses>> + Send>>;
+
+/// Looks names up.
+#[derive(Clone)]
+pub(super) struct Resolver(Arc<dyn Fn(Name) -> Lookup + Send + Sync>);
+
+impl Resolver {
+    /// By the system, as every program here.
+    pub(super) fn system() -> Self {
+        Self(Arc::new(|name| {
+            Box::pin(async move {
+                let addresses = GaiResolver::new().call(name).await?;
+                Ok(addresses.collect::<Vec<_>>().into_iter())
+            })
+        }))
+    }
+
+    /// By a table of a test's own.
+    #[cfg(test)]
+    pub(super) fn scripted(
+        address: impl Fn(&str) -> std::net::IpAddr + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(move |name| {
+            let addresses = vec![SocketAddr::new(address(name.as_str()), 0)].into_iter();
+            Box::pin(async { Ok(addresses) })
+        }))
+    }
+}
+
+impl Service<Name> for Resolver {
+    type Response = Addresses;
+    type Error = io::Error;
+    type Future = Lookup;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Lookup {
+        (self.0)(name)
+    }
+}
 
 /// Opens connections for the HTTP client.
 #[derive(Clone)]
 pub(super) struct Connector {
-    direct: HttpsConnector<HttpConnector>,
+    direct: HttpsConnector<Tcp>,
     proxy: Option<Proxy>,
     /// How long a connection may take to open, TLS included.
     time: Duration,
@@ -43,13 +94,18 @@ struct Proxy {
     /// `Proxy-Authorization`, made from the user and the password in the URL.
     authorization: Option<HeaderValue>,
     /// Opens a tunnel with CONNECT, and TLS inside of it.
-    tunnel: HttpsConnector<Tunnel<HttpsConnector<HttpConnector>>>,
+    tunnel: HttpsConnector<Tunnel<HttpsConnector<Tcp>>>,
 }
 
 impl Connector {
     /// `None` when the proxy's URL cannot be used. Opens no connection.
-    pub(super) fn new(tls: ClientConfig, proxy: Option<&str>, time: Duration) -> Option<Self> {
-        let mut tcp = HttpConnector::new();
+    pub(super) fn new(
+        tls: ClientConfig,
+        proxy: Option<&str>,
+        resolver: Resolver,
+        time: Duration,
+    ) -> Option<Self> {
+        let mut tcp = Tcp::new_with_resolver(resolver);
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         let tls = Arc::new(tls);
@@ -201,7 +257,8 @@ mod tests {
         let address = proxy.local_addr().unwrap();
         let user = format!("http://us%40er:pass@{address}");
         let tls = tls::Settings::unused().unwrap();
-        let connector = Connector::new(tls, Some(&user), Duration::from_secs(9)).unwrap();
+        let time = Duration::from_secs(9);
+        let connector = Connector::new(tls, Some(&user), Resolver::system(), time).unwrap();
         let mut request = Request::new(Full::<Bytes>::default());
         *request.uri_mut() = Uri::from_static(url);
         request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("the device's key"));
@@ -249,7 +306,8 @@ mod tests {
     #[tokio::test]
     async fn a_url_that_cannot_be_a_proxy_is_refused() {
         let connector = |proxy: &str| {
-            Connector::new(tls::Settings::unused().unwrap(), Some(proxy), Duration::from_secs(9))
+            let (tls, time) = (tls::Settings::unused().unwrap(), Duration::from_secs(9));
+            Connector::new(tls, Some(proxy), Resolver::system(), time)
         };
         assert!(connector("https://proxy:3128").is_some());
         assert!(connector("ftp://proxy").is_none() && connector("http://").is_none());

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    BreakerSettings, Settings, client::Client, shared_breaker::SharedBreaker, throttle::Rates,
+    BreakerSettings, Settings, client::Client, connector::Resolver, shared_breaker::SharedBreaker,
+    throttle::Rates,
 };
 use crate::{backoff::Backoff, tls};
 
@@ -18,9 +19,17 @@ pub(super) fn shared_breaker(retry: Backoff) -> Arc<SharedBreaker> {
         probe: Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(30) },
         probe_path: None,
     };
-    let settings = Settings {
+    let settings = settings("http://localhost", retry, breaker.clone());
+    let client = Client::new(&settings, Resolver::system(), Arc::default());
+    let client = client.expect("nothing can be wrong with it");
+    SharedBreaker::new(breaker, retry, settings.deadline, client, Arc::default())
+}
+
+/// An upstream at this URL.
+pub(super) fn settings(url: &str, retry: Backoff, breaker: BreakerSettings) -> Settings {
+    Settings {
         in_process: None,
-        url: "http://localhost".parse().expect("a URL"),
+        url: url.parse().expect("a URL"),
         attempt_timeout: Duration::from_secs(10),
         deadline: Duration::from_secs(30),
         max_in_flight: 1,
@@ -33,9 +42,7 @@ pub(super) fn shared_breaker(retry: Backoff) -> Arc<SharedBreaker> {
         proxy: None,
         tls: tls::Settings::default(),
         backoff: retry,
-        breaker: breaker.clone(),
+        breaker,
         rates: Rates::default(),
-    };
-    let client = Client::new(&settings, Arc::default()).expect("nothing can be wrong with it");
-    SharedBreaker::new(breaker, retry, settings.deadline, client, Arc::default())
+    }
 }

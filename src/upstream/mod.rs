@@ -11,6 +11,8 @@ mod connector;
 #[cfg(test)]
 mod fixtures;
 mod in_process;
+#[cfg(test)]
+mod moving_name;
 mod origin;
 mod retry;
 mod shared_breaker;
@@ -29,6 +31,7 @@ use url::Url;
 use self::{
     batch::{BatchLimits, Batches},
     client::Client,
+    connector::Resolver,
     retry::RetryTransient,
     shared_breaker::SharedBreaker,
     throttle::{Throttle, Turns},
@@ -109,7 +112,16 @@ impl Upstream {
     /// # Errors
     /// [`ClientError`] when a certificate file or the proxy cannot be used.
     pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, ClientError> {
-        let client = Client::new(settings, metrics.clone())?;
+        Self::with(Resolver::system(), settings, metrics)
+    }
+
+    /// The same with names looked up by this.
+    fn with(
+        resolver: Resolver,
+        settings: &Settings,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ClientError> {
+        let client = Client::new(settings, resolver, metrics.clone())?;
         let breaker = SharedBreaker::new(
             settings.breaker.clone(),
             settings.backoff,
@@ -211,6 +223,6 @@ pub enum UnreachedError {
 /// # Errors
 /// [`UnreachedError`] when there is no answer.
 pub async fn probe(settings: &Settings) -> Result<StatusCode, UnreachedError> {
-    let client = Client::new(settings, Arc::default())?;
+    let client = Client::new(settings, Resolver::system(), Arc::default())?;
     Ok(client.get(settings.breaker.probe_path.as_deref().unwrap_or("/")).await?)
 }
