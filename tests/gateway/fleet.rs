@@ -4,7 +4,11 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use crate::{
     harness::{Broker, Device, Gateway, Options, while_it_moves},
@@ -414,6 +418,74 @@ async fn one_device_does_not_keep_the_others_out_of_the_window() {
     assert!(["throttled", "deadline"].contains(&refused.json()["code"].as_str().unwrap()));
     let held = gateway.metric("gateway_messages_pending_of_one_device", &[]).await;
     assert!(held <= 20, "{held}");
+}
+
+/// Two thirds of the window hang, each with a device of its own, until everybody else is through.
+#[tokio::test]
+async fn forty_devices_that_hang_delay_no_message_of_the_others() {
+    const WINDOW: u64 = 60;
+    const HANGING: u64 = 40;
+    const WELL: u64 = 8;
+    /// Twenty times what the window has left for them.
+    const MESSAGES: u64 = 50;
+    let broker = Broker::start().await;
+    let (let_go, held) = watch::channel(None);
+    let api = ScriptedApi::start(move |seen| {
+        if is_bad(seen) { Reply::Later(held.clone()) } else { Reply::status(200) }
+    })
+    .await;
+    let gateway = options(&broker, &api)
+        .set("BROKER_MAX_PENDING", &WINDOW.to_string())
+        .set("UPSTREAM_ATTEMPT_TIMEOUT", "1h")
+        .set("UPSTREAM_DEADLINE", "1h")
+        .spawn()
+        .await;
+    gateway.ready().await;
+    let mut dead = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
+    let pending = async || gateway.metric("gateway_messages_pending", &[]).await;
+    let mut well = JoinSet::new();
+    for device in 0..WELL {
+        let mut device = broker.device(&format!("well{device}")).await;
+        well.spawn(async move {
+            // The next one goes when this one is through.
+            for n in 0..MESSAGES {
+                let answer = device.ask("telemetry", json!({ "n": n })).await;
+                assert_eq!(answer.user("status"), "200");
+            }
+        });
+    }
+    // One after the other they come between the messages of the others.
+    let hanging = async {
+        for device in 0..HANGING {
+            let id = format!("bad{device}");
+            broker.device(&id).await.send("telemetry", json!({})).await;
+            api.comes("a call that hangs", usize::try_from(device).unwrap() + 1, is_bad).await;
+        }
+    };
+    let watching = async {
+        loop {
+            let held = pending().await;
+            assert!(held <= HANGING + WELL, "{held} messages are held");
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let all = async { tokio::join!(well.join_all(), hanging) };
+    tokio::select! {
+        _ = all => {}
+        () = watching => {}
+    }
+    gateway.metric_is("gateway_messages_settled_total", &["delivered"], WELL * MESSAGES).await;
+    // Nobody has let them go: they are where they were, and nobody holds more than the one.
+    assert_eq!(pending().await, HANGING);
+    assert_eq!(gateway.metric("gateway_messages_pending_of_one_device", &[]).await, 1);
+    let (status, reasons) = gateway.get("/readyz").await;
+    assert_eq!(status, 200, "{reasons}");
+    let_go.send(Some("{}".to_owned())).unwrap();
+    gateway.settles().await;
+    let all = WELL * MESSAGES + HANGING;
+    gateway.metric_is("gateway_messages_settled_total", &["delivered"], all).await;
+    assert_eq!(api.count(|seen| !seen.is_probe()), usize::try_from(all).unwrap());
+    dead.silent().await;
 }
 
 /// gzip and deflate are decoded although the request did not ask for them; an unknown coding is no answer.
