@@ -249,12 +249,12 @@ async fn two_gateways_with_one_client_id_are_told_and_do_not_fight() {
         (first.log().contains(question) || second.log().contains(question)).then_some(())
     })
     .await;
-    // Each throws the other out, and each waits longer every time.
+    // Each throws the other out, and each waits longer every time. Mosquitto 2.0.22 and 2.1.2 say so the first time.
     let mut connects = 0;
     for gateway in [&first, &second] {
         connects += gateway.metric("gateway_broker_connects_total", &[]).await;
     }
-    assert!((3..30).contains(&connects), "{connects} connections");
+    assert!((2..30).contains(&connects), "{connects} connections");
 }
 
 #[tokio::test]
