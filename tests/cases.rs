@@ -186,3 +186,18 @@ fn what_cannot_be_played_is_told_before_anything_is() {
     assert!(code == 78 && error.starts_with("nowhere.toml: No such file"), "{error}");
     assert_eq!(run(&["test"]).0, 2, "at least one file");
 }
+
+#[test]
+fn explain_ends_with_3_where_the_message_would_be_refused_and_reads_no_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("table.toml");
+    fs::write(&file, TABLE).unwrap();
+    let explain = |more: &[&str]| {
+        run(&[&["--config", file.to_str().unwrap(), "explain", "d/a/ask"], more].concat())
+    };
+    let (code, out, error) = explain(&[]);
+    assert_eq!((code, error.as_str()), (3, ""), "{out}");
+    assert!(out.contains("refused  401 no_credentials"), "{out}");
+    let (code, out, _) = explain(&["--property", "device_id=a", "--property", "access_key=k"]);
+    assert!(code == 0 && out.contains("request  GET https://api.invalid/base/a?x=a"), "{out}");
+}

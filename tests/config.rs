@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
-use mqtt_rest_gateway::config::{Config, SHIPPED};
+use mqtt_rest_gateway::config::{Config, SHIPPED, effective};
 use toml::de::{DeTable, DeValue};
 
 fn fixtures(kind: &str) -> Vec<(String, String)> {
@@ -354,4 +354,70 @@ fn the_shipped_table_does_what_its_cases_say_and_every_row_has_one() {
     let out = play("config.test.toml");
     assert!(!out.contains("rows without a case"), "{out}");
     assert!(out.ends_with(" cases, 0 failed\n"), "{out}");
+}
+
+/// What is in force with this file and these variables, as a file.
+fn in_force(text: &str, env: &BTreeMap<String, String>) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("own.toml");
+    fs::write(&file, text).unwrap();
+    effective(Some(&file), env).unwrap().replace(&file.display().to_string(), "own.toml")
+}
+
+#[test]
+fn what_is_in_force_can_be_read_again_and_is_the_same() {
+    let mut texts = fixtures("valid");
+    texts.push(("config.toml".to_owned(), SHIPPED.to_owned()));
+    let set = env([
+        ("GATEWAY_UPSTREAM_RATE_TOTAL", "7/s"),
+        ("GATEWAY_BROKER_USERNAME", "us'er\"\\"),
+        ("GATEWAY_PORT", "tcp://10.0.0.7:80"),
+    ]);
+    for (name, text) in &texts {
+        // Nothing else is missing.
+        let written = in_force(text, &set).replace("# password = <hidden>", "password = 'x'");
+        let read = |text: &str, env: &BTreeMap<String, String>| {
+            let config = Config::parse(text, env).map_err(|mistakes| {
+                let mistakes: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+                format!("{name}:\n{}\n{text}", mistakes.join("\n"))
+            });
+            let config = Config { service_links: Vec::new(), ..config.unwrap() };
+            format!("{:?}", Config { unfit_defaults: Vec::new(), ..config })
+        };
+        assert_eq!(read(&written, &env([])), read(text, &set), "{name}:\n{written}");
+    }
+}
+
+#[test]
+fn what_is_in_force_says_where_it_comes_from_and_no_secret() {
+    let text = r#"
+[upstream]
+url   = "https://hub"
+proxy = "http://u:s3cret@p"
+[broker]
+password = "s3cret"
+username = "me"
+[device]
+capture = "id"
+[[route]]
+name = "r"
+on   = "{id}/r"
+call = "POST /r?token=s3cret"
+"#;
+    let url = "wss://broker/mqtt?token=s3cret";
+    let set = env([("GATEWAY_BROKER_URL", url), ("GATEWAY_UPSTREAM_RETRY_MAX", "9s")]);
+    let written = in_force(text, &set);
+    for line in [
+        "# url = <hidden>  # GATEWAY_BROKER_URL",
+        "username = \"me\"  # own.toml, line 7",
+        "# password = <hidden>  # own.toml, line 6",
+        "max = \"9s\"  # GATEWAY_UPSTREAM_RETRY_MAX",
+        "initial = \"200ms\"  # default",
+        "errors = \"\"  # the default does not fit the table",
+        "key_property = \"access_key\"  # default",
+        "call = \"POST /r?token=<hidden>\"",
+    ] {
+        assert!(written.lines().any(|found| found == line), "{line}:\n{written}");
+    }
+    assert!(!written.contains("s3cret"), "{written}");
 }

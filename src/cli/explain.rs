@@ -1,14 +1,24 @@
 //! What the gateway would do with one message, in words: it is taken, prepared and answered by the code that runs.
 //! Sends nothing and shows no key.
 
-use std::fmt::Write;
+use std::{
+    fmt::Write,
+    fs,
+    io::{self, Read},
+    path::PathBuf,
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use clap::Args;
+use tokio::time::Instant;
 
 use crate::{
     call::{Batch, Call, Endpoint, Lifetime},
     config::Config,
     exchange::{self, Destinations, Outcome, push_topic},
     filter::Val,
-    message::{Message, VIA},
+    message::{Message, Properties, VIA},
     printable,
     secret::Secret,
     table::{
@@ -19,8 +29,67 @@ use crate::{
     },
 };
 
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Topic Name of the message.
+    topic: String,
+    /// File with the payload, `-` for standard input; without it the payload is empty.
+    #[arg(long, value_name = "FILE")]
+    payload: Option<PathBuf>,
+    /// User property of the message; may be given more than once.
+    #[arg(long, value_name = "K=V", value_parser = property)]
+    property: Vec<(String, String)>,
+    /// Response Topic of the message.
+    #[arg(long, value_name = "TOPIC")]
+    response_topic: Option<String>,
+}
+
+fn property(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').ok_or("missing `=`: write NAME=VALUE")?;
+    Ok((pair.0.to_owned(), pair.1.to_owned()))
+}
+
+impl Arguments {
+    /// The message that the arguments describe.
+    ///
+    /// # Errors
+    /// A sentence when its payload cannot be read.
+    pub(super) fn message(self) -> Result<Message, String> {
+        let payload = match &self.payload {
+            None => Vec::new(),
+            Some(file) if file.as_os_str() == "-" => {
+                let mut payload = Vec::new();
+                io::stdin()
+                    .read_to_end(&mut payload)
+                    .map_err(|error| format!("standard input: {error}"))?;
+                payload
+            }
+            Some(file) => fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?,
+        };
+        Ok(Message {
+            topic: self.topic,
+            payload: Bytes::from(payload),
+            properties: Properties {
+                user: self.property,
+                response_topic: self.response_topic,
+                ..Properties::default()
+            },
+            received_at: SystemTime::now(),
+            arrived: Instant::now(),
+        })
+    }
+}
+
+/// What would become of a message.
+pub(super) struct Explained {
+    /// In words.
+    pub(super) text: String,
+    /// Whether it would be refused.
+    pub(super) is_refused: bool,
+}
+
 /// The request that a message would cause, or why it would be refused; and where the answers go.
-pub(super) fn message(config: &Config, message: &Message) -> String {
+pub(super) fn message(config: &Config, message: &Message) -> Explained {
     let table = &config.table;
     let (subscription, captures) = config.subscriptions().find(&message.topic).unzip();
     let captures = captures.unwrap_or_default();
@@ -32,9 +101,10 @@ pub(super) fn message(config: &Config, message: &Message) -> String {
     let route = incoming.route.map_or(String::new(), |route| format!("route    {}\n", route.name));
     let (what, outcome) = match request {
         Ok(None) => {
-            return format!(
+            let text = format!(
                 "{route}skipped  `when` is not true of it, as long as nothing is remembered\n"
             );
+            return Explained { text, is_refused: false };
         }
         Ok(Some(request)) => (request, None),
         Err(NotTaken::Ignored(ignored)) => {
@@ -42,7 +112,7 @@ pub(super) fn message(config: &Config, message: &Message) -> String {
                 Ignored::Loop => format!("it carries `{VIA}`: a gateway published it"),
                 Ignored::NotARequest => "it carries no credentials: not a request".to_owned(),
             };
-            return format!("{route}ignored  {why}\n");
+            return Explained { text: format!("{route}ignored  {why}\n"), is_refused: false };
         }
         Err(NotTaken::Refused(refusal)) => {
             let (status, code) = (refusal.status(), refusal.code());
@@ -51,7 +121,11 @@ pub(super) fn message(config: &Config, message: &Message) -> String {
         }
     };
     let follows = if outcome.is_none() { follows(&incoming) } else { String::new() };
-    format!("{route}{what}{}{follows}", destinations(config, &incoming, outcome.as_ref()))
+    let destinations = destinations(config, &incoming, outcome.as_ref());
+    Explained {
+        text: format!("{route}{what}{destinations}{follows}"),
+        is_refused: outcome.is_some(),
+    }
 }
 
 /// What a success can set off.
@@ -169,7 +243,9 @@ push = "d/{device_id}/news"
     const SPEAKER: [(&str, &str); 2] = [("device_id", "d1"), ("access_key", "open-sesame")];
 
     fn explain(topic: &str, user: &[(&str, &str)], payload: &[u8]) -> String {
-        message(&fixtures::config(TABLE), &fixtures::message(topic, user, payload))
+        let explained = message(&fixtures::config(TABLE), &fixtures::message(topic, user, payload));
+        assert_eq!(explained.is_refused, explained.text.contains("\nrefused "));
+        explained.text
     }
 
     #[test]

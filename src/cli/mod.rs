@@ -1,28 +1,22 @@
-//! The command line: `run`, `check`, `replay`, `routes`, `explain`, `test`, `drain`.
+//! The command line: `run`, `check`, `replay`, `routes`, `explain`, `test`, `config`, `drain`.
 
 mod explain;
 mod test;
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Read, Write as _},
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
-use bytes::Bytes;
-use clap::{Args, Parser, Subcommand};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::Instant,
-};
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    config::{Config, ConfigError},
+    config::{self, Config, ConfigError, SHIPPED},
     gateway::{Gateway, Stopped},
-    message::{Message, Properties},
     mqtt, printable, replay,
     table::describe,
     telemetry, upstream,
@@ -30,6 +24,8 @@ use crate::{
 
 /// Exit code for a configuration that cannot be used, `EX_CONFIG` of sysexits.
 const BAD_CONFIGURATION: u8 = 78;
+/// Exit code of `explain` for a message that would be refused.
+const REFUSED: u8 = 3;
 
 /// Forwards messages of MQTT devices to a REST API and publishes the answers.
 #[derive(Debug, Parser)]
@@ -62,11 +58,18 @@ enum Command {
         json: bool,
     },
     /// Print the request that a message would cause and where its answers would go, or why it would be refused. Sends
-    /// nothing, shows no key.
-    Explain(Explain),
+    /// nothing, reads no secret, shows no key. Exit code 3 if the message would be refused.
+    Explain(explain::Arguments),
     /// Play cases of the table: messages, the calls that must come of them and what the API answers, and what must be
     /// published. Connects to nothing, reads no secret. Exit code 1 if a case does not end as it says.
     Test(test::Arguments),
+    /// Print the shipped configuration file, to begin one's own with.
+    Config {
+        /// Print what is in force instead: file, environment and defaults in one, and where each value comes from.
+        /// Secrets are left out.
+        #[arg(long)]
+        effective: bool,
+    },
     /// Deliver what the broker still holds for this client id, accept nothing new, and end the session: for a
     /// gateway, or one of its replicas, that is gone for good.
     Drain {
@@ -79,30 +82,10 @@ enum Command {
     },
 }
 
-#[derive(Debug, Args)]
-struct Explain {
-    /// Topic Name of the message.
-    topic: String,
-    /// File with the payload, `-` for standard input; without it the payload is empty.
-    #[arg(long, value_name = "FILE")]
-    payload: Option<PathBuf>,
-    /// User property of the message; may be given more than once.
-    #[arg(long, value_name = "K=V", value_parser = property)]
-    property: Vec<(String, String)>,
-    /// Response Topic of the message.
-    #[arg(long, value_name = "TOPIC")]
-    response_topic: Option<String>,
-}
-
 /// A file's name, which may be empty: `GATEWAY_CONFIG=` in an environment means no file.
 #[expect(clippy::unnecessary_wraps, reason = "the form that the library asks for")]
 fn file(text: &str) -> Result<PathBuf, String> {
     Ok(text.into())
-}
-
-fn property(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').ok_or("missing `=`: write NAME=VALUE")?;
-    Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
 /// Runs the command line to its end.
@@ -120,7 +103,7 @@ pub fn main(cli: Cli) -> ExitCode {
             report(&trouble);
             ExitCode::FAILURE
         }
-        Err(Unsuccessful::Said) => ExitCode::FAILURE,
+        Err(Unsuccessful::Said(code)) => ExitCode::from(code),
     }
 }
 
@@ -130,8 +113,8 @@ enum Unsuccessful {
     Mistakes(String),
     /// Anything else, in a sentence.
     Trouble(String),
-    /// What has been printed says it.
-    Said,
+    /// What has been printed says it; the exit code.
+    Said(u8),
 }
 
 impl From<String> for Unsuccessful {
@@ -157,6 +140,7 @@ fn execute(
     let runtime = runtime.enable_all().start_paused(matches!(command, Command::Test(_))).build();
     let runtime = runtime.map_err(|error| format!("the runtime cannot start: {error}"))?;
     let config = || Config::load(file, env);
+    let without_secrets = || Config::load_without_secrets(file, env);
     match command {
         Command::Run => runtime.block_on(run(config()?))?,
         Command::Drain { quiet, timeout } => runtime.block_on(drain(config()?, quiet, timeout))?,
@@ -167,14 +151,19 @@ fn execute(
             runtime.block_on(replay::replay(config, arguments))?;
         }
         Command::Routes { json } => {
-            let table = config()?.table;
+            let table = without_secrets()?.table;
             print(&if json { describe::table_json(&table) } else { describe::table(&table) })?;
         }
         Command::Explain(arguments) => {
-            let (config, message) = (config()?, arguments.message()?);
+            let explained = explain::message(&without_secrets()?, &arguments.message()?);
             // Its text may come from a stranger's message.
-            print(&printable::lines(&explain::message(&config, &message)))?;
+            print(&printable::lines(&explained.text))?;
+            if explained.is_refused {
+                return Err(Unsuccessful::Said(REFUSED));
+            }
         }
+        Command::Config { effective: false } => print(SHIPPED)?,
+        Command::Config { effective: true } => print(&config::effective(file, env)?)?,
         Command::Test(arguments) => runtime.block_on(test::test(&arguments, file, env))?,
     }
     Ok(())
@@ -327,33 +316,6 @@ async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<()
         }
     }
     if bad.is_empty() { Ok(()) } else { Err(bad.join("\n")) }
-}
-
-impl Explain {
-    fn message(self) -> Result<Message, String> {
-        let payload = match &self.payload {
-            None => Vec::new(),
-            Some(file) if file.as_os_str() == "-" => {
-                let mut payload = Vec::new();
-                io::stdin()
-                    .read_to_end(&mut payload)
-                    .map_err(|error| format!("standard input: {error}"))?;
-                payload
-            }
-            Some(file) => fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?,
-        };
-        Ok(Message {
-            topic: self.topic,
-            payload: Bytes::from(payload),
-            properties: Properties {
-                user: self.property,
-                response_topic: self.response_topic,
-                ..Properties::default()
-            },
-            received_at: SystemTime::now(),
-            arrived: Instant::now(),
-        })
-    }
 }
 
 /// Prints to standard output. A reader that went away is not an error worth a panic.

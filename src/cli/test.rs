@@ -10,6 +10,9 @@ use clap::Args;
 use super::{Unsuccessful, print};
 use crate::{cases, config::Config};
 
+/// Exit code when a case does not end as it says.
+const FAILED: u8 = 1;
+
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Files of cases. Each may name the table that it is for; else it is that of `--config`.
@@ -52,5 +55,5 @@ pub(super) async fn test(
     }
     let (good, report) = cases::report(&played, arguments.json);
     print(&report)?;
-    if good { Ok(()) } else { Err(Unsuccessful::Said) }
+    if good { Ok(()) } else { Err(Unsuccessful::Said(FAILED)) }
 }

@@ -5,6 +5,7 @@ mod body;
 mod broker;
 mod destination;
 mod echoes;
+mod effective;
 mod fetch;
 mod files;
 mod filters;
@@ -17,6 +18,7 @@ mod table;
 mod upstream;
 pub(crate) mod values;
 mod warnings;
+mod written;
 
 use std::{
     collections::BTreeMap,
@@ -27,11 +29,14 @@ use std::{
     time::Duration,
 };
 
-pub use self::mistake::{Mistake, Mistakes};
 use self::{
     destination::{Destinations, destinations},
     reader::Reader,
     values::{capture, duration, listener, non_empty, number, one_of},
+};
+pub use self::{
+    effective::effective,
+    mistake::{Mistake, Mistakes},
 };
 use crate::{
     exchange,

@@ -21,13 +21,13 @@ use super::{
 };
 
 /// Names that begin like ours and are read elsewhere.
-const OTHER_NAMES: [&str; 1] = ["GATEWAY_CONFIG"];
+pub(super) const OTHER_NAMES: [&str; 1] = ["GATEWAY_CONFIG"];
 
 /// The place of mistakes in the syntax.
 const NOT_TOML: &str = "TOML";
 
 /// The shipped text, which has the defaults.
-static DEFAULTS: LazyLock<DeTable<'static>> = LazyLock::new(|| {
+pub(super) static DEFAULTS: LazyLock<DeTable<'static>> = LazyLock::new(|| {
     DeTable::parse(SHIPPED).expect("the shipped text is TOML: a test reads it").into_inner()
 });
 
