@@ -25,6 +25,7 @@ import threading
 import time
 import zipfile
 
+import compose_spec
 import kubernetes_validate
 import yaml
 
@@ -86,7 +87,7 @@ def render(values: pathlib.Path, *more: str) -> str:
 
 
 def page(name: str, text: str) -> str:
-    command = f"helm template mqtt-rest-gateway deploy/helm/mqtt-rest-gateway -f deploy/helm/mqtt-rest-gateway/ci/{name}-values.yaml"
+    command = f"helm template --no-hooks mqtt-rest-gateway deploy/helm/mqtt-rest-gateway -f deploy/helm/mqtt-rest-gateway/ci/{name}-values.yaml"
     return f"# Rendered from the chart, and compared with it by ./test. Change the chart, then: deploy/check.py --write\n#   {command}\n---\n{text}"
 
 
@@ -180,7 +181,7 @@ def wiring(documents: list[dict]) -> list[str]:
 def promises(name: str, documents: list[dict]) -> dict[str, bool]:
     """What the guide says of each variant."""
     kinds = {document["kind"]: document for document in documents}
-    pod = next(pod for document in documents if (pod := pod_of(document)))["spec"]
+    pod = next(d for d in documents if d["kind"] in ["Deployment", "StatefulSet"])["spec"]["template"]["spec"]
     sidecars = [c["name"] for c in pod.get("initContainers", []) if c.get("restartPolicy") == "Always"]
     readiness = [c["name"] for c in containers_of(pod) if "readinessProbe" in c]
     service = kinds.get("Service", {}).get("spec", {})
@@ -194,6 +195,8 @@ def promises(name: str, documents: list[dict]) -> dict[str, bool]:
     if name == "deployment":
         spec = kinds["Deployment"]["spec"]
         said["never two with one client id"] = spec["replicas"] == 1 and spec["strategy"] == {"type": "Recreate"}
+    hooks = [d["metadata"].get("annotations", {}).get("helm.sh/hook") for d in documents if d["kind"] == "Job"]
+    said["a mistake stops an upgrade before anything is changed"] = "pre-install,pre-upgrade" in hooks
     if name == "share-group":
         environment = {entry["name"]: entry.get("value", "") for entry in pod["containers"][0]["env"]}
         said["a client id for each replica"] = "$(POD_INDEX)" in environment["GATEWAY_BROKER_CLIENT_ID"]
@@ -210,11 +213,9 @@ def free_port() -> int:
 class Bottle:
     """The volumes of a pod, laid below a folder as the kubelet lays them."""
 
-    def __init__(self, folder: str, documents: list[dict], secrets: dict[str, str]):
-        self.folder = pathlib.Path(folder)
+    def __init__(self, folder: str, spec: dict, documents: list[dict], secrets: dict[str, str]):
+        self.folder, self.pod = pathlib.Path(folder), spec
         maps = {d["metadata"]["name"]: d["data"] for d in documents if d["kind"] == "ConfigMap"}
-        self.pod = next(pod for document in documents if (pod := pod_of(document)))["spec"]
-        self.places = {}
         volumes = {volume["name"]: volume for volume in self.pod.get("volumes", [])}
         for container in containers_of(self.pod):
             for mount in container.get("volumeMounts", []):
@@ -264,16 +265,15 @@ def certificates(folder: str) -> dict[str, str]:
     return {**pair, "ca.crt": pair["tls.crt"]}
 
 
-def accepts(gateway: str, documents: list[dict]) -> str | None:
+def mistakes(gateway: str, spec: dict, documents: list[dict]) -> str:
     """What `check` says against the environment and the files that the pod's gateway gets."""
     with tempfile.TemporaryDirectory() as folder:
-        bottle = Bottle(folder + "/volumes", documents, {**SECRETS, **certificates(folder)})
-        container = bottle.container("gateway")
-        done = run(gateway, "check", env=bottle.environment(container))
-        return None if done.returncode == 0 else done.stdout + done.stderr
+        bottle = Bottle(folder + "/volumes", spec, documents, {**SECRETS, **certificates(folder)})
+        done = run(gateway, "check", env=bottle.environment(bottle.container("gateway")))
+        return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
-def sidecar_in_a_bottle(gateway: str, mosquitto: str, documents: list[dict]) -> None:
+def sidecar_in_a_bottle(gateway: str, mosquitto: str, spec: dict, documents: list[dict]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         passwords = pathlib.Path(folder) / "passwords"
@@ -281,7 +281,7 @@ def sidecar_in_a_bottle(gateway: str, mosquitto: str, documents: list[dict]) -> 
         hashed = run("mosquitto_passwd", "-U", passwords)
         assert hashed.returncode == 0, hashed.stderr
         secrets = {**SECRETS, **certificates(folder), "passwords": passwords.read_text()}
-        bottle = Bottle(folder + "/volumes", documents, secrets)
+        bottle = Bottle(folder + "/volumes", spec, documents, secrets)
         # Step one: the init container.
         copier = bottle.container("broker-files")
         shell = [*copier["command"], *(bottle.inside(copier, text) for text in copier["args"])]
@@ -334,13 +334,13 @@ def main() -> None:
     values = {path.name.removesuffix("-values.yaml"): path for path in sorted(CHART.glob("ci/*-values.yaml"))}
     assert set(RENDERED) < set(values), f"found {list(values)}"
 
-    checked, bottled = 0, 0
+    checked, started = 0, 0
     for name, path in values.items():
         done = run(helm(), "lint", "--strict", "--quiet", CHART, "-f", path)
         assert done.returncode == 0, done.stdout + done.stderr
         text = render(path)
         if file := RENDERED.get(name):
-            target, wanted = ROOT / "deploy" / file, page(name, text)
+            target, wanted = ROOT / "deploy" / file, page(name, render(path, "--no-hooks"))
             if options.write:
                 target.write_text(wanted)
             assert target.read_text() == wanted, f"deploy/{file} is not what the chart renders: deploy/check.py --write"
@@ -354,14 +354,18 @@ def main() -> None:
             if pod := pod_of(document):
                 faults = is_restricted(pod["spec"])
                 assert not faults, f"{name}: {faults}"
+                if options.gateway:
+                    found = mistakes(options.gateway, pod["spec"], documents)
+                    assert not found, f"{name}: {document['kind']}: {found}"
+                if options.gateway and "mosquitto" in [c["name"] for c in containers_of(pod["spec"])]:
+                    sidecar_in_a_bottle(options.gateway, options.mosquitto, pod["spec"], documents)
+                    started += 1
         faults = wiring(documents) + [said for said, kept in promises(name, documents).items() if not kept]
         assert not faults, f"{name}: {faults}"
-        if options.gateway:
-            mistakes = accepts(options.gateway, documents)
-            assert mistakes is None, f"{name}: {mistakes}"
-            if "eclipse-mosquitto" in text:
-                sidecar_in_a_bottle(options.gateway, options.mosquitto, documents)
-                bottled += 1
+
+    # The specification of Compose, and the names of volumes and secrets.
+    compose = compose_spec.PyCompose.from_yaml((ROOT / "deploy/compose.yaml").read_text())
+    compose.validate()
 
     for text, word in REFUSED.items():
         given = tempfile.NamedTemporaryFile("w", suffix=".yaml")
@@ -370,11 +374,11 @@ def main() -> None:
             file.flush()
             done = run(helm(), "template", "x", CHART, "-f", values["deployment"], "-f", file.name)
         assert done.returncode != 0 and word in done.stderr, f"`{text}` was not refused by `{word}`: {done.stderr}"
-    print(f"{len(values)} sets of values, {checked} validations, {len(REFUSED)} refusals, {bottled} pods started: as they should be")
+    print(f"{len(values)} sets of values, {checked} validations, {len(REFUSED)} refusals, {started} pods started: as they should be")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (AssertionError, kubernetes_validate.ValidationError) as fault:
+    except (AssertionError, ValueError, kubernetes_validate.ValidationError) as fault:
         sys.exit(f"deploy: {fault}")

@@ -41,8 +41,8 @@ checksum/files: {{ $files | sha256sum | trunc 16 | quote }}
 {{- define "gateway.environment" -}}
 {{- if eq .Values.variant "share-group" -}}
 - name: POD_INDEX
-  {{- if .draining }}
-  value: {{ regexFind "[0-9]+$" .Values.drain.clientId | quote }}
+  {{- if or .draining .checking }}
+  value: {{ regexFind "[0-9]+$" .Values.drain.clientId | default "0" | quote }}
   {{- else }}
   valueFrom:
     fieldRef:
@@ -133,7 +133,7 @@ capabilities:
 {{- end }}
 {{- if .Values.config }}
 - name: config
-  configMap: { name: {{ include "gateway.fullname" . }} }
+  configMap: { name: {{ include "gateway.fullname" . }}{{ if .checking }}-check{{ end }} }
 {{- end }}
 {{- with .Values.extraVolumes }}
 {{ toYaml . }}
