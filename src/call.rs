@@ -148,20 +148,53 @@ impl fmt::Debug for Call {
     }
 }
 
-/// Calls of different devices as one: its body is an object with an entry for each device, which is that
-/// call's own body with the device's key as one more member; so is its answer, with each call's own answer.
+/// How calls of one row travel as one.
 #[derive(Debug)]
 pub struct Batch {
+    /// Most calls in it.
+    pub max: usize,
+    /// How long the first one waits for others.
+    pub linger: Duration,
+    /// What they become.
+    pub form: BatchForm,
+}
+
+/// What calls that travel together become.
+#[derive(Debug)]
+pub enum BatchForm {
+    /// A call of its own, with an entry for each device.
+    Entries(Entries),
+    /// The call that each of them is, with all their bodies as one.
+    Joined(Join),
+}
+
+/// A call whose body is an object with an entry for each device, which is that call's own body with the device's key as
+/// one more member; so is its answer, with each call's own answer.
+#[derive(Debug)]
+pub struct Entries {
     /// The call for all of them.
     pub endpoint: Endpoint,
-    /// Most entries.
-    pub max: usize,
-    /// How long the first entry waits for others.
-    pub linger: Duration,
     /// The member of an entry that carries the device's key.
     pub key: Box<str>,
     /// The member of an answer's entry that says that this one failed.
     pub error: Box<str>,
+}
+
+/// Makes one body of several, of at most so many bytes, or says why it cannot.
+type Joining = dyn Fn(Vec<Bytes>, usize) -> Result<Bytes, String> + Send + Sync;
+
+/// How bodies become one.
+pub struct Join {
+    /// Whether a filter reads them.
+    pub reads: bool,
+    /// Joins them.
+    pub join: Box<Joining>,
+}
+
+impl fmt::Debug for Join {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.reads { "Join(filter)" } else { "Join(lines)" })
+    }
 }
 
 /// A method and a path.

@@ -14,7 +14,7 @@ use clap::Args;
 use tokio::time::Instant;
 
 use crate::{
-    call::{Batch, Call, Endpoint, Lifetime},
+    call::{BatchForm, Call, Endpoint, Entries, Lifetime},
     config::Config,
     exchange::{self, Destinations, Outcome, push_topic},
     filter::Val,
@@ -198,9 +198,16 @@ fn http(config: &Config, taken: &Taken<'_>, call: &Call) -> String {
         let _ = writeln!(text, "         {}: <redacted: {whose}>", upstream.key_header);
     }
     if let Some(batch) = &call.batch {
-        let Batch { endpoint: Endpoint { method, path }, max, .. } = &**batch;
-        let path = shown(path.as_str());
-        let _ = writeln!(text, "         or with others: {method} {base}{path}, {max} at most");
+        let max = batch.max;
+        let _ = match &batch.form {
+            BatchForm::Entries(Entries { endpoint: Endpoint { method, path }, .. }) => {
+                let path = shown(path.as_str());
+                writeln!(text, "         or with others: {method} {base}{path}, {max} at most")
+            }
+            BatchForm::Joined(_) => {
+                writeln!(text, "         or with others: the same, bodies joined, {max} at most")
+            }
+        };
     }
     if let Some(body) = &call.body {
         let content_type = String::from_utf8_lossy(call.content_type.as_bytes());

@@ -1,6 +1,7 @@
 //! The configuration: a text and the environment become a [`Config`], or a list of every mistake in
 //! them. It is complete before any socket opens and never changes afterwards.
 
+mod batch;
 mod body;
 mod broker;
 mod destination;

@@ -368,6 +368,11 @@ impl<'a> Section<'a> {
         entries.map(|(key, value)| (key.get_ref().to_string(), value))
     }
 
+    /// Whether something stands under a key that nothing has asked for yet.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.borrow().as_ref().is_some_and(|table| table.contains_key(key))
+    }
+
     /// What stands under a key, whatever it is.
     pub(crate) fn take(&self, key: &'static str) -> Option<Spanned<DeValue<'a>>> {
         let value = self.table.borrow_mut().as_mut().and_then(|table| table.remove(key));

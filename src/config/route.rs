@@ -1,22 +1,23 @@
 //! Reads rows of `[[route]]`.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use toml::{Spanned, de::DeValue};
 
 use super::{
+    batch::{self, Fits},
     body::{self, Body},
     fetch,
     filters::Filters,
     names::nearest,
     reader::Section,
-    values::{duration, endpoint, non_empty, number, one_of, topic_template, truth},
+    values::{endpoint, one_of, topic_template, truth},
 };
 use crate::{
-    call::{Batch, Endpoint, Retry, StatusCode},
+    call::{Batch, BatchForm, Endpoint, Retry, StatusCode},
     filter::Filter,
     table::{
-        content::{Kind, Takes},
+        content::Takes,
         fetch::{Condition, Fetch, Then},
         identity::Identity,
         route::{Credentials, Route},
@@ -24,13 +25,6 @@ use crate::{
     template::Template,
     topic::Pattern,
 };
-
-/// Most calls in a batch whose row says nothing of it.
-const BATCH_MAX: usize = 100;
-/// How long a call waits for others to travel with if its row says nothing of it.
-const BATCH_LINGER: Duration = Duration::ZERO;
-/// The member of a batch's answer that says that one of its calls failed, if its row says nothing of it.
-const BATCH_ERROR: &str = "error";
 
 const RETRY: [(&str, Retry); 3] =
     [("always", Retry::Always), ("idempotent", Retry::Idempotent), ("never", Retry::Never)];
@@ -59,7 +53,7 @@ pub(super) fn read<'a>(
         let text = "only what goes to `reply` is retained, and this row has none; take it out, or write `reply`";
         row.mistake(None, "retain", text);
     }
-    let Body { takes, content_type, filter: body } = body::read(row, filters, call.as_ref());
+    let body = body::read(row, filters, call.as_ref());
     let when = filters.get(row, "when");
     let answer = filters.get(row, "answer");
     let ok_on = ok_on(row, call.as_ref());
@@ -67,7 +61,9 @@ pub(super) fn read<'a>(
         row.parsed("credentials", |text| one_of(text, &Credentials::WORDS)).unwrap_or(credentials);
     let retry = row.parsed("retry", |text| one_of(text, &RETRY)).unwrap_or_default();
     let rate = row.parsed("rate", str::parse);
-    let batch = row.inline_at("batch").and_then(batch);
+    let fits = Fits { call: call.as_ref(), body: &body, retry, credentials };
+    let batch = batch::read(row, filters, &fits);
+    let Body { takes, content_type, filter: body } = body;
     let remember = filters.get(row, "remember");
     let then = row.array("then").into_iter();
     let then: Vec<Then> =
@@ -75,9 +71,6 @@ pub(super) fn read<'a>(
     if rate.is_some() && call.is_none() {
         let text = "it limits `call`, and this row has none; fetches are limited by [upstream.rate] per_device";
         row.mistake(None, "rate", text);
-    }
-    if let Some(batch) = &batch {
-        check_batch(row, batch, call.as_ref(), retry, credentials);
     }
     let mut route = Route {
         name: name?,
@@ -137,48 +130,6 @@ fn check_payload(row: &Section<'_>, route: &Route) {
         let text = "no filter reads bytes, and one of this row reads `$payload`; write \"text\" or \"json\"";
         row.mistake(None, "takes", text);
     }
-    if route.batch.is_some() && route.content_type.kind != Kind::Json {
-        let text = "the entries of such a batch are JSON; take `batch` or `content_type` out";
-        row.mistake(None, "batch", text);
-    }
-}
-
-fn batch(entry: Section<'_>) -> Option<Batch> {
-    let call = entry.required("call", endpoint, "missing: the call for many devices");
-    let missing = "missing: the member of an entry that carries the device's key";
-    let key = entry.required("key", non_empty, missing);
-    let max = entry.optional("max", number).unwrap_or(BATCH_MAX);
-    let linger = entry.optional("linger", duration).unwrap_or(BATCH_LINGER);
-    let error = entry.optional("error", non_empty).map_or(BATCH_ERROR.into(), Into::into);
-    entry.finish();
-    Some(Batch { endpoint: call?, max, linger, key: key.unwrap_or_default().into(), error })
-}
-
-fn check_batch(
-    row: &Section<'_>,
-    batch: &Batch,
-    call: Option<&Endpoint>,
-    retry: Retry,
-    credentials: Credentials,
-) {
-    if credentials == Credentials::None {
-        let text = "an entry of a batch carries its device's key, and this row's devices have none \
-                    (credentials = \"none\"); take `batch` out";
-        row.mistake(None, "batch", text);
-    }
-    if let Some(name) = batch.endpoint.path.names().next() {
-        let text =
-            format!("a batch is for many devices, so its path cannot name one: `{{{name}}}`");
-        row.mistake(None, "batch", text);
-    }
-    if !batch.endpoint.takes_body() || call.is_none_or(|call| !call.takes_body()) {
-        let text = "a batch joins bodies; use POST, PUT or PATCH, here and in `call`";
-        row.mistake(None, "batch", text);
-    }
-    if retry != Retry::Always {
-        let text = "the calls of a batch that fails are repeated one by one; take `retry` out";
-        row.mistake(None, "batch", text);
-    }
 }
 
 /// `on` is the row's pattern, if it is right.
@@ -235,7 +186,8 @@ fn check_captures(row: &Section<'_>, route: &Route, identity: &Identity) {
         );
         row.mistake(None, "on", text);
     }
-    if route.batch.is_some() && !route.on.begins_with(device) {
+    let has_entries = |batch: &Arc<Batch>| matches!(batch.form, BatchForm::Entries(_));
+    if route.batch.as_ref().is_some_and(has_entries) && !route.on.begins_with(device) {
         let text = format!(
             "the entries of a batch are named by `{{{device}}}` alone; capture nothing before it, or two \
              devices would be one"

@@ -141,7 +141,7 @@ impl Kind {
 }
 
 /// The lines as one text; one alone as it is.
-fn lines_of(lines: Vec<Bytes>, max: usize) -> Result<Bytes, FilterError> {
+pub(super) fn lines_of(lines: Vec<Bytes>, max: usize) -> Result<Bytes, FilterError> {
     let bytes = lines.iter().map(|line| line.len() + 1).sum::<usize>() - 1;
     if bytes > max {
         return Err(FilterError(format!("puts out more than {max} bytes")));

@@ -8,7 +8,11 @@ use super::{
     Table,
     fetch::{Condition, Then},
 };
-use crate::{call::Endpoint, secret, template::Template};
+use crate::{
+    call::{BatchForm, Endpoint},
+    secret,
+    template::Template,
+};
 
 /// The table in force, a line for each row.
 pub fn table(table: &Table) -> String {
@@ -88,7 +92,10 @@ pub fn table_json(table: &Table) -> String {
             "reply": text(&route.reply),
             "retain": route.retain,
             "credentials": route.credentials.as_str(),
-            "batch": route.batch.as_ref().map(|batch| endpoint(Some(&batch.endpoint))),
+            "batch": route.batch.as_ref().map(|batch| match &batch.form {
+                BatchForm::Entries(entries) => endpoint(Some(&entries.endpoint)),
+                BatchForm::Joined(_) => endpoint(route.call.as_ref()),
+            }),
             "then": route.then.iter().map(then).collect::<Vec<_>>(),
         })
     });

@@ -5,6 +5,7 @@ pub mod content;
 pub mod describe;
 pub mod fetch;
 pub mod identity;
+pub mod join;
 pub mod keys;
 pub mod refusal;
 pub mod route;

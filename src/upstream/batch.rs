@@ -4,6 +4,9 @@
 //! waits, and goes with the next. What the answer does not settle with a success for a call, that call
 //! does by itself afterwards, as if there were no batches: so one bad entry costs the others nothing, and
 //! each failure has its own status.
+//!
+//! There are two forms: a call of its own with an entry for each device, and the call that each of them is, with their
+//! bodies joined.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,7 +27,7 @@ use tokio::{
 use tower::{Service, ServiceExt};
 
 use crate::{
-    call::{Answer, Authorization, Batch, Call, StatusCode},
+    call::{Answer, Authorization, Batch, BatchForm, Call, Entries, StatusCode},
     failure::{Failure, FailureKind},
     secret::Secret,
 };
@@ -33,9 +36,20 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(super) struct BatchLimits {
     /// Calls under way at once.
-    pub(super) max_in_flight: usize,
+    pub(super) in_flight: usize,
     /// Bytes of bodies in a batch, unless one is larger.
-    pub(super) max_bytes: usize,
+    pub(super) bytes: usize,
+    /// The same where a filter reads them.
+    pub(super) filter_bytes: usize,
+}
+
+impl BatchLimits {
+    fn of(self, batch: &Batch) -> usize {
+        match &batch.form {
+            BatchForm::Joined(join) if join.reads => self.bytes.min(self.filter_bytes),
+            BatchForm::Joined(_) | BatchForm::Entries(_) => self.bytes,
+        }
+    }
 }
 
 /// A service whose calls may travel together.
@@ -62,8 +76,6 @@ struct Queue {
 
 struct Waiting {
     call: Call,
-    /// The key that the call carries, in the body of the batch instead of a header.
-    key: Secret,
     result: oneshot::Sender<Option<Result<Answer, Failure>>>,
 }
 
@@ -81,15 +93,13 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let batch = call.batch.clone().filter(|_| call.body.as_deref().is_some_and(is_object));
-        // An entry is authorised by its device's key, or not at all.
-        let (Some(batch), Some(key)) = (batch, call.authorization.speakers_key().cloned()) else {
+        let Some(batch) = call.batch.clone().filter(|batch| takes(batch, &call)) else {
             return Box::pin(self.inner.clone().oneshot(call));
         };
         let batches = self.clone();
         Box::pin(async move {
             let (result, settled) = oneshot::channel();
-            batches.enqueue(Waiting { call: call.clone(), key, result }, &batch);
+            batches.enqueue(Waiting { call: call.clone(), result }, &batch);
             // A sender that is gone, by a defect, has settled nothing.
             match settled.await.ok().flatten() {
                 Some(result) => result,
@@ -110,7 +120,7 @@ where
         let mut queues = self.queues();
         let queue = queues.entry(name.clone()).or_default();
         queue.waiting.push_back(waiting);
-        if queue.senders < self.limits.max_in_flight.div_ceil(batch.max) {
+        if queue.senders < self.limits.in_flight.div_ceil(batch.max) {
             queue.senders += 1;
             tokio::spawn(self.clone().send(name, batch.clone()));
         }
@@ -126,14 +136,26 @@ where
             let mut inner = self.inner.clone();
             let _ = inner.ready().await;
             let Some(calls) = self.next(&name, &batch) else { return };
-            let call = whole(&calls, &batch);
-            // A sender outlives a defect in what it calls: without it its row would stand still.
-            let sent = AssertUnwindSafe(inner.call(call)).catch_unwind().await;
-            let answer = sent.ok().and_then(Result::ok);
-            let mut answers = answer.as_ref().map(Answers::new).unwrap_or_default();
-            for Waiting { call, result, .. } in calls {
+            let calls = match (&batch.form, <[Waiting; 1]>::try_from(calls)) {
+                // As if there were no batches; but by this sender, so that what comes meanwhile waits.
+                (BatchForm::Joined(_), Ok([Waiting { call, result }])) => {
+                    let sent = AssertUnwindSafe(inner.call(call)).catch_unwind().await;
+                    let _ = result.send(sent.ok());
+                    continue;
+                }
+                (BatchForm::Entries(_), Ok(alone)) => Vec::from(alone),
+                (_, Err(calls)) => calls,
+            };
+            let answer = match whole(&calls, &batch.form, self.limits.bytes) {
+                None => None,
+                // A sender outlives a defect in what it calls: without it its row would stand still.
+                Some(call) => AssertUnwindSafe(inner.call(call)).catch_unwind().await.ok(),
+            };
+            let answer = answer.and_then(Result::ok);
+            let mut answers = Answers::of(answer.as_ref(), &calls, &batch.form);
+            for Waiting { call, result } in calls {
                 // Who does not wait any more has been given up by a stop.
-                let _ = result.send(answers.take(&call.device, &batch.error).map(Ok));
+                let _ = result.send(answers.take(&call.device).map(Ok));
             }
         }
     }
@@ -145,8 +167,9 @@ where
         let (mut calls, mut bytes) = (Vec::new(), 0);
         while calls.len() < batch.max
             && let Some(waiting) = queue.waiting.pop_front_if(|waiting| {
-                bytes += waiting.call.body.as_ref().map_or(0, Bytes::len);
-                calls.is_empty() || bytes <= self.limits.max_bytes
+                // One more for what stands between two.
+                bytes += 1 + waiting.call.body.as_ref().map_or(0, Bytes::len);
+                calls.is_empty() || bytes <= self.limits.of(batch)
             })
         {
             if is_expired(&waiting.call) {
@@ -177,47 +200,70 @@ fn is_object(json: &[u8]) -> bool {
     json.trim_ascii_start().first() == Some(&b'{')
 }
 
-/// One call for all of them.
-fn whole(calls: &[Waiting], batch: &Batch) -> Call {
-    let first = &calls.first().expect("a batch has an entry").call;
+/// Whether a call can travel in such a batch.
+fn takes(batch: &Batch, call: &Call) -> bool {
+    let (body, key) = (call.body.as_deref(), call.authorization.speakers_key());
+    match &batch.form {
+        // An entry is authorised by its device's key, or not at all.
+        BatchForm::Entries(_) => key.is_some() && body.is_some_and(is_object),
+        // And one call cannot carry the keys of several.
+        BatchForm::Joined(_) => key.is_none() && body.is_some(),
+    }
+}
+
+/// One call for all of them, with a body of at most `max` bytes; none if they cannot be joined.
+fn whole(calls: &[Waiting], form: &BatchForm, max: usize) -> Option<Call> {
+    let first = &calls.first()?.call;
+    let together = match form {
+        BatchForm::Entries(form) => Call {
+            method: form.endpoint.method.clone(),
+            path: form.endpoint.path.as_str().to_owned(),
+            body: Some(entries(calls, form)),
+            // Each entry carries its own.
+            authorization: Authorization::None,
+            ..first.clone()
+        },
+        BatchForm::Joined(form) => {
+            let bodies = calls.iter().filter_map(|waiting| waiting.call.body.clone()).collect();
+            let joined = (form.join)(bodies, max).inspect_err(|error| {
+                let (route, calls) = (&*first.name, calls.len());
+                tracing::warn!(route, calls, %error, "bodies cannot be joined: each call goes by itself");
+            });
+            Call { body: Some(joined.ok()?), ..first.clone() }
+        }
+    };
+    // For the log; no limit is kept for the device, it is below them.
+    Some(Call { device: "".into(), queued: None, expires: None, batch: None, ..together })
+}
+
+/// The bodies as entries of one object.
+fn entries(calls: &[Waiting], form: &Entries) -> Bytes {
     let bodies = calls.iter().filter_map(|waiting| waiting.call.body.as_ref());
     let mut body = Vec::with_capacity(bodies.map(|body| body.len() + 128).sum());
     body.push(b'{');
-    for Waiting { call, key, .. } in calls {
+    for Waiting { call, .. } in calls {
         if body.len() > 1 {
             body.push(b',');
         }
         put_text(&mut body, &call.device);
         body.push(b':');
-        put_entry(&mut body, call, key, batch);
+        put_entry(&mut body, call, form);
     }
     body.push(b'}');
-    Call {
-        // For the log; no limit is kept for it, it is below them.
-        device: "".into(),
-        method: batch.endpoint.method.clone(),
-        path: batch.endpoint.path.as_str().to_owned(),
-        body: Some(body.into()),
-        // Each entry carries its own.
-        authorization: Authorization::None,
-        queued: None,
-        expires: None,
-        batch: None,
-        ..first.clone()
-    }
+    body.into()
 }
 
 /// The call's own body with its key as the last member: who repeats it before does not change it.
-fn put_entry(out: &mut Vec<u8>, call: &Call, key: &Secret, batch: &Batch) {
+fn put_entry(out: &mut Vec<u8>, call: &Call, form: &Entries) {
     let own = call.body.as_deref().unwrap_or_default().trim_ascii();
     let members = own.strip_suffix(b"}").unwrap_or_default();
     out.extend_from_slice(members);
     if members.trim_ascii() != b"{" {
         out.push(b',');
     }
-    put_text(out, &batch.key);
+    put_text(out, &form.key);
     out.push(b':');
-    put_text(out, key.expose());
+    put_text(out, call.authorization.speakers_key().map_or("", Secret::expose));
     out.push(b'}');
 }
 
@@ -232,15 +278,30 @@ struct Answers<'a> {
     status: StatusCode,
     content_type: Option<String>,
     entries: HashMap<String, &'a RawValue>,
-    /// What everybody gets: the API wants fewer calls, not one for each.
+    /// The member of an entry that says that it failed.
+    error: &'a str,
+    /// What everybody gets: a success of what was joined; or the API wants fewer calls, not one for each.
     everybody: Option<&'a Answer>,
 }
 
 impl<'a> Answers<'a> {
-    fn new(whole: &'a Answer) -> Self {
-        if whole.status == StatusCode::TOO_MANY_REQUESTS {
-            return Self { everybody: Some(whole), ..Self::default() };
+    /// Those to these calls.
+    fn of(whole: Option<&'a Answer>, calls: &[Waiting], form: &'a BatchForm) -> Self {
+        let Some(whole) = whole else { return Self::default() };
+        let accepted = calls.first().is_some_and(|first| first.call.accepts(whole.status));
+        match form {
+            _ if whole.status == StatusCode::TOO_MANY_REQUESTS => Self::for_all(whole),
+            BatchForm::Joined(_) if accepted => Self::for_all(whole),
+            BatchForm::Joined(_) => Self::default(),
+            BatchForm::Entries(form) => Self { error: &form.error, ..Self::new(whole) },
         }
+    }
+
+    fn for_all(whole: &'a Answer) -> Self {
+        Self { everybody: Some(whole), ..Self::default() }
+    }
+
+    fn new(whole: &'a Answer) -> Self {
         // Some entries failed, others may not have.
         let mixed = whole.status == StatusCode::UNPROCESSABLE_ENTITY;
         if !whole.status.is_success() && !mixed {
@@ -250,17 +311,17 @@ impl<'a> Answers<'a> {
             status: if mixed { StatusCode::OK } else { whole.status },
             content_type: whole.content_type.clone(),
             entries: serde_json::from_slice(&whole.body).unwrap_or_default(),
-            everybody: None,
+            ..Self::default()
         }
     }
 
     /// The answer to one call, if it is a success or everybody's.
-    fn take(&mut self, device: &str, error: &str) -> Option<Answer> {
+    fn take(&mut self, device: &str) -> Option<Answer> {
         if let Some(answer) = self.everybody {
             return Some(answer.clone());
         }
         let entry = self.entries.remove(device)?.get();
-        let good = entry.starts_with('{') && !has_member(entry, error);
+        let good = entry.starts_with('{') && !has_member(entry, self.error);
         good.then(|| Answer {
             status: self.status,
             content_type: self.content_type.clone(),
@@ -280,80 +341,4 @@ fn has_member(object: &str, name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use serde_json::{Value, json};
-
-    use super::*;
-    use crate::{
-        call::{Endpoint, Method},
-        template::Template,
-        upstream::fixtures,
-    };
-
-    fn batch() -> Batch {
-        let path = Template::parse("/all").unwrap();
-        Batch {
-            endpoint: Endpoint { method: Method::POST, path },
-            max: 3,
-            linger: Duration::ZERO,
-            key: "token".into(),
-            error: "error".into(),
-        }
-    }
-
-    fn waiting(device: &str, body: &str) -> Waiting {
-        let call = Call {
-            path: "/one".to_owned(),
-            body: Some(Bytes::copy_from_slice(body.as_bytes())),
-            ..fixtures::call("r", device)
-        };
-        let key = Secret::new(format!("key \"of\" {device}"));
-        Waiting { call, key, result: oneshot::channel().0 }
-    }
-
-    #[test]
-    fn bodies_become_entries_with_their_keys() {
-        let calls = [
-            waiting("a", " {\"x\": 1, \"token\": \"stolen\"}\n"),
-            waiting("b", "{ }"),
-            waiting("\"c", "{}"),
-        ];
-        let whole = whole(&calls, &batch());
-        assert_eq!((whole.path.as_str(), whole.authorization), ("/all", Authorization::None));
-        let body: Value = serde_json::from_slice(&whole.body.unwrap()).unwrap();
-        let expected = json!({
-            "a": {"x": 1, "token": "key \"of\" a"},
-            "b": {"token": "key \"of\" b"},
-            "\"c": {"token": "key \"of\" \"c"},
-        });
-        assert_eq!(body, expected);
-    }
-
-    #[test]
-    fn an_answer_is_taken_apart_and_only_successes_count() {
-        let answer = |status: u16, body: &'static str| Answer {
-            status: StatusCode::from_u16(status).unwrap(),
-            content_type: Some("application/json".to_owned()),
-            body: body.into(),
-            retry_after: None,
-            attempts: 1,
-        };
-        let text = r#"{"a": {"flag":  true}, "b": {"error": "no"}, "c": 5, "d": {"x": {"error": 1}, "error": null}}"#;
-        for (status, expected) in [(201, Some(201)), (422, Some(200)), (500, None), (401, None)] {
-            let whole = answer(status, text);
-            let mut answers = Answers::new(&whole);
-            let a = answers.take("a", "error");
-            assert_eq!(a.as_ref().map(|answer| answer.status.as_u16()), expected);
-            assert!(a.is_none_or(|answer| &*answer.body == br#"{"flag":  true}"#));
-            assert!(answers.take("b", "error").is_none() && answers.take("c", "error").is_none());
-            assert_eq!(answers.take("d", "error").is_some(), expected.is_some());
-            assert!(answers.take("e", "error").is_none());
-        }
-        assert!(Answers::new(&answer(200, "<html>")).entries.is_empty());
-        let busy = answer(429, "later");
-        let taken = Answers::new(&busy).take("e", "error").unwrap();
-        assert_eq!((taken.status, &*taken.body), (busy.status, &b"later"[..]));
-    }
-}
+mod tests;

@@ -132,8 +132,9 @@ impl Upstream {
         let turns = Turns::new(&settings.rates, breaker.clone());
         let retry = RetryTransient::new(settings.backoff, breaker.clone());
         let limits = BatchLimits {
-            max_in_flight: settings.max_in_flight,
-            max_bytes: settings.max_request_bytes,
+            in_flight: settings.max_in_flight,
+            bytes: settings.max_request_bytes,
+            filter_bytes: settings.max_filter_bytes,
         };
         let stack = ServiceBuilder::new()
             // Outermost, so that it sees the result of each attempt, and everything below is free while it waits: a call

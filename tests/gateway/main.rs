@@ -24,6 +24,7 @@ mod fleet;
 mod flow;
 mod hostile;
 mod identity;
+mod joined;
 mod keyless;
 mod letters;
 mod logs;
