@@ -17,7 +17,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const DEADLINE: Duration = Duration::from_secs(30);
 const PROBE_MAX: Duration = Duration::from_secs(30);
 const ATTEMPT: Duration = Duration::from_secs(10);
-/// The longest that a call waits which nobody holds: the longest wait between attempts, and an attempt.
+/// The longest time until a call is answered that no outage holds: the longest wait between attempts, and an attempt.
 const TURN: Duration = Duration::from_secs(30 + 10 + 1);
 const ROWS: [&str; 3] = ["a", "b", "c"];
 
@@ -27,7 +27,7 @@ fn history(rng: &mut Rng) -> History {
     let lasts = SECOND * rng.u32(20..200);
     let faults = [Fault::Error, Fault::Hang, Fault::Away, Fault::Busy];
     let mut troubles = Vec::new();
-    // Four are well: where only one speaks, nobody can tell a bad message from a row that is down.
+    // Four devices are well: where only one speaks, a bad message and a row that is down look the same.
     for device in 0..rng.usize(..devices - 3) {
         let fault = faults[[0, 1, 3][rng.usize(..3)]];
         let message = rng.bool().then(|| rng.usize(1..20));
@@ -46,7 +46,7 @@ fn history(rng: &mut Rng) -> History {
     History { devices, every, troubles, limit: None, lasts }
 }
 
-/// So many seeds, or the one that is asked for, or more: `SEED=7`, `SEEDS=100000`.
+/// `count` seeds. `SEED=7` plays that one alone, `SEEDS=100000` more of them.
 fn seeds(count: u64) -> impl Iterator<Item = u64> {
     let number = |name| std::env::var(name).ok().and_then(|number| number.parse().ok());
     let one = number("SEED");
@@ -60,7 +60,7 @@ fn well_since(history: &History, device: usize, message: Message, at: Duration) 
 }
 
 #[test]
-fn whoever_can_be_served_is_and_what_fails_alone_ends() {
+fn a_call_that_can_be_served_is_and_one_that_fails_alone_ends() {
     for seed in seeds(1000) {
         let history = history(&mut Rng::with_seed(seed));
         let play = Play::new(&history, seed).run();
@@ -83,7 +83,7 @@ fn whoever_can_be_served_is_and_what_fails_alone_ends() {
             } else {
                 assert_eq!(end, End::Served, "it could be served: {ended:?} {}", context());
                 let well = well_since(&history, device, message, at).max(begins);
-                // Who was told to wait in an outage waits.
+                // A device that was asked to wait during an outage waits.
                 let busy = |t: &Trouble| t.is_outage() && t.fault == Fault::Busy;
                 let told = history.troubles.iter().any(busy);
                 let most = TURN + if told { 60 * SECOND } else { Duration::ZERO };
@@ -154,7 +154,7 @@ fn one_or_two_devices_lose_nothing_in_an_outage_and_are_not_stopped_by_a_bad_mes
     }
 }
 
-/// Who comes back comes back by a ramp: an API that takes ten calls a second is not asked thousands of times.
+/// Calls come back at a growing rate: an API that takes ten calls a second is not asked thousands of times.
 #[test]
 fn a_limit_of_the_api_is_not_hammered() {
     for seed in seeds(3) {

@@ -1,4 +1,4 @@
-//! The breaker, played through by hand.
+//! The breaker, step by step.
 
 use http::StatusCode;
 
@@ -58,7 +58,7 @@ impl Scene {
 }
 
 #[test]
-fn one_device_that_fails_is_its_own_trouble() {
+fn one_failing_device_is_no_outage() {
     let mut scene = Scene::new(Some("/"));
     scene.serves(9);
     for _ in 0..100 {
@@ -80,7 +80,7 @@ fn several_devices_on_a_row_or_no_connection_are_an_outage_and_a_success_ends_it
         scene.fails(device);
         scene.fails(device);
         if device == 2 {
-            // They are all there are, as far as anybody knows.
+            // No other device is known.
             break;
         }
     }
@@ -102,7 +102,7 @@ fn several_devices_on_a_row_or_no_connection_are_an_outage_and_a_success_ends_it
 }
 
 #[test]
-fn devices_that_fail_by_themselves_are_no_witnesses() {
+fn devices_that_fail_while_others_are_served_are_no_witnesses() {
     let mut scene = Scene::new(Some("/"));
     for device in 10..15 {
         scene.serves(device);
@@ -120,7 +120,7 @@ fn devices_that_fail_by_themselves_are_no_witnesses() {
         scene.fails(device);
     }
     assert!(!scene.is_down());
-    // What they fail by, others may fail by as well.
+    // When others fail as well, it is an outage.
     for device in 10..13 {
         scene.fails(device);
     }
@@ -128,7 +128,7 @@ fn devices_that_fail_by_themselves_are_no_witnesses() {
 }
 
 #[test]
-fn the_probe_tells_a_message_from_the_api_where_one_device_speaks() {
+fn the_probe_tells_a_bad_message_from_an_outage_where_only_one_device_speaks() {
     let mut scene = Scene::new(Some("/health"));
     scene.fails(1);
     let id = scene.waits(1);
@@ -142,16 +142,16 @@ fn the_probe_tells_a_message_from_the_api_where_one_device_speaks() {
     scene.now += 10 * SECOND;
     let due = scene.breaker.poll(scene.now);
     assert!(due.probe);
-    assert_eq!(due.released.len(), 1, "it tries by itself meanwhile");
+    assert_eq!(due.released.len(), 1, "a call is tried meanwhile");
     scene.fails(1);
     let again = scene.waits(2);
     scene.breaker.learn_from_probe(Ok(()), scene.now);
     assert!(!scene.is_down() && again != id);
-    assert_eq!(scene.later(Duration::ZERO), [again], "who waited because of it is ready");
+    assert_eq!(scene.later(Duration::ZERO), [again], "the call that waited because of it is ready");
 }
 
 #[test]
-fn without_a_probe_nothing_is_asked_and_an_outage_ends_with_those_who_wait() {
+fn without_a_probe_an_outage_ends_when_no_call_waits_any_more() {
     let mut scene = Scene::new(None);
     (1..=3).for_each(|device| scene.fails(device));
     let id = scene.waits(1);
@@ -164,7 +164,7 @@ fn without_a_probe_nothing_is_asked_and_an_outage_ends_with_those_who_wait() {
 }
 
 #[test]
-fn one_call_at_a_time_tries_in_an_outage_and_who_failed_least_goes_first() {
+fn in_an_outage_one_call_at_a_time_is_tried_and_the_one_with_fewest_failures_first() {
     let mut scene = Scene::new(Some("/"));
     (1..=3).for_each(|device| scene.fails(device));
     let ids: Vec<_> = [5, 1, 3].into_iter().map(|failures| scene.waits(failures)).collect();
@@ -178,7 +178,7 @@ fn one_call_at_a_time_tries_in_an_outage_and_who_failed_least_goes_first() {
 }
 
 #[test]
-fn who_comes_back_comes_back_by_a_ramp() {
+fn calls_that_waited_come_back_at_a_growing_rate() {
     let mut scene = Scene::new(Some("/"));
     (1..=3).for_each(|device| scene.fails(device));
     for _ in 0..100 {
@@ -187,7 +187,7 @@ fn who_comes_back_comes_back_by_a_ramp() {
     let mut sizes = Vec::new();
     let mut under_way = 1;
     while under_way > 0 {
-        // Each of those that were let go is served.
+        // Each call that was released is served.
         (0..under_way).for_each(|_| scene.serves(9));
         under_way = scene.later(Duration::from_millis(1)).len();
         sizes.push(under_way);
@@ -198,7 +198,7 @@ fn who_comes_back_comes_back_by_a_ramp() {
 }
 
 #[test]
-fn nobody_waits_longer_than_the_longest_wait() {
+fn no_call_waits_longer_than_the_longest_wait() {
     let mut scene = Scene::new(Some("/"));
     (1..=3).for_each(|device| scene.fails(device));
     for _ in 0..100 {
@@ -211,7 +211,7 @@ fn nobody_waits_longer_than_the_longest_wait() {
 }
 
 #[test]
-fn what_the_api_asks_of_one_device_is_obeyed_and_of_everybody_until_somebody_is_served() {
+fn retry_after_for_one_device_is_obeyed_and_for_everybody_until_a_call_is_served() {
     let mut scene = Scene::new(Some("/"));
     (1..=3).for_each(|device| scene.fails(device));
     let mut asked = |for_device: bool| {
@@ -229,7 +229,7 @@ fn what_the_api_asks_of_one_device_is_obeyed_and_of_everybody_until_somebody_is_
         scene.breaker.wait(&call, scene.now)
     };
     let (for_device, general) = (asked(true), asked(false));
-    assert!(scene.later(40 * SECOND).is_empty(), "longer than anybody waits by himself");
+    assert!(scene.later(40 * SECOND).is_empty(), "longer than a call waits without being asked");
     scene.serves(9);
     assert_eq!(scene.later(SECOND), [general]);
     assert_eq!(scene.later(60 * SECOND), [for_device]);

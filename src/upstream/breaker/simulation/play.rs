@@ -28,7 +28,7 @@ pub(super) struct Trouble {
     pub(super) fault: Fault,
     pub(super) row: Option<usize>,
     pub(super) device: Option<usize>,
-    /// Only every so manieth message of the device.
+    /// Only every n-th message of the device.
     pub(super) message: Option<usize>,
     pub(super) from: Duration,
     pub(super) to: Duration,
@@ -58,7 +58,7 @@ pub(super) struct Message {
 #[derive(Debug)]
 pub(super) struct History {
     pub(super) devices: usize,
-    /// Each device sends one message in so long.
+    /// How often each device sends a message.
     pub(super) every: Duration,
     pub(super) troubles: Vec<Trouble>,
     /// Calls that the API takes in a second, from all devices.
@@ -189,8 +189,8 @@ impl<'h> Play<'h> {
         let clock = self.breaker.serving_time_at(ROWS[row], self.began + self.now);
         lane.waiting.push_back((message, clock));
         let next = self.now + self.history.every.mul_f64(0.5 + self.rng.f64());
-        // The last one is well and speaks as long as somebody else is not through: else nobody could tell what it is
-        // that fails.
+        // The last device is well, and sends as long as others are not finished: without it, nothing would show whether the
+        // API serves.
         let (_, others) = self.lanes.split_last().unwrap();
         let others = others.iter().any(|lane| lane.current.is_some());
         if next < self.history.lasts || device + 1 == self.history.devices && others {
