@@ -1,5 +1,6 @@
 //! The command line: `run`, `check`, `replay`, `routes`, `explain`, `test`, `config`, `drain`.
 
+mod error;
 mod explain;
 mod test;
 
@@ -14,16 +15,15 @@ use std::{
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::error::CommandError;
 use crate::{
-    config::{self, Config, ConfigError, SHIPPED},
+    config::{self, Config, SHIPPED},
     gateway::{Gateway, Stopped},
     mqtt, printable, replay,
     table::describe,
     telemetry, upstream,
 };
 
-/// Exit code for a configuration that cannot be used, `EX_CONFIG` of sysexits.
-const BAD_CONFIGURATION: u8 = 78;
 /// Exit code of `explain` for a message that would be refused.
 const REFUSED: u8 = 3;
 
@@ -94,38 +94,7 @@ pub fn main(cli: Cli) -> ExitCode {
     let file = cli.config.as_deref().filter(|file| !file.as_os_str().is_empty());
     match execute(cli.command.unwrap_or(Command::Run), file, &env) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Unsuccessful::Mistakes(mistakes)) => {
-            // Not prefixed: every line already names the file.
-            let _ = writeln!(io::stderr(), "{mistakes}");
-            ExitCode::from(BAD_CONFIGURATION)
-        }
-        Err(Unsuccessful::Trouble(trouble)) => {
-            report(&trouble);
-            ExitCode::FAILURE
-        }
-        Err(Unsuccessful::Said(code)) => ExitCode::from(code),
-    }
-}
-
-/// Why a command does not end with 0.
-enum Unsuccessful {
-    /// The configuration or a file of cases cannot be used; each line names its file.
-    Mistakes(String),
-    /// Anything else, in a sentence.
-    Trouble(String),
-    /// What has been printed says it; the exit code.
-    Said(u8),
-}
-
-impl From<String> for Unsuccessful {
-    fn from(trouble: String) -> Self {
-        Self::Trouble(trouble)
-    }
-}
-
-impl From<ConfigError> for Unsuccessful {
-    fn from(error: ConfigError) -> Self {
-        Self::Mistakes(error.to_string())
+        Err(error) => error.report(),
     }
 }
 
@@ -133,12 +102,12 @@ fn execute(
     command: Command,
     file: Option<&Path>,
     env: &BTreeMap<String, String>,
-) -> Result<(), Unsuccessful> {
+) -> Result<(), CommandError> {
     // One thread: what a message costs is little work and many handovers, and those are cheap as long as
     // nobody has to be woken on another core (bench/RESULTS.md has the figures).
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().start_paused(matches!(command, Command::Test(_))).build();
-    let runtime = runtime.map_err(|error| format!("the runtime cannot start: {error}"))?;
+    let runtime = runtime.map_err(CommandError::Runtime)?;
     let config = || Config::load(file, env);
     let without_secrets = || Config::load_without_secrets(file, env);
     match command {
@@ -159,7 +128,7 @@ fn execute(
             // Its text may come from a stranger's message.
             print(&printable::lines(&explained.text))?;
             if explained.is_refused {
-                return Err(Unsuccessful::Said(REFUSED));
+                return Err(CommandError::Printed(REFUSED));
             }
         }
         Command::Config { effective: false } => print(SHIPPED)?,
@@ -169,16 +138,20 @@ fn execute(
     Ok(())
 }
 
-async fn run(config: Config) -> Result<(), String> {
+async fn run(config: Config) -> Result<(), CommandError> {
     start(&config);
-    let gateway = Gateway::bind(config).await.map_err(|error| error.to_string())?;
+    let gateway = Gateway::bind(config).await?;
     run_until_signal(gateway, std::future::pending()).await.map(|_end| ())
 }
 
-async fn drain(config: Config, quiet: Duration, limit: Option<Duration>) -> Result<(), String> {
+async fn drain(
+    config: Config,
+    quiet: Duration,
+    limit: Option<Duration>,
+) -> Result<(), CommandError> {
     start(&config);
     let broker = config.broker.clone();
-    let gateway = Gateway::bind_draining(config).await.map_err(|error| error.to_string())?;
+    let gateway = Gateway::bind_draining(config).await?;
     let (drained, metrics) = (gateway.drained(quiet), gateway.metrics());
     let mut timed_out = false;
     let done = async {
@@ -188,15 +161,9 @@ async fn drain(config: Config, quiet: Duration, limit: Option<Duration>) -> Resu
         }
     };
     match Box::pin(run_until_signal(gateway, done)).await? {
-        End::Done if timed_out => Err("not drained in time: the session still exists".to_owned()),
-        End::Done if metrics.progress().0 > 0 => {
-            Err("messages arrived at the last moment: the session still exists; run `drain` again"
-                .to_owned())
-        }
-        End::Signal => {
-            Err("stopped before the session was drained: it still exists; run `drain` again"
-                .to_owned())
-        }
+        End::Done if timed_out => Err(CommandError::DrainTimedOut),
+        End::Done if metrics.progress().0 > 0 => Err(CommandError::LateMessages),
+        End::Signal => Err(CommandError::DrainStopped),
         End::Done => {
             mqtt::end_session(&broker).await?;
             tracing::info!(client_id = &*broker.client_id, "drained; the session is ended");
@@ -225,14 +192,16 @@ enum End {
 }
 
 /// Runs the gateway until a signal, or until it is done.
-async fn run_until_signal(gateway: Gateway, done: impl Future<Output = ()>) -> Result<End, String> {
+async fn run_until_signal(
+    gateway: Gateway,
+    done: impl Future<Output = ()>,
+) -> Result<End, CommandError> {
     if let Some(address) = gateway.admin_address() {
         tracing::info!(%address, "admin endpoint");
     }
-    let unusable = |error: io::Error| format!("signals cannot be caught: {error}");
-    let mut terminate = signal(SignalKind::terminate()).map_err(unusable)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(unusable)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(unusable)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(CommandError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(CommandError::Signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(CommandError::Signals)?;
     // SIGHUP asks many a daemon to read its files again; not caught, it would end the process at once.
     let ignore_hangups = async move {
         while hangup.recv().await.is_some() {
@@ -265,27 +234,17 @@ async fn run_until_signal(gateway: Gateway, done: impl Future<Output = ()>) -> R
     let stopped = tokio::select! {
         stopped = gateway.run(shutdown) => stopped,
         () = ignore_hangups => Stopped::Failed,
-        () = second_signal => {
-            return Err("stopped at once by a second signal; unfinished messages stay with the broker".to_owned());
-        }
+        () = second_signal => return Err(CommandError::SecondSignal),
     };
     match stopped {
         Stopped::Clean => Ok(end),
-        Stopped::GraceRanOut => {
-            Err("the grace ran out; unfinished messages stay with the broker".to_owned())
-        }
-        Stopped::SessionInUse => {
-            Err("another client uses this client id; stop it first. The session was left to it"
-                .to_owned())
-        }
-        Stopped::Failed => {
-            Err("ended by a defect of the gateway; unfinished messages stay with the broker"
-                .to_owned())
-        }
+        Stopped::GraceRanOut => Err(CommandError::GraceRanOut),
+        Stopped::SessionInUse => Err(CommandError::SessionInUse),
+        Stopped::Failed => Err(CommandError::Defect),
     }
 }
 
-async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<(), String> {
+async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<(), CommandError> {
     let table = &config.table;
     let source =
         file.map_or("the compiled-in configuration".to_owned(), |file| file.display().to_string());
@@ -315,17 +274,10 @@ async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<()
             Err(trouble) => bad.push(format!("{name}: {trouble}")),
         }
     }
-    if bad.is_empty() { Ok(()) } else { Err(bad.join("\n")) }
+    if bad.is_empty() { Ok(()) } else { Err(CommandError::Unreached(bad)) }
 }
 
 /// Prints to standard output. A reader that went away is not an error worth a panic.
-fn print(text: &str) -> Result<(), String> {
-    writeln!(io::stdout(), "{}", text.trim_end())
-        .map_err(|error| format!("standard output: {error}"))
-}
-
-/// Prints an error to standard error.
-fn report(trouble: &dyn std::fmt::Display) {
-    // An error that cannot be written cannot be reported either.
-    let _ = writeln!(io::stderr(), "mqtt-rest-gateway: {trouble}");
+fn print(text: &str) -> Result<(), CommandError> {
+    writeln!(io::stdout(), "{}", text.trim_end()).map_err(CommandError::Output)
 }

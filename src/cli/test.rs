@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 
-use super::{Unsuccessful, print};
+use super::{error::CommandError, print};
 use crate::{cases, config::Config};
 
 /// Exit code when a case does not end as it says.
@@ -29,7 +29,7 @@ pub(super) async fn test(
     arguments: &Arguments,
     table: Option<&Path>,
     env: &BTreeMap<String, String>,
-) -> Result<(), Unsuccessful> {
+) -> Result<(), CommandError> {
     let mut read = Vec::new();
     let mut mistakes = Vec::new();
     // All mistakes of all files, before anything is played.
@@ -47,7 +47,7 @@ pub(super) async fn test(
         }
     }
     if !mistakes.is_empty() {
-        return Err(Unsuccessful::Mistakes(mistakes.join("\n")));
+        return Err(CommandError::Cases(mistakes));
     }
     let mut played = Vec::new();
     for (file, cases, config) in read {
@@ -55,5 +55,5 @@ pub(super) async fn test(
     }
     let (good, report) = cases::report(&played, arguments.json);
     print(&report)?;
-    if good { Ok(()) } else { Err(Unsuccessful::Said(FAILED)) }
+    if good { Ok(()) } else { Err(CommandError::Printed(FAILED)) }
 }
