@@ -26,9 +26,14 @@ use crate::{
     message::{Message, Properties, Publication, Purpose},
     metrics::Metrics,
     mqtt::{Connection, Delivery, Mode, Publisher, Settings, Status, Subscriptions},
+    patterns::Patterns,
     printable,
     secret::Secret,
-    table::route::Credentials,
+    sender::Sender,
+    table::{
+        Table,
+        route::{Credentials, Route},
+    },
     topic::{Pattern, PatternIndex},
 };
 
@@ -228,9 +233,9 @@ impl Replay {
             return Err("its payload was too large for the broker and is not there".to_owned());
         }
         let unknown = "no row listens on its topic, or the topic was cut";
-        let (index, captures) = self.config.subscriptions().find(topic).ok_or(unknown)?;
+        let (index, captures) = table.patterns.find(topic).ok_or(unknown)?;
         let (route, identity) = (table.route(Some(index)).ok_or(unknown)?, &table.identity);
-        let device = captures.get(&identity.capture).unwrap_or_default();
+        let device = &*route.sender.id(&captures).unwrap_or_default();
         let asks = route.credentials != Credentials::None;
         let key = self.keys.get(device).filter(|_| asks);
         if key.is_none() && asks && route.credentials != Credentials::Remembered {
@@ -247,8 +252,10 @@ impl Replay {
             user.push((identity.key_property.to_string(), key.expose().to_owned()));
         }
         user.push((REPLAYED.to_owned(), self.run.clone()));
-        let levels = depth(&route.on, &identity.capture).ok_or("its row names no device")?;
-        let below: Vec<_> = topic.split('/').take(levels).chain([ANSWERS]).collect();
+        let below = route.sender.own(&route.on, topic).map(|own| format!("{own}/{ANSWERS}"));
+        let sender = table.patterns.sender(index, &captures).unwrap_or_default();
+        let below = below.filter(|below| !table.patterns.is_anothers(below, &sender));
+        let answers = below.or_else(|| table.replays.as_deref().map(str::to_owned));
         Ok(Publication {
             purpose: Purpose::Push,
             topic: topic.to_owned(),
@@ -256,7 +263,7 @@ impl Replay {
             retain: false,
             properties: Properties {
                 user,
-                response_topic: Some(below.join("/")),
+                response_topic: Some(answers.ok_or("its row has no place for an answer")?),
                 correlation_data: Some(Bytes::from(format!("{:016x}", fastrand::u64(..)))),
                 content_type: letter.properties.content_type.clone(),
                 ..Properties::default()
@@ -294,28 +301,30 @@ fn settings(config: &Config, arguments: &Arguments) -> Result<Settings, String> 
     })
 }
 
-/// The letters first, then the places of answers below every device.
+/// The letters first, then the places of answers: below every device, and one for all that have none.
 fn subscriptions(config: &Config) -> Result<Subscriptions, String> {
     let letters = config.exchange.dead_letter.as_ref();
     let letters = letters.ok_or("[dead_letter] topic: none is set, so nothing is kept")?;
     // The letters first, see `LETTERS`.
     let mut patterns = vec![Pattern::parse(letters.as_str())?];
-    let capture = &config.table.identity.capture;
-    for route in &config.table.routes {
-        let Some(levels) = depth(&route.on, capture) else { continue };
-        let below: Vec<_> = route.on.as_str().split('/').take(levels).chain([ANSWERS]).collect();
-        let pattern = Pattern::parse(&below.join("/"))?;
-        if !patterns.iter().any(|known| known.overlaps(&pattern)) {
-            patterns.push(pattern);
-        }
+    let table = &config.table;
+    let Table { routes, replays, .. } = &**table;
+    for route in routes {
+        let below = route.sender.levels(&route.on).and_then(|levels| {
+            let levels: Vec<_> =
+                route.on.as_str().split('/').take(levels).chain([ANSWERS]).collect();
+            // A name of many levels leaves nothing below it.
+            Pattern::parse(&levels.join("/")).ok()
+        });
+        patterns.extend(below);
     }
-    Ok(Subscriptions { patterns, sender: capture.clone(), mode: Mode::Serve })
-}
-
-/// How many levels of a pattern lead to the device, its own included.
-fn depth(pattern: &Pattern, capture: &str) -> Option<usize> {
-    let level = format!("{{{capture}}}");
-    pattern.as_str().split('/').position(|l| l == level).map(|index| index + 1)
+    // Only where it is needed: a broker's access list has to allow it.
+    let nowhere = |route: &Route| !route.swallows() && route.sender.levels(&route.on).is_none();
+    if table.patterns.is_mixed() || routes.iter().any(nowhere) {
+        patterns.extend(replays.as_ref().map(|topic| Pattern::parse(topic)).transpose()?);
+    }
+    let rows = patterns.into_iter().map(|on| (on.clone(), Sender::Made(on)));
+    Ok(Subscriptions { patterns: Arc::new(Patterns::new(rows.collect())), mode: Mode::Serve })
 }
 
 fn keys(file: &Path) -> Result<HashMap<String, Secret>, String> {

@@ -117,7 +117,10 @@ impl Template {
 
 fn check_segment(name: &str, level: &str) -> Result<(), BadSegment> {
     match level {
-        "" | "." | ".." => Err(BadSegment::Dots(name.into())),
+        // Also within a name of many levels: whoever decodes the segment would follow them.
+        _ if level.split('/').any(|level| matches!(level, "" | "." | "..")) => {
+            Err(BadSegment::Dots(name.into()))
+        }
         _ if level.len() > MAX_SEGMENT_BYTES => Err(BadSegment::TooLong(name.into())),
         _ if level.contains(char::is_control) => Err(BadSegment::Control(name.into())),
         _ => Ok(()),
@@ -142,6 +145,7 @@ mod tests {
             ("a\\b", "a%5Cb"),
             ("...", "..."),
             ("ü", "%C3%BC"),
+            ("kitchen/lamp", "kitchen%2Flamp"),
         ] {
             let path = path(level).unwrap();
             assert_eq!(path, format!("/v1/devices/{segment}/telemetry"));
@@ -153,7 +157,7 @@ mod tests {
 
     #[test]
     fn levels_that_change_the_path_are_refused() {
-        for level in ["", ".", ".."] {
+        for level in ["", ".", "..", "a/../b", "a//b", "a/", "/a"] {
             assert!(matches!(path(level), Err(BadSegment::Dots(_))), "{level:?}");
         }
         assert!(matches!(path("a\nb"), Err(BadSegment::Control(_))));

@@ -1,7 +1,8 @@
 //! Topic patterns: which topics a row listens on, and what their levels capture.
 //!
 //! A pattern is a topic in which some levels are names in braces, `v1/device/{device_id}/telemetry`.
-//! Each name captures exactly one level. As a subscription every name becomes `+` [MQTT-4.7.1-2].
+//! Each name captures exactly one level; `{name...}`, the last one, captures all that are left, at least one, as one value.
+//! As a subscription every name becomes `+`, and the last one of that kind `#` [MQTT-4.7.1].
 
 use std::sync::Arc;
 
@@ -9,12 +10,76 @@ use std::sync::Arc;
 const MAX_TOPIC_BYTES: usize = 65_535;
 /// Most levels of a topic that is published on: at some more, brokers end the connection.
 const MAX_LEVELS: usize = 100;
+/// What follows a name that captures all levels that are left.
+const REST: &str = "...";
 
 /// One level of a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Level {
     Literal(Box<str>),
     Capture(Arc<str>),
+    /// All levels from here on.
+    Rest(Arc<str>),
+}
+
+impl Level {
+    fn parse(level: &str) -> Result<Self, String> {
+        if level.contains(['+', '#']) {
+            return Err(format!(
+                "`{level}` is a wildcard; name the level instead, `{{device_id}}` for example, or all that are \
+                 left, `{{device_id...}}`"
+            ));
+        }
+        if !level.contains(['{', '}']) {
+            return Ok(Self::Literal(level.into()));
+        }
+        let inside = level.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+        match inside.map(|name| name.strip_suffix(REST).map_or((name, false), |name| (name, true)))
+        {
+            Some((name, false)) if is_name(name) => Ok(Self::Capture(name.into())),
+            Some((name, true)) if is_name(name) => Ok(Self::Rest(name.into())),
+            _ => Err(format!(
+                "`{level}` is not a capture: one is a whole level, `{{name}}`, of letters, digits and `_`"
+            )),
+        }
+    }
+
+    /// The name that captures it.
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::Literal(_) => None,
+            Self::Capture(name) | Self::Rest(name) => Some(name),
+        }
+    }
+}
+
+/// Whether some topic fits both. A rest is any number of levels here, also none, as `#` is.
+fn overlap(one: &[Level], other: &[Level]) -> bool {
+    match (one, other) {
+        ([], []) => true,
+        ([Level::Rest(_), after @ ..], _) => {
+            overlap(after, other)
+                || other.split_first().is_some_and(|(_, others)| overlap(one, others))
+        }
+        (_, [Level::Rest(_), ..]) => overlap(other, one),
+        ([], _) | (_, []) => false,
+        ([Level::Literal(a), ..], [Level::Literal(b), ..]) if a != b => false,
+        ([_, ones @ ..], [_, others @ ..]) => overlap(ones, others),
+    }
+}
+
+/// Whether all topics that fit the inner one fit the outer one.
+fn covers(outer: &[Level], inner: &[Level]) -> bool {
+    match (outer, inner) {
+        ([Level::Rest(_)], _) | ([], []) => true,
+        ([Level::Capture(_), outer @ ..], [Level::Capture(_) | Level::Literal(_), inner @ ..]) => {
+            covers(outer, inner)
+        }
+        ([Level::Literal(a), outer @ ..], [Level::Literal(b), inner @ ..]) => {
+            a == b && covers(outer, inner)
+        }
+        _ => false,
+    }
 }
 
 /// A compiled topic pattern.
@@ -40,46 +105,32 @@ impl Pattern {
         if text.starts_with('$') {
             return Err("topics that begin with `$` belong to the broker".to_owned());
         }
-        let mut levels = Vec::new();
-        for level in text.split('/') {
-            if level.contains(['+', '#']) {
-                return Err(format!(
-                    "`{level}` is a wildcard; name the level instead, for example `{{device_id}}`"
-                ));
+        let levels: Vec<_> = text.split('/').map(Level::parse).collect::<Result<_, _>>()?;
+        for (index, level) in levels.iter().enumerate() {
+            let Some(name) = level.name() else { continue };
+            if levels.iter().take(index).any(|earlier| earlier.name() == Some(name)) {
+                return Err(format!("`{{{name}}}` is captured twice"));
             }
-            match level.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
-                Some(name) if is_name(name) => {
-                    let name: Arc<str> = name.into();
-                    if levels.contains(&Level::Capture(name.clone())) {
-                        return Err(format!("`{{{name}}}` is captured twice"));
-                    }
-                    levels.push(Level::Capture(name));
-                }
-                None if !level.contains(['{', '}']) => levels.push(Level::Literal(level.into())),
-                _ => {
-                    return Err(format!(
-                        "`{level}` is not a capture: one is a whole level, `{{name}}`, of letters, \
-                         digits and `_`"
-                    ));
-                }
+            if matches!(level, Level::Rest(_)) && index + 1 < levels.len() {
+                return Err(format!(
+                    "`{{{name}...}}` captures all levels that are left, so it can only be the last one"
+                ));
             }
         }
         Ok(Self { text: text.into(), levels })
     }
 
-    /// The topics that a template of captures can become, as a pattern: every level in which a name stands can be
-    /// any level.
-    pub fn of_template(text: &str) -> Self {
+    /// The topics that a template can become with what `on` captures, as a pattern: a level in which a name stands
+    /// can be any level, and any number of them where the name captures as many.
+    pub fn of_template(text: &str, on: &Self) -> Self {
         let any: Arc<str> = "".into();
-        let level = |level: &str| {
-            if level.contains('{') {
-                Level::Capture(any.clone())
-            } else {
-                Level::Literal(level.into())
-            }
+        let many = on.rest().map(|name| format!("{{{name}}}"));
+        let level = |level: &str| match &many {
+            Some(many) if level.contains(&**many) => Level::Rest(any.clone()),
+            _ if level.contains('{') => Level::Capture(any.clone()),
+            _ => Level::Literal(level.into()),
         };
-        let levels = text.split('/').map(level);
-        Self { text: text.into(), levels: levels.collect() }
+        Self { text: text.into(), levels: text.split('/').map(level).collect() }
     }
 
     /// The pattern as it was written.
@@ -89,69 +140,141 @@ impl Pattern {
 
     /// The topic filter to subscribe to.
     pub fn filter(&self) -> String {
-        let levels: Vec<&str> = self
-            .levels
-            .iter()
+        let rest = self.levels.iter().position(|level| matches!(level, Level::Rest(_)));
+        let levels = self.levels.iter().take(rest.map_or(self.levels.len(), |rest| rest + 1));
+        let levels: Vec<&str> = levels
             .map(|level| match level {
                 Level::Literal(text) => text,
                 Level::Capture(_) => "+",
+                Level::Rest(_) => "#",
             })
             .collect();
         levels.join("/")
     }
 
-    /// Whether the pattern captures a level under this name.
+    /// The names of its captures, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.levels.iter().filter_map(Level::name)
+    }
+
+    /// The name that captures all levels that are left, if one does.
+    pub fn rest(&self) -> Option<&str> {
+        self.levels.iter().find(|level| matches!(level, Level::Rest(_))).and_then(Level::name)
+    }
+
+    /// Whether the pattern captures something under this name.
     pub fn captures(&self, name: &str) -> bool {
-        self.levels.iter().any(|level| matches!(level, Level::Capture(n) if **n == *name))
+        self.position(name).is_some()
+    }
+
+    /// Which level is captured under this name, by its index.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.levels.iter().position(|level| level.name() == Some(name))
     }
 
     /// Whether this name captures the first level that is captured.
     pub fn begins_with(&self, name: &str) -> bool {
-        let first = self.levels.iter().find_map(|level| match level {
-            Level::Capture(name) => Some(&**name),
-            Level::Literal(_) => None,
-        });
-        first == Some(name)
+        self.names().next() == Some(name)
+    }
+
+    /// Whether this name captures the last level.
+    pub fn ends_with(&self, name: &str) -> bool {
+        self.levels.last().and_then(Level::name) == Some(name)
+    }
+
+    /// Whether a topic matches.
+    pub fn fits(&self, topic: &str) -> bool {
+        let mut left = Some(topic);
+        for level in &self.levels {
+            let Some(topic) = left else { return false };
+            let (text, after) =
+                topic.split_once('/').map_or((topic, None), |(text, after)| (text, Some(after)));
+            match level {
+                Level::Literal(literal) if **literal != *text => return false,
+                Level::Literal(_) | Level::Capture(_) => left = after,
+                Level::Rest(_) => return true,
+            }
+        }
+        left.is_none()
     }
 
     /// Matches a topic; the captured levels if it fits.
     pub fn matches(&self, topic: &str) -> Option<Captures> {
-        let mut captures = Vec::new();
-        let mut levels = self.levels.iter();
-        for text in topic.split('/') {
-            match levels.next()? {
-                Level::Literal(literal) if **literal == *text => {}
-                Level::Literal(_) => return None,
-                Level::Capture(name) => captures.push((name.clone(), text.into())),
-            }
+        if !self.fits(topic) {
+            return None;
         }
-        levels.next().is_none().then_some(Captures(captures))
+        let mut captures = Vec::new();
+        let mut left = topic;
+        for level in &self.levels {
+            let (text, after) = left.split_once('/').unwrap_or((left, ""));
+            match level {
+                Level::Literal(_) => {}
+                Level::Capture(name) => captures.push((name.clone(), text.into())),
+                Level::Rest(name) => captures.push((name.clone(), left.into())),
+            }
+            left = after;
+        }
+        Some(Captures(captures))
     }
 
-    /// Whether some topic matches both patterns.
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self.levels.len() == other.levels.len()
-            && self.levels.iter().zip(&other.levels).all(|pair| match pair {
-                (Level::Literal(a), Level::Literal(b)) => a == b,
-                _ => true,
+    /// Whether its subscription brings this topic although it does not match: `a/#` brings what is sent on `a`
+    /// [MQTT-4.7.1-2].
+    pub fn brings_beside(&self, topic: &str) -> bool {
+        let Some((Level::Rest(_), levels)) = self.levels.split_last() else { return false };
+        let count = topic.split('/').count();
+        count == levels.len()
+            && levels.iter().zip(topic.split('/')).all(|(level, text)| match level {
+                Level::Literal(literal) => **literal == *text,
+                Level::Capture(_) | Level::Rest(_) => true,
             })
     }
 
-    /// What is below the part of a matching `topic` that belongs to one sender, which is everything up to and
-    /// with the level captured as `name`: `v1/device/d1` for the shipped table. `None` where `other` is not
-    /// below it.
-    pub fn below<'o>(&self, topic: &str, name: &str, other: &'o str) -> Option<&'o str> {
-        other.strip_prefix(self.own(topic, name)?)?.strip_prefix('/')
+    /// Whether a broker would deliver some topic for both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        overlap(&self.levels, &other.levels)
     }
 
-    /// The part of a matching `topic` that belongs to its sender.
-    pub fn own<'t>(&self, topic: &'t str, name: &str) -> Option<&'t str> {
-        let depth = self
+    /// Whether whatever a broker would deliver for the other one it would deliver for this one too.
+    pub fn covers(&self, inner: &Self) -> bool {
+        covers(&self.levels, &inner.levels)
+    }
+
+    /// Whether the other one hears some topic below so many first levels of this one.
+    pub fn leads_to(&self, levels: usize, other: &Self) -> bool {
+        let mut below: Vec<_> = self.levels.iter().take(levels).cloned().collect();
+        below.push(Level::Rest("".into()));
+        overlap(&below, &other.levels)
+    }
+
+    /// Whether so many first levels of both are the same, none of them a rest.
+    pub fn begins_like(&self, levels: usize, other: &Self) -> bool {
+        let (Some(own), Some(others)) = (self.levels.get(..levels), other.levels.get(..levels))
+        else {
+            return false;
+        };
+        own == others && !own.iter().any(|level| matches!(level, Level::Rest(_)))
+    }
+
+    /// So many first levels of a topic that matches; a rest is one.
+    pub fn first_levels<'t>(&self, topic: &'t str, levels: usize) -> Option<&'t str> {
+        if matches!(self.levels.get(levels.checked_sub(1)?)?, Level::Rest(_)) {
+            return Some(topic);
+        }
+        let end = topic.match_indices('/').nth(levels - 1).map_or(topic.len(), |(end, _)| end);
+        topic.get(..end)
+    }
+
+    /// The topic that it becomes with these values; `None` where a name has none.
+    pub fn filled(&self, captures: &Captures) -> Option<String> {
+        let levels: Option<Vec<&str>> = self
             .levels
             .iter()
-            .position(|level| matches!(level, Level::Capture(n) if **n == *name))?;
-        let end = topic.match_indices('/').nth(depth).map_or(topic.len(), |(end, _)| end);
-        topic.get(..end)
+            .map(|level| match level {
+                Level::Literal(text) => Some(&**text),
+                Level::Capture(name) | Level::Rest(name) => captures.get(name),
+            })
+            .collect();
+        Some(levels?.join("/"))
     }
 }
 
@@ -160,7 +283,7 @@ impl Pattern {
 pub struct Captures(Vec<(Arc<str>, Box<str>)>);
 
 impl Captures {
-    /// The level captured under this name.
+    /// What is captured under this name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(n, _)| **n == *name).map(|(_, level)| &**level)
     }
@@ -170,9 +293,8 @@ impl Captures {
         self.0.iter().map(|(name, level)| (&**name, &**level))
     }
 
-    /// Who is meant where the level captured under this name names the sender: that level, behind those
-    /// captured before it. A `temp` of one site is not the `temp` of another: `north/temp`.
-    pub fn sender(&self, name: &str) -> Option<Arc<str>> {
+    /// What is captured under this name, behind what is captured before it.
+    pub fn up_to(&self, name: &str) -> Option<Arc<str>> {
         let at = self.0.iter().position(|(n, _)| **n == *name)?;
         match self.0.get(..=at)? {
             [(_, only)] => Some(Arc::from(&**only)),
@@ -200,93 +322,4 @@ pub fn is_publishable(topic: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pattern(text: &str) -> Pattern {
-        Pattern::parse(text).unwrap()
-    }
-
-    #[test]
-    fn captures_whole_levels_and_nothing_else() {
-        let telemetry = pattern("v1/device/{device_id}/telemetry");
-        let captures = telemetry.matches("v1/device/d1/telemetry").unwrap();
-        assert_eq!(captures.get("device_id"), Some("d1"));
-        assert_eq!(captures.get("other"), None);
-        assert_eq!(telemetry.filter(), "v1/device/+/telemetry");
-        for other in ["v1/device/d1", "v1/device/d1/telemetry/x", "v1/device/d1/config", ""] {
-            assert_eq!(telemetry.matches(other), None, "{other}");
-        }
-        assert_eq!(telemetry.matches("v1/device//telemetry").unwrap().get("device_id"), Some(""));
-    }
-
-    #[test]
-    fn overlap_is_seen_through_captures() {
-        let a = pattern("v1/{kind}/{id}/config");
-        assert!(a.overlaps(&pattern("v1/device/{id}/config")));
-        assert!(!a.overlaps(&pattern("v1/device/{id}/update")));
-        assert!(!a.overlaps(&pattern("v1/device/{id}/config/update")));
-    }
-
-    #[test]
-    fn where_a_template_leads_is_seen_before_it_is_filled_in() {
-        let leads = |template, on| Pattern::of_template(template).overlaps(&pattern(on));
-        assert!(leads("v1/{a}/x-{b}", "v1/{id}/x-1") && leads("v1/a", "v1/{id}"));
-        assert!(!leads("v1/{a}", "v2/{id}") && !leads("v1/{a}", "v1/{id}/x"));
-    }
-
-    #[test]
-    fn what_belongs_to_a_device_is_whole_levels() {
-        let config = pattern("v1/device/{device_id}/config/update");
-        let topic = "v1/device/d1/config/update";
-        let below = |other| config.below(topic, "device_id", other);
-        assert_eq!(config.own(topic, "device_id"), Some("v1/device/d1"));
-        assert_eq!(below("v1/device/d1/a/b"), Some("a/b"));
-        for other in ["v1/device/d1", "v1/device/d10/a", "v1/device/d2/a", "a"] {
-            assert_eq!(below(other), None, "{other}");
-        }
-        assert_eq!(config.own(topic, "site"), None);
-        // Also where the device is the last level.
-        let last = pattern("up/{sensor}");
-        assert_eq!(last.below("up/s1", "sensor", "up/s1/x"), Some("x"));
-        assert_eq!(last.below("up/s1", "sensor", "up/s10"), None);
-    }
-
-    #[test]
-    fn devices_of_one_name_at_two_sites_are_two() {
-        let plant = pattern("plant/{site}/{sensor}/{kind}");
-        let sender = |topic| plant.matches(topic).unwrap().sender("sensor").unwrap();
-        assert_eq!(&*sender("plant/north/temp/x"), "north/temp");
-        assert_eq!(sender("plant/north/temp/x"), sender("plant/north/temp/y"));
-        assert_ne!(sender("plant/north/temp/x"), sender("plant/south/temp/x"));
-        let captures = pattern("v1/device/{id}/{kind}").matches("v1/device/d1/x").unwrap();
-        assert_eq!(captures.sender("id").as_deref(), Some("d1"));
-        assert_eq!(captures.sender("site"), None);
-    }
-
-    #[test]
-    fn mistakes_say_what_to_write() {
-        for (text, hint) in [
-            ("", "empty"),
-            ("$SYS/x", "broker"),
-            ("v1/+/x", "{device_id}"),
-            ("v1/#", "{device_id}"),
-            ("v1/d{id}/x", "whole level"),
-            ("v1/{}/x", "whole level"),
-            ("v1/{a}/{a}", "twice"),
-        ] {
-            let error = Pattern::parse(text).unwrap_err();
-            assert!(error.contains(hint), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn only_plain_topics_are_published_on() {
-        assert!(is_publishable("v1/device/d1/config"));
-        for topic in
-            ["", "$SYS/x", "v1/+/x", "v1/#", "v1/a\u{7}b", &"x".repeat(70_000), &"/".repeat(100)]
-        {
-            assert!(!is_publishable(topic), "{topic:.20}");
-        }
-    }
-}
+mod tests;

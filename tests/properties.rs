@@ -9,6 +9,7 @@ use mqtt_rest_gateway::{
     config::{Config, SHIPPED},
     filter, json,
     message::{Message, Properties},
+    sender::Sender,
     table::{identity::Identity, refusal::Refusal},
     template::Template,
     topic::Pattern,
@@ -85,10 +86,11 @@ proptest! {
             // What belongs to the sender: whole levels up to and with its own, and what is below them.
             let own = topic.split('/').take(index + 1).collect::<Vec<_>>().join("/");
             let expected = expected.map(|_| &*own);
-            prop_assert_eq!(pattern.own(&topic, &name), expected);
+            let sender = Sender::Captured(name.into());
+            prop_assert_eq!(sender.own(&pattern, &topic), expected);
             let (below, beside) = (format!("{own}/x"), format!("{own}x/x"));
-            prop_assert_eq!(pattern.below(&topic, &name, &below), expected.map(|_| "x"));
-            prop_assert_eq!(pattern.below(&topic, &name, &beside), None);
+            prop_assert_eq!(sender.below(&pattern, &topic, &below), expected.map(|_| "x"));
+            prop_assert_eq!(sender.below(&pattern, &topic, &beside), None);
         }
         // A filter matches what the pattern matches.
         let matches = other.len() == levels.len()
@@ -119,7 +121,8 @@ proptest! {
             for topic in [&topic, &text] {
                 let captures = pattern.matches(topic);
                 for name in [&name, "id"] {
-                    let own = pattern.own(topic, name);
+                    let sender = Sender::Captured(name.into());
+                    let own = sender.own(&pattern, topic);
                     prop_assert!(own.is_none_or(|own| topic.starts_with(own)));
                     let captured = captures.as_ref().and_then(|captures| captures.get(name));
                     prop_assert_eq!(
@@ -155,7 +158,7 @@ proptest! {
         let template = Template::parse(path).unwrap();
         let value = |name: &str| if name == "id" { &*id } else { &*other };
         let bad = |level: &str| {
-            matches!(level, "" | "." | "..")
+            level.split('/').any(|level| matches!(level, "" | "." | ".."))
                 || level.len() > 1024
                 || level.chars().any(char::is_control)
         };
@@ -459,7 +462,7 @@ proptest! {
         };
         let all = |name: &str| user.iter().filter(|(n, _)| n == name).map(|(_, v)| v.clone()).collect::<Vec<_>>();
         let (ids, keys) = (all("device_id"), all("access_key"));
-        let found = identity.authenticate(&message, &captures.unwrap());
+        let found = identity.authenticate(&message, &Sender::Captured("device_id".into()), &captures.unwrap());
         let usable = |key: &str| !key.is_empty() && key.bytes().all(|b| b.is_ascii_graphic());
         match (&*ids, &*keys) {
             ([], []) => prop_assert_eq!(found, Ok(None)),

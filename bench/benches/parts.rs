@@ -24,12 +24,12 @@ fn parts(criterion: &mut Criterion) {
     let topic = "v1/device/f62e0c28-5ce2-4590-a6cf-2f255a338544/telemetry";
 
     criterion.bench_function("find the first of twelve rows", |bencher| {
-        bencher.iter(|| subscriptions.find(black_box(topic)));
+        bencher.iter(|| subscriptions.patterns.find(black_box(topic)));
     });
     criterion.bench_function("find the last of twelve rows", |bencher| {
-        bencher.iter(|| subscriptions.find(black_box("v1/device/d1/firmware")));
+        bencher.iter(|| subscriptions.patterns.find(black_box("v1/device/d1/firmware")));
     });
-    let (_, captures) = subscriptions.find(topic).unwrap();
+    let (_, captures) = subscriptions.patterns.find(topic).unwrap();
     let path = &route.call.as_ref().unwrap().path;
     criterion.bench_function("render a path", |bencher| {
         bencher.iter(|| path.path(|name| black_box(&captures).get(name)));

@@ -118,10 +118,10 @@ impl<'c> Rig<'c> {
             received_at: wall_clock::now(),
             arrived: Instant::now(),
         };
-        let subscriptions = self.config.subscriptions();
-        let (subscription, captures) = subscriptions.find(&message.topic).unzip();
+        let patterns = &self.config.table.patterns;
+        let (subscription, captures) = patterns.find(&message.topic).unzip();
         let captures = captures.unwrap_or_default();
-        let sender = captures.sender(&subscriptions.sender);
+        let sender = subscription.and_then(|row| patterns.sender(row, &captures));
         let sender = sender.unwrap_or_else(|| step.topic.as_str().into());
         if subscription.is_some() {
             tried.insert(self.exchange.route_name(subscription).to_string());

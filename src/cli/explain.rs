@@ -25,7 +25,7 @@ use crate::{
         Ignored, Incoming, NotTaken, Taken,
         describe::{shown, then},
         refusal::Refusal,
-        route::Credentials,
+        route::{Credentials, Route},
     },
 };
 
@@ -91,14 +91,18 @@ pub(super) struct Explained {
 /// The request that a message would cause, or why it would be refused; and where the answers go.
 pub(super) fn message(config: &Config, message: &Message) -> Explained {
     let table = &config.table;
-    let (subscription, captures) = config.subscriptions().find(&message.topic).unzip();
+    let (subscription, captures) = table.patterns.find(&message.topic).unzip();
     let captures = captures.unwrap_or_default();
-    let device = captures.sender(&table.identity.capture).unwrap_or_default();
+    let sender = subscription.and_then(|row| table.patterns.sender(row, &captures));
+    let device = sender.unwrap_or_default();
     let incoming = table.incoming(message, subscription, &captures, &device);
     // Which key would be remembered only a running gateway knows; it is not shown anyway.
     let taken = table.take(&incoming, || Some(Secret::new("")));
     let request = taken.and_then(|taken| Ok(request(config, &taken)?));
-    let route = incoming.route.map_or(String::new(), |route| format!("route    {}\n", route.name));
+    let outer = subscription.and_then(|row| table.route(table.patterns.outer(row)));
+    let inside = outer.map_or(String::new(), |outer| format!(", which lies inside {}", outer.name));
+    let route = incoming.route.map(|route| format!("route    {}{inside}\n", route.name));
+    let route = route.unwrap_or_default();
     let (what, outcome) = match request {
         Ok(None) => {
             let text = format!(
@@ -110,6 +114,9 @@ pub(super) fn message(config: &Config, message: &Message) -> Explained {
         Err(NotTaken::Ignored(ignored)) => {
             let why = match ignored {
                 Ignored::Loop => format!("it carries `{VIA}`: a gateway published it"),
+                Ignored::NotARequest if incoming.route.is_none_or(Route::swallows) => {
+                    "no row does anything with it".to_owned()
+                }
                 Ignored::NotARequest => "it carries no credentials: not a request".to_owned(),
             };
             return Explained { text: format!("{route}ignored  {why}\n"), is_refused: false };

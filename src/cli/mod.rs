@@ -259,9 +259,8 @@ async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<()
     if !connect {
         return Ok(());
     }
-    let patterns = config.subscriptions().patterns;
     let (broker, upstream) = tokio::join!(
-        mqtt::check_broker(&config.broker, &patterns),
+        mqtt::check_broker(&config.broker, config.table.patterns.outermost()),
         upstream::probe(&config.upstream)
     );
     let upstream = upstream

@@ -1,11 +1,7 @@
 //! Reads `[replies]` and `[dead_letter]`: topics that the gateway publishes on for messages of every row.
 
-use super::{reader::Section, values::topic_template};
-use crate::{
-    table::{Table, route::Route},
-    template::Template,
-    topic::Pattern,
-};
+use super::{echoes, reader::Section, values::topic_template};
+use crate::{table::Table, template::Template, topic::Pattern};
 
 /// Where failures and dead letters go; `None` is nowhere.
 pub(super) struct Destinations {
@@ -54,7 +50,9 @@ fn destination(
         }
     };
     let uncaptured = template.names().filter(|name| !given.contains(name)).find_map(|name| {
-        let route = table.routes.iter().find(|route| !route.on.captures(name))?;
+        // Nothing is told of what a row swallows.
+        let mut telling = table.routes.iter().filter(|route| !route.swallows());
+        let route = telling.find(|route| !route.on.captures(name))?;
         Some(format!("`{{{name}}}` is not captured by route `{}`", route.name))
     });
     if let Some(text) = uncaptured {
@@ -65,9 +63,11 @@ fn destination(
         return Ok(None);
     }
     // A row would take what the gateway publishes there for a device's message.
-    let topics = Pattern::of_template(template.as_str());
-    let listens = |route: &&Route| topics.overlaps(&route.on);
-    if let Some(route) = table.routes.iter().find(listens) {
+    let mut listening = table.routes.iter().flat_map(|route| {
+        let topics = Pattern::of_template(template.as_str(), &route.on);
+        echoes::listening(&topics, table.patterns.as_ref(), &table.routes)
+    });
+    if let Some(route) = listening.next() {
         let name = &route.name;
         let text =
             format!("route `{name}` listens on this topic; write another one, or \"\" for none");

@@ -5,39 +5,60 @@
 use super::reader::Section;
 use crate::{
     message::VIA,
+    patterns::Patterns,
     table::route::{Credentials, Route},
     template::Template,
-    topic::Pattern,
+    topic::{Pattern, PatternIndex},
 };
 
 /// Notes each row that asks for no credentials and listens where a row replies or pushes. `rows` are those of `routes`,
 /// in the same order. Failures and dead letters are looked at with their own keys, for every row.
-pub(super) fn check(rows: &[Section<'_>], routes: &[Route]) {
-    let published: Vec<_> = routes.iter().flat_map(published).collect();
-    for (row, route) in rows.iter().zip(routes) {
-        if route.credentials != Credentials::None {
-            continue;
-        }
-        let own = published
-            .iter()
-            .filter(|(_, topic)| Pattern::of_template(topic.as_str()).overlaps(&route.on));
-        // Several rows may push the same fetch.
-        let mut own: Vec<_> = own.map(|(what, topic)| (what, topic.as_str())).collect();
-        own.dedup();
-        for (what, topic) in own {
+pub(super) fn check(rows: &[Section<'_>], patterns: &Patterns, routes: &[Route]) {
+    let mut noted: Vec<(&str, String)> = Vec::new();
+    for (what, topic, on) in routes.iter().flat_map(published) {
+        let topics = Pattern::of_template(topic.as_str(), on);
+        let keyless = |route: &&Route| route.credentials == Credentials::None;
+        for route in listening(&topics, patterns, routes).into_iter().filter(keyless) {
+            let topic = topic.as_str();
             let text = format!(
                 "the gateway publishes on `{topic}` ({what}), and a row with credentials = \"none\" would take \
                  that for a device's message wherever MQTT 3.1.1 drops the property `{VIA}`; let it publish, or \
                  listen, elsewhere"
             );
-            row.mistake(None, "on", text);
+            // Several rows may push the same fetch.
+            if !noted.contains(&(&route.name, text.clone())) {
+                let row = routes.iter().zip(rows).find(|(other, _)| other.name == route.name);
+                if let Some((_, row)) = row {
+                    row.mistake(None, "on", &*text);
+                }
+                noted.push((&route.name, text));
+            }
         }
     }
 }
 
-/// Where answers to a row's messages are published, and what for.
-fn published(route: &Route) -> impl Iterator<Item = (String, &Template)> {
+/// The rows that would take something for a message of these topics: not those that swallow it, nor those that lie
+/// around one that has it.
+pub(super) fn listening<'r>(
+    topics: &Pattern,
+    patterns: &Patterns,
+    routes: &'r [Route],
+) -> Vec<&'r Route> {
+    let rows = patterns.inner_first().iter().filter_map(|PatternIndex(row)| routes.get(*row));
+    let mut listening: Vec<&Route> = Vec::new();
+    for route in rows.filter(|route| route.on.overlaps(topics)) {
+        listening.extend((!route.swallows()).then_some(route));
+        if route.on.covers(topics) {
+            break;
+        }
+    }
+    listening
+}
+
+/// Where answers to a row's messages are published, what for, and the row's pattern.
+fn published(route: &Route) -> impl Iterator<Item = (String, &Template, &Pattern)> {
     let reply = route.reply.iter().map(|topic| (format!("reply of route `{}`", route.name), topic));
     let pushes = route.then.iter().map(|then| &then.fetch);
-    reply.chain(pushes.map(|fetch| (format!("push of fetch `{}`", fetch.name), &fetch.push)))
+    let pushes = pushes.map(|fetch| (format!("push of fetch `{}`", fetch.name), &fetch.push));
+    reply.chain(pushes).map(|(what, topic)| (what, topic, &route.on))
 }

@@ -47,7 +47,9 @@ use crate::{
         identity::Identity,
         route::{Credentials, MaxBytes},
     },
-    telemetry, upstream as api,
+    telemetry,
+    topic::is_publishable,
+    upstream as api,
 };
 
 /// The shipped file: what runs without a file, and where every default stands.
@@ -149,6 +151,9 @@ impl Config {
         let credentials = device.value("credentials", |text| one_of(text, &Credentials::WORDS));
         device.finish();
         let table = table::read(&reader, &root, identity, credentials);
+        let replays = format!("{}/replay", broker.client_id);
+        let replays = is_publishable(&replays).then(|| replays.into());
+        let table = Table { replays, ..table };
         let Destinations { errors, dead_letter, unfit_defaults } = destinations(&root, &table);
         let admin = root.section("admin");
         let listen = admin.value("listen", listener);
@@ -196,10 +201,6 @@ impl Config {
 
     /// What to subscribe to.
     pub fn subscriptions(&self) -> Subscriptions {
-        Subscriptions {
-            patterns: self.table.routes.iter().map(|route| route.on.clone()).collect(),
-            sender: self.table.identity.capture.clone(),
-            mode: Mode::Serve,
-        }
+        Subscriptions { patterns: self.table.patterns.clone(), mode: Mode::Serve }
     }
 }

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     call::{Batch, BatchForm, Endpoint, Retry, StatusCode},
     filter::Filter,
+    sender::Sender,
     table::{
         content::Takes,
         fetch::{Condition, Fetch, Then},
@@ -46,6 +47,9 @@ pub(super) fn read<'a>(
     credentials: Credentials,
 ) -> Option<Route> {
     let on = row.required("on", Pattern::parse, "missing: the topic pattern to listen on");
+    let device = row.written("device");
+    let says_device = device.is_some();
+    let sender = device.and_then(|text| row.parse(text, Sender::made));
     let call = row.parsed("call", endpoint);
     let reply = row.parsed("reply", topic_template);
     let retain = row.parsed("retain", truth).unwrap_or_default();
@@ -75,6 +79,8 @@ pub(super) fn read<'a>(
     let mut route = Route {
         name: name?,
         on: on?,
+        // Looked at below.
+        sender: sender.unwrap_or_else(|| Sender::Captured(identity.capture.clone())),
         call,
         reply,
         retain,
@@ -93,7 +99,8 @@ pub(super) fn read<'a>(
         reads_payload: false,
     };
     route.reads_payload = reads_payload(&route);
-    check_captures(row, &route, identity);
+    check_sender(row, &route, says_device);
+    check_captures(row, &route);
     check_payload(row, &route);
     Some(route)
 }
@@ -172,28 +179,55 @@ fn then<'a>(
     };
     let fetch = known.fetch.clone()?;
     // The route listens where the device answers: the names of captures may differ.
-    let answered = fetch.response_topic.as_ref().and_then(|t| Pattern::parse(t.as_str()).ok());
-    let is_reply_to_push = answered.zip(on).is_some_and(|(t, on)| t.filter() == on.filter());
+    let answered = fetch.response_topic.as_ref().zip(on);
+    let is_reply_to_push = answered
+        .is_some_and(|(t, on)| Pattern::of_template(t.as_str(), on).filter() == on.filter());
     Some(Then { fetch, condition, is_reply_to_push })
 }
 
+/// The topics of every row that does something say who sends there.
+fn check_sender(row: &Section<'_>, route: &Route, says_device: bool) {
+    let on = route.on.as_str();
+    match &route.sender {
+        // It says it wrongly, which is noted.
+        Sender::Captured(_) if says_device => {}
+        Sender::Captured(device) => {
+            if !route.on.captures(device) && !route.swallows() {
+                let text = format!(
+                    "`{on}` does not capture `{{{device}}}`, which names the device ([device] capture); capture it, or \
+                     say who sends there: `device = \"{{user}}/{{phone}}\"` of other captures, or a constant text"
+                );
+                row.mistake(None, "on", text);
+            }
+            let has_entries = |batch: &Arc<Batch>| matches!(batch.form, BatchForm::Entries(_));
+            if route.batch.as_ref().is_some_and(has_entries) && !route.on.begins_with(device) {
+                let text = format!(
+                    "the entries of a batch are named by `{{{device}}}` alone; capture nothing before it, or two \
+                     devices would be one"
+                );
+                row.mistake(None, "batch", text);
+            }
+        }
+        Sender::Made(made) => {
+            for name in made.names().filter(|name| !route.on.captures(name)) {
+                row.mistake(None, "device", format!("`{{{name}}}` is not captured by `{on}`"));
+            }
+            if let Some(rest) = route.on.rest()
+                && made.names().any(|name| name == rest)
+                && !made.ends_with(rest)
+            {
+                let text = format!(
+                    "`{{{rest}}}` captures several levels; put it last, or two devices could have one name"
+                );
+                row.mistake(None, "device", text);
+            }
+        }
+    }
+}
+
 /// Every name that a template uses must be captured by every row that renders it.
-fn check_captures(row: &Section<'_>, route: &Route, identity: &Identity) {
-    let (on, device) = (route.on.as_str(), &*identity.capture);
-    if !route.on.captures(device) {
-        let text = format!(
-            "`{on}` does not capture `{{{device}}}`, which names the device ([device] capture)"
-        );
-        row.mistake(None, "on", text);
-    }
-    let has_entries = |batch: &Arc<Batch>| matches!(batch.form, BatchForm::Entries(_));
-    if route.batch.as_ref().is_some_and(has_entries) && !route.on.begins_with(device) {
-        let text = format!(
-            "the entries of a batch are named by `{{{device}}}` alone; capture nothing before it, or two \
-             devices would be one"
-        );
-        row.mistake(None, "batch", text);
-    }
+fn check_captures(row: &Section<'_>, route: &Route) {
+    let on = route.on.as_str();
     let uncaptured = |template: &Template| {
         let names = template.names().filter(|name| !route.on.captures(name));
         names.map(|name| format!("`{{{name}}}` is not captured by `{on}`")).collect::<Vec<_>>()

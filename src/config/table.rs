@@ -9,10 +9,13 @@ use super::{
     route::{self, Known},
     values::label,
 };
-use crate::table::{
-    Table,
-    identity::Identity,
-    route::{Credentials, Route},
+use crate::{
+    patterns::Patterns,
+    table::{
+        Table,
+        identity::Identity,
+        route::{Credentials, Route},
+    },
 };
 
 /// `credentials` is what a row asks for that says nothing of it.
@@ -42,10 +45,15 @@ pub(super) fn read<'a>(
             row.finish();
         }
     }
-    echoes::check(&read, &routes);
-    read.into_iter().for_each(Section::finish);
     filters.finish();
+    let patterns = routes.iter().map(|route| (route.on.clone(), route.sender.clone()));
+    let patterns = Patterns::new(patterns.collect());
+    echoes::check(&read, &patterns, &routes);
+    read.into_iter().for_each(Section::finish);
     Table {
+        patterns: Arc::new(patterns),
+        // It comes with the client identifier.
+        replays: None,
         routes,
         fetches: fetches.into_iter().filter_map(|known| known.fetch).collect(),
         identity,
@@ -66,12 +74,18 @@ fn rows<'a>(root: &Section<'a>, kind: &'static str) -> Vec<(Option<Arc<str>>, Se
     rows.collect()
 }
 
-/// A topic belongs to one row.
+/// A topic belongs to one row: of two that match it one lies inside the other, and has it.
 fn overlaps(row: &Section<'_>, route: &Route, earlier: &[Route]) {
+    let lies_inside =
+        |inner: &Route, outer: &Route| outer.on.covers(&inner.on) && !inner.on.covers(&outer.on);
     for other in earlier.iter().filter(|other| other.on.overlaps(&route.on)) {
+        if lies_inside(route, other) || lies_inside(other, route) {
+            continue;
+        }
         let (own, others) = (route.on.as_str(), other.on.as_str());
         let text = format!(
-            "`{own}` and `{others}` of route `{}` match the same topics; a topic belongs to one row",
+            "`{own}` and `{others}` of route `{}` match the same topics, and neither lies inside the other; a topic \
+             belongs to one row",
             other.name
         );
         row.mistake(None, "on", text);

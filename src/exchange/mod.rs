@@ -305,13 +305,12 @@ impl Exchange {
     }
 
     fn log(&self, outcome: &Outcome, incoming: &Incoming<'_>, key: Option<&Secret>) {
-        let identity = &self.table.identity;
         let route = &**incoming.name();
-        let device = incoming.captures.get(&identity.capture).unwrap_or_default();
+        let device = incoming.route.map_or("", |_| &**incoming.device);
         let reason = outcome.code();
         if let Some(trouble) = outcome.trouble() {
             let attempts = outcome.attempts();
-            let key_property = &identity.key_property;
+            let key_property = &self.table.identity.key_property;
             let answer = dead_letter::answer(outcome, incoming.message, key_property, key);
             let answer = answer.map(|answer| printable::short_line(&answer, ANSWER_IN_LOG));
             tracing::warn!(route, device, reason, attempts, trouble, answer, "not delivered");

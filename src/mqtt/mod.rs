@@ -41,9 +41,10 @@ pub use self::{
 };
 use crate::{
     message::{Message, Publication, Purpose},
+    patterns::Patterns,
     secret::Secret,
     tls,
-    topic::{Captures, Pattern, PatternIndex},
+    topic::{Captures, PatternIndex},
 };
 
 /// How many commands may wait for the connection task; a sender of more waits.
@@ -160,10 +161,8 @@ pub enum Ended {
 /// What to subscribe to, and how to tell which subscription a message came for.
 #[derive(Debug, Clone)]
 pub struct Subscriptions {
-    /// The patterns; no two overlap.
-    pub patterns: Vec<Pattern>,
-    /// The capture that names the sender.
-    pub sender: Arc<str>,
+    /// The patterns of all rows.
+    pub patterns: Arc<Patterns>,
     /// What is done with them.
     pub mode: Mode,
 }
@@ -175,14 +174,6 @@ pub enum Mode {
     Serve,
     /// Unsubscribes: the broker still delivers what it has queued, and queues nothing more.
     Drain,
-}
-
-impl Subscriptions {
-    /// Which pattern matches the topic, and what it captures: a scan over tens of rows.
-    pub fn find(&self, topic: &str) -> Option<(PatternIndex, Captures)> {
-        let mut patterns = self.patterns.iter().enumerate();
-        patterns.find_map(|(index, pattern)| Some((PatternIndex(index), pattern.matches(topic)?)))
-    }
 }
 
 /// A message and the duty to settle it.

@@ -293,17 +293,19 @@ impl Session {
         };
         let Publish { dup, qos, packet_id, topic, payload, properties, subscription_ids, .. } =
             publish;
-        let found =
-            self.subscriber.subscriptions().find(&topic).filter(|_| publish.fault.is_none());
-        match publish.fault {
-            Some(fault) => tracing::warn!(topic, "a message cannot be taken: {fault}"),
-            None => self.subscriber.arrived(&topic, &subscription_ids, found.is_none()),
+        let patterns = self.subscriber.subscriptions().patterns.clone();
+        let found = patterns.find(&topic).filter(|_| publish.fault.is_none());
+        if let Some(fault) = publish.fault {
+            tracing::warn!(topic, "a message cannot be taken: {fault}");
+        } else {
+            let is_stray = found.is_none() && !patterns.brings_beside(&topic);
+            self.subscriber.arrived(&topic, &subscription_ids, is_stray);
         }
         let (subscription, captures) = match found {
             Some((index, captures)) => (Some(index), captures),
             None => (None, Captures::default()),
         };
-        let sender = captures.sender(&self.subscriber.subscriptions().sender);
+        let sender = subscription.and_then(|row| patterns.sender(row, &captures));
         let sender: Arc<str> = sender.unwrap_or_else(|| topic.as_str().into());
         let arrived = Arrived {
             packet_id,

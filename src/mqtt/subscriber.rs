@@ -82,7 +82,7 @@ impl Subscriber {
     ) -> Self {
         let group = settings.share_group.as_deref();
         let path = |pattern: &Pattern| packet::path(&pattern.filter(), group);
-        let paths = subscriptions.patterns.iter().map(path);
+        let paths = subscriptions.patterns.outermost().iter().map(path);
         Self {
             identifiers: paths.map(|path| identifier::of(&path)).collect(),
             subscriptions,
@@ -128,15 +128,22 @@ impl Subscriber {
         }
         let group = self.share_group.as_deref();
         // Also where the session is present: the table may have changed since it was made.
-        let filters = self.subscriptions.patterns.iter().map(|p| packet::filter(p, group));
+        let filters = self.subscriptions.patterns.outermost().iter();
+        let filters = filters.map(|p| packet::filter(p, group));
         self.waiting.extend(filters.map(|filter| {
             let identifier = identifiers.then(|| identifier::of(&filter.path));
             Request::Subscribe(filter, identifier)
         }));
         if session_present {
+            // What an earlier table subscribed to by itself comes by a subscription of others now.
+            let inner = |group| {
+                let inner = self.subscriptions.patterns.inner().iter();
+                inner.map(move |p| packet::path(&p.filter(), group))
+            };
             // Or the broker would deliver each message by both, for ever.
             let others = self.groups().into_iter().filter(|other| *other != group);
-            let paths: Vec<_> = others.flat_map(|group| self.paths(group)).collect();
+            let others = others.flat_map(|group| self.paths(group).into_iter().chain(inner(group)));
+            let paths: Vec<_> = others.chain(inner(group)).collect();
             self.end(&paths, Why::OtherForm);
         }
     }
@@ -148,7 +155,11 @@ impl Subscriber {
     }
 
     fn paths(&self, group: Option<&str>) -> Vec<String> {
-        self.subscriptions.patterns.iter().map(|p| packet::path(&p.filter(), group)).collect()
+        self.outermost().iter().map(|p| packet::path(&p.filter(), group)).collect()
+    }
+
+    fn outermost(&self) -> &[Pattern] {
+        self.subscriptions.patterns.outermost()
     }
 
     fn end(&mut self, paths: &[String], why: Why) {
@@ -159,7 +170,7 @@ impl Subscriber {
 
     /// The patterns whose subscriptions a drain has ended, or begun to end.
     pub(super) fn ended(&self) -> &[Pattern] {
-        if self.drain_began { &self.subscriptions.patterns } else { &[] }
+        if self.drain_began { self.outermost() } else { &[] }
     }
 
     /// When [`Subscriber::advance`] has something to do.
@@ -218,7 +229,7 @@ impl Subscriber {
             return;
         }
         if self.refused.is_empty() {
-            tracing::info!(filters = self.subscriptions.patterns.len(), "subscribed");
+            tracing::info!(filters = self.outermost().len(), "subscribed");
             self.status.send_replace(Status::Subscribed);
         } else {
             tracing::error!(
@@ -320,11 +331,9 @@ impl Subscriber {
             topic,
             "no row listens on this topic: looking for the subscription that brought it, to end it"
         );
-        let filters = (0..1_usize << levels.len()).map(|wild| {
-            let level = |(index, level)| if wild >> index & 1 == 1 { "+" } else { level };
-            levels.iter().copied().enumerate().map(level).collect::<Vec<_>>().join("/")
-        });
-        let filters: Vec<_> = filters.filter(|filter| self.tried.insert(filter.clone())).collect();
+        let filters = may_bring(&levels);
+        let filters: Vec<_> =
+            filters.into_iter().filter(|filter| self.tried.insert(filter.clone())).collect();
         let group = self.share_group.as_deref();
         let mut paths: Vec<_> = filters.iter().map(|filter| packet::path(filter, group)).collect();
         if group.is_some() {
@@ -338,5 +347,37 @@ impl Subscriber {
         if self.subscriptions.mode == Mode::Drain {
             self.status.send_replace(Status::Connected);
         }
+    }
+}
+
+/// Every filter that matches a topic of these levels.
+fn may_bring(levels: &[&str]) -> Vec<String> {
+    let with_wild = |count: usize| {
+        let first = levels.iter().copied().take(count).enumerate();
+        (0..1_usize << count).map(move |wild| {
+            let level = |(index, level)| if wild >> index & 1 == 1 { "+" } else { level };
+            first.clone().map(level).collect::<Vec<_>>()
+        })
+    };
+    let exact = with_wild(levels.len());
+    // `#` stands for any number of levels, also for none.
+    let open = (0..=levels.len()).flat_map(with_wild).map(|mut levels| {
+        levels.push("#");
+        levels
+    });
+    exact.chain(open).map(|levels| levels.join("/")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_filter_that_matches_a_topic_is_looked_for() {
+        let mut filters = may_bring(&["a", "b"]);
+        filters.sort();
+        let expected =
+            ["#", "+/#", "+/+", "+/+/#", "+/b", "+/b/#", "a/#", "a/+", "a/+/#", "a/b", "a/b/#"];
+        assert_eq!(filters, expected);
     }
 }

@@ -108,7 +108,7 @@ mod tests {
         let user =
             [("device_id", "d1"), ("access_key", "k1"), ("n", "1"), ("n", "2"), ("acces-key", "k")];
         let message = fixtures::message("d1", &user, payload);
-        let (subscription, captures) = config.subscriptions().find(&message.topic).unzip();
+        let (subscription, captures) = config.table.patterns.find(&message.topic).unzip();
         let (captures, device) = (captures.unwrap(), "d1".into());
         let incoming = config.table.incoming(&message, subscription, &captures, &device);
         let taken = config.table.take(&incoming, || None).unwrap();

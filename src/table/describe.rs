@@ -12,16 +12,18 @@ use crate::{
     call::{BatchForm, Endpoint},
     secret,
     template::Template,
+    topic::PatternIndex,
 };
 
 /// The table in force, a line for each row.
 pub fn table(table: &Table) -> String {
     let mut rows = vec![["NAME", "ON", "CALL", "REPLY", "THEN"].map(str::to_owned)];
-    for route in &table.routes {
+    for (row, route) in table.routes.iter().enumerate() {
         let entries: Vec<_> = route.then.iter().map(then).collect();
+        let inside = outer(table, row).map(|name| format!(" (inside {name})"));
         rows.push([
             route.name.to_string(),
-            route.on.as_str().to_owned(),
+            format!("{}{}", route.on.as_str(), inside.unwrap_or_default()),
             endpoint(route.call.as_ref()),
             route.reply.as_ref().map_or("-".to_owned(), |reply| retained(reply, route.retain)),
             if entries.is_empty() { "-".to_owned() } else { entries.join(", ") },
@@ -45,6 +47,11 @@ pub fn table(table: &Table) -> String {
 /// A topic, and whether what is published there is retained.
 fn retained(topic: &Template, retain: bool) -> String {
     format!("{}{}", topic.as_str(), if retain { " (retained)" } else { "" })
+}
+
+/// The row that this one lies in: it gets what this one does not match, and brings what this one does.
+fn outer(table: &Table, row: usize) -> Option<&str> {
+    table.route(table.patterns.outer(PatternIndex(row))).map(|route| &*route.name)
 }
 
 fn endpoint(call: Option<&Endpoint>) -> String {
@@ -83,11 +90,12 @@ fn columns(rows: &[[String; 5]]) -> String {
 pub fn table_json(table: &Table) -> String {
     let call = |call: &Option<Endpoint>| call.as_ref().map(|call| endpoint(Some(call)));
     let text = |template: &Option<Template>| template.as_ref().map(|t| t.as_str().to_owned());
-    let routes = table.routes.iter().map(|route| {
+    let routes = table.routes.iter().enumerate().map(|(row, route)| {
         json!({
             "name": &*route.name,
             "on": route.on.as_str(),
             "filter": route.on.filter(),
+            "inside": outer(table, row),
             "call": call(&route.call),
             "reply": text(&route.reply),
             "retain": route.retain,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::refusal::Refusal;
-use crate::{message::Message, secret::Secret, topic::Captures};
+use crate::{message::Message, secret::Secret, sender::Sender, topic::Captures};
 
 /// Longest key that is accepted from a message, in bytes; servers refuse longer headers.
 const MAX_KEY_BYTES: usize = 4096;
@@ -12,7 +12,7 @@ const MAX_KEY_BYTES: usize = 4096;
 /// The names by which a message says who speaks.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// The capture that names the device in every pattern.
+    /// The capture that names the device, in every row that does not say otherwise.
     pub capture: Arc<str>,
     /// The user property that must equal it.
     pub id_property: Box<str>,
@@ -39,10 +39,11 @@ impl Identity {
     pub fn authenticate(
         &self,
         message: &Message,
+        sender: &Sender,
         captures: &Captures,
     ) -> Result<Option<Secret>, Refusal> {
         let key = once(message, &self.key_property)?;
-        let id = self.stated(message, captures)?;
+        let id = self.stated(message, sender, captures)?;
         let missing =
             |name: &str| Refusal::NoCredentials(format!("the user property `{name}` is missing"));
         match (id, key) {
@@ -65,10 +66,11 @@ impl Identity {
     pub fn stated<'m>(
         &self,
         message: &'m Message,
+        sender: &Sender,
         captures: &Captures,
     ) -> Result<Option<&'m str>, Refusal> {
         let id = once(message, &self.id_property)?;
-        if id.is_some() && captures.get(&self.capture) != id {
+        if id.is_some() && sender.id(captures).as_deref() != id {
             return Err(Refusal::Identity(format!(
                 "the user property `{}` is not the device of the topic",
                 self.id_property

@@ -25,6 +25,7 @@ use crate::{
     call::{Authorization, CONTENT_TYPE_JSON, Call, Endpoint, Lifetime, Retry, Trial},
     filter::Val,
     message::{Message, VIA},
+    patterns::Patterns,
     secret::Secret,
     template::BadSegment,
     topic::{Captures, PatternIndex},
@@ -36,8 +37,12 @@ static NO_ROUTE: LazyLock<Arc<str>> = LazyLock::new(|| "none".into());
 /// All rows.
 #[derive(Debug)]
 pub struct Table {
-    /// Rows of `[[route]]`; no two match the same topic.
+    /// Rows of `[[route]]`.
     pub routes: Vec<Route>,
+    /// Which of them a topic belongs to.
+    pub patterns: Arc<Patterns>,
+    /// Where `replay` hears of messages whose sender has no topics of its own: any row's may be answered there.
+    pub replays: Option<Box<str>>,
     /// Rows of `[[fetch]]`.
     pub fetches: Vec<Arc<Fetch>>,
     /// The names by which a message says who speaks.
@@ -208,9 +213,15 @@ impl Table {
         device: &'m Arc<str>,
     ) -> Incoming<'m> {
         let route = self.route(subscription);
-        let response_topic = match route {
-            Some(route) => route.response_topic(message, &self.identity),
+        let wanted = message.properties.response_topic.as_deref();
+        let response_topic = match route.zip(wanted) {
             None => Ok(None),
+            Some((_, wanted)) if self.replays.as_deref() == Some(wanted) => Ok(Some(wanted)),
+            // Below a sender's own levels another one may speak, where topics name devices in several ways.
+            Some((route, wanted)) if self.patterns.is_anothers(wanted, device) => {
+                Err(route.no_response_topic(message))
+            }
+            Some((route, wanted)) => route.response_topic(message, wanted).map(Some),
         };
         Incoming { message, route, captures, device, identity: &self.identity, response_topic }
     }
@@ -228,17 +239,28 @@ impl Table {
         let Incoming { message, route, captures, device, identity, response_topic } = incoming;
         let is_ours = message.user_property(VIA).next().is_some();
         let Some(route) = route else {
-            let refused = NotTaken::from(Refusal::NoRoute);
-            return Err(if is_ours { NotTaken::Ignored(Ignored::Loop) } else { refused });
+            return Err(match is_ours {
+                true => NotTaken::Ignored(Ignored::Loop),
+                false if self.patterns.brings_beside(&message.topic) => {
+                    NotTaken::Ignored(Ignored::NotARequest)
+                }
+                false => Refusal::NoRoute.into(),
+            });
         };
         // No gateway sends credentials: a message with valid ones is a device's, whatever else it carries, an
         // echo of what it was pushed for example. A row that asks for none cannot tell.
         let own = match route.credentials {
-            Credentials::None => self.identity.stated(message, captures).map(|_| None),
-            _ => self.identity.authenticate(message, captures),
+            _ if route.swallows() => Ok(None),
+            Credentials::None => {
+                self.identity.stated(message, &route.sender, captures).map(|_| None)
+            }
+            _ => self.identity.authenticate(message, &route.sender, captures),
         };
         if is_ours && !matches!(own, Ok(Some(_))) {
             return Err(NotTaken::Ignored(Ignored::Loop));
+        }
+        if route.swallows() {
+            return Err(NotTaken::Ignored(Ignored::NotARequest));
         }
         let key = match (own?, route.credentials) {
             (None, Credentials::None) => None,

@@ -15,7 +15,7 @@ pub enum Refusal {
     #[error("{0}")]
     Identity(String),
     /// The Response Topic is outside the device's own topics.
-    #[error("the Response Topic must be a plain topic below `{0}`")]
+    #[error("{0}")]
     ResponseTopic(String),
     /// The payload is not JSON, or the row's filter fails on it.
     #[error("{0}")]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::{
     content::{ContentType, Takes},
     fetch::{Condition, Then},
-    identity::Identity,
     refusal::Refusal,
 };
 use crate::{
@@ -13,6 +12,7 @@ use crate::{
     filter::Filter,
     message::Message,
     rate::Rate,
+    sender::Sender,
     template::Template,
     topic::{self, Pattern},
 };
@@ -29,6 +29,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// Which topics it listens on.
     pub on: Pattern,
+    /// Who sends there.
+    pub sender: Sender,
     /// What is called; without it only `answer` and `then` run.
     pub call: Option<Endpoint>,
     /// Where the answer goes when the message names no Response Topic.
@@ -86,28 +88,44 @@ pub enum Credentials {
 }
 
 impl Route {
-    /// Where the message wants its answer. A Response Topic outside the device's own subtree is refused: a device
+    /// Whether the message may have its answer where it wants it. A Response Topic outside the device's own subtree is refused: a device
     /// must not make the gateway speak to another one.
     ///
     /// # Errors
     /// [`Refusal::ResponseTopic`].
     pub fn response_topic<'m>(
         &self,
-        message: &'m Message,
-        identity: &Identity,
-    ) -> Result<Option<&'m str>, Refusal> {
-        let Some(wanted) = message.properties.response_topic.as_deref() else { return Ok(None) };
-        let (topic, capture) = (&message.topic, &identity.capture);
-        let below = self.on.below(topic, capture, wanted);
+        message: &Message,
+        wanted: &'m str,
+    ) -> Result<&'m str, Refusal> {
+        let below = self.sender.below(&self.on, &message.topic, wanted);
         let is_short = |below: &str| {
             (1..=MAX_RESPONSE_BYTES).contains(&below.len())
                 && below.split('/').count() <= MAX_RESPONSE_LEVELS
         };
         if below.is_some_and(is_short) && topic::is_publishable(wanted) {
-            return Ok(Some(wanted));
+            return Ok(wanted);
         }
-        let own = self.on.own(topic, capture).unwrap_or_default();
-        Err(Refusal::ResponseTopic(own.chars().take(100).chain(['/']).collect()))
+        Err(self.no_response_topic(message))
+    }
+
+    /// What a message is told that wants its answer elsewhere.
+    pub fn no_response_topic(&self, message: &Message) -> Refusal {
+        let own = self.sender.own(&self.on, &message.topic).filter(|own| *own != message.topic);
+        Refusal::ResponseTopic(match own {
+            Some(own) => {
+                let own: String = own.chars().take(100).collect();
+                format!("the Response Topic must be a plain topic below `{own}/`")
+            }
+            None => "no Response Topic can be named here: no level of the topic belongs to its sender alone"
+                .to_owned(),
+        })
+    }
+
+    /// Whether it does nothing with a message but acknowledge it.
+    pub fn swallows(&self) -> bool {
+        let does = [self.call.is_some(), self.answer.is_some(), self.remember.is_some()];
+        !does.contains(&true) && self.then.is_empty() && self.reply.is_none()
     }
 
     /// Refuses a payload that is too large to be sent, or to be read by the row's filters.

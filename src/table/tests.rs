@@ -42,7 +42,7 @@ fn take_any(
     let config = fixtures::config(TABLE);
     let mut message = fixtures::message(&format!("d/d1/{row}"), user, b"");
     message.properties.response_topic = reply.map(str::to_owned);
-    let (subscription, captures) = config.subscriptions().find(&message.topic).unzip();
+    let (subscription, captures) = config.table.patterns.find(&message.topic).unzip();
     let (captures, device) = (captures.unwrap_or_default(), "d1".into());
     let incoming = config.table.incoming(&message, subscription, &captures, &device);
     let taken = config.table.take(&incoming, || Some(Secret::new("known")))?;
@@ -144,7 +144,7 @@ fn call(kind: &str, payload: &str) -> Result<Call, Refusal> {
     let topic = format!("d/d 1/{kind}/up");
     let user = [("device_id", "d 1"), KEY];
     let message = fixtures::message(&topic, &user, payload.as_bytes());
-    let (subscription, captures) = config.subscriptions().find(&topic).unzip();
+    let (subscription, captures) = config.table.patterns.find(&topic).unzip();
     let (captures, device) = (captures.unwrap(), "d 1".into());
     let incoming = config.table.incoming(&message, subscription, &captures, &device);
     let taken = config.table.take(&incoming, || None).unwrap();

@@ -42,6 +42,7 @@ mod rows;
 mod second_table;
 mod secrets;
 mod sessions;
+mod shapes;
 mod shipped_table;
 mod stop;
 mod window;

@@ -8,6 +8,8 @@ use crate::mqtt::Mode;
 use crate::{
     message::{Properties, Publication, Purpose},
     mqtt::{Address, Transport, reader::Limits},
+    patterns::Patterns,
+    sender::Sender,
     tls,
 };
 
@@ -47,8 +49,10 @@ impl World {
             tls: tls::Settings::default(),
         };
         let subscriptions = Subscriptions {
-            patterns: vec![Pattern::parse("{device}/up").unwrap()],
-            sender: "device".into(),
+            patterns: Arc::new(Patterns::new(vec![(
+                Pattern::parse("{device}/up").unwrap(),
+                Sender::Captured("device".into()),
+            )])),
             mode: Mode::Serve,
         };
         let (sender, commands) = mpsc::channel(1000);
