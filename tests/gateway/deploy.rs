@@ -5,7 +5,10 @@ use std::{fs, process::Command};
 
 use serde_json::json;
 
-use crate::harness::{Broker, Device, Gateway, Options, Upstream, program};
+use crate::{
+    harness::{Broker, Device, Gateway, Options, Upstream, program, telemetry},
+    wire::{Packet, Props, Wire},
+};
 
 const GATEWAY: &str = "mqtt-rest-gateway";
 const READER: &str = "dead-letters";
@@ -72,6 +75,44 @@ async fn a_device_cannot_take_the_session_of_the_gateway() {
     let _thief = broker.login(GATEWAY, "d2", "v1/device/d2/#").await;
     let _gateway = gateway(&broker, &upstream).await;
     upstream.arrived("POST /v1/devices/d1/telemetry", 20).await;
+}
+
+/// What waits for a gateway that is away waits in one queue. More large messages than fit into it must not
+/// push the others out.
+#[tokio::test]
+async fn large_messages_of_one_device_do_not_fill_the_queue_of_all() {
+    const LARGE: usize = 15 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let (broker, upstream) = (broker(dir.path()).await, Upstream::start().await);
+    upstream.answers("POST", "/v1/devices/d2/telemetry", 200, json!({})).await;
+    gateway(&broker, &upstream).await.stop().await;
+    let bytes = shipped("mosquitto.conf").lines().find_map(|line| {
+        line.strip_prefix("max_queued_bytes ").map(|bytes| bytes.parse::<usize>().unwrap())
+    });
+    for _ in 0..=bytes.unwrap() / LARGE {
+        let connect = Packet::Connect {
+            client_id: "d1".to_owned(),
+            clean_start: true,
+            keep_alive: 0,
+            username: Some("d1".to_owned()),
+            password: Some(b"d1".to_vec()),
+            props: Props::default(),
+        };
+        let mut wire = Wire::connect(broker.port, &connect).await.unwrap();
+        // The broker takes it, or ends the connection in the middle of it.
+        let _ = wire.send(&Packet::Publish(telemetry(1, "d1", vec![b'1'; LARGE]))).await;
+        while let Ok(Some(packet)) = wire.receive().await {
+            if matches!(packet, Packet::PubAck { .. }) {
+                break;
+            }
+        }
+    }
+    let mut d2 = device(&broker, "d2").await;
+    for n in 0..100 {
+        d2.send("telemetry", json!({ "n": n })).await;
+    }
+    let _gateway = gateway(&broker, &upstream).await;
+    upstream.arrived("POST /v1/devices/d2/telemetry", 100).await;
 }
 
 #[tokio::test]
