@@ -265,7 +265,7 @@ async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<()
     );
     let upstream = upstream
         .map(|status| format!("{} answers {status}", config.upstream.url))
-        .map_err(|error| error.to_string());
+        .map_err(|error| format!("{}: {error}", config.upstream.url));
     let mut bad = Vec::new();
     for (name, result) in [("broker", broker), ("upstream", upstream)] {
         match result {

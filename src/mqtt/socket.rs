@@ -1,6 +1,9 @@
 //! The way to the broker: TCP, TLS, web sockets, as one stream of bytes each way.
 
-use std::{io, sync::Arc};
+use std::{
+    io::{self, ErrorKind},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt, future::ready};
@@ -53,8 +56,15 @@ pub(super) async fn connect(settings: &Settings) -> Result<(Input, Output), Stri
             let name = ServerName::try_from(host.to_owned())
                 .map_err(|_| format!("{host}: this is no name that a certificate could have"))?;
             let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
-            let tls =
-                tls.map_err(|error| format!("{address}: TLS: {error}{}", tls::remedy(&error)))?;
+            let tls = tls.map_err(|error| {
+                let remedy = match (tls::remedy(&error), error.kind()) {
+                    ("", ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {
+                        "; is this the port for unencrypted connections?"
+                    }
+                    (remedy, _) => remedy,
+                };
+                format!("{address}: TLS: {error}{remedy}")
+            })?;
             if address.transport == Transport::Wss {
                 return web_socket(settings, tls).await;
             }

@@ -77,6 +77,15 @@ impl Service<Name> for Resolver {
     }
 }
 
+/// Nothing could be reached through the proxy, or not even the proxy.
+#[derive(Debug, thiserror::Error)]
+#[error("proxy {proxy}")]
+struct ProxyError {
+    /// Its URL, without user and password.
+    proxy: Uri,
+    source: BoxError,
+}
+
 /// Opens connections for the HTTP client.
 #[derive(Clone)]
 pub(super) struct Connector {
@@ -146,14 +155,16 @@ impl Connector {
             let stream = TokioIo::new(in_process.connect(&to)?);
             return Ok(Stream { io: Box::new(stream), proxied: false });
         }
-        Ok(match self.proxy {
-            None => Stream { io: Box::new(self.direct.call(to).await?), proxied: false },
-            Some(proxy) if to.scheme() == Some(&Scheme::HTTP) => {
-                Stream { io: Box::new(self.direct.call(proxy.url).await?), proxied: true }
-            }
-            Some(mut proxy) => {
-                Stream { io: Box::new(proxy.tunnel.call(to).await?), proxied: false }
-            }
+        let Some(Proxy { url, mut tunnel, .. }) = self.proxy else {
+            return Ok(Stream { io: Box::new(self.direct.call(to).await?), proxied: false });
+        };
+        let named = |source| ProxyError { proxy: url.clone(), source };
+        Ok(if to.scheme() == Some(&Scheme::HTTP) {
+            let io = Box::new(self.direct.call(url.clone()).await.map_err(named)?);
+            Stream { io, proxied: true }
+        } else {
+            let io = Box::new(tunnel.call(to).await.map_err(named)?);
+            Stream { io, proxied: false }
         })
     }
 }

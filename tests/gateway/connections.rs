@@ -18,7 +18,7 @@ use tokio_rustls::{
     },
 };
 
-use crate::harness::{Broker, Gateway, Options, Upstream, eventually, free_port};
+use crate::harness::{Broker, Gateway, Options, Upstream, eventually, free_port, program};
 
 /// A certificate authority, and files signed by it.
 struct Certificates {
@@ -255,6 +255,28 @@ async fn two_gateways_with_one_client_id_are_told_and_do_not_fight() {
         connects += gateway.metric("gateway_broker_connects_total", &[]).await;
     }
     assert!((2..30).contains(&connects), "{connects} connections");
+}
+
+/// What cannot be reached is named, be it the proxy, and what a wrong port may mean.
+#[tokio::test]
+async fn check_names_what_it_does_not_reach() {
+    let broker = Broker::start().await;
+    let (_socket, nobody) = crate::harness::nobody();
+    let check = async |proxy: &str| {
+        let mut check = program();
+        check.args(["check", "--connect"]).env("GATEWAY_UPSTREAM_PROXY", proxy);
+        check.env("GATEWAY_BROKER_URL", broker.url().replace("mqtt:", "mqtts:"));
+        check.env("GATEWAY_UPSTREAM_URL", format!("http://{nobody}/api"));
+        let output = check.output().await.unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let text = check("").await;
+    assert!(text.contains("is this the port for unencrypted connections?"), "{text}");
+    assert!(text.contains(&format!("upstream: http://{nobody}/api: ")), "{text}");
+    let text = check(&format!("http://user:secret@{nobody}")).await;
+    assert!(text.contains(&format!("proxy http://{nobody}/: ")), "{text}");
+    assert!(!text.contains("secret"), "{text}");
 }
 
 #[tokio::test]
