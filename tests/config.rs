@@ -421,3 +421,38 @@ call = "POST /r?token=s3cret"
     }
     assert!(!written.contains("s3cret"), "{written}");
 }
+
+#[test]
+fn every_example_is_valid_and_does_what_its_cases_say() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let tables = files.filter(|file| {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        file.extension().is_some_and(|end| end == "toml") && !name.contains(".test")
+    });
+    let mut count = 0;
+    for table in tables {
+        let text = fs::read_to_string(&table).unwrap();
+        let name = table.file_stem().unwrap().to_str().unwrap();
+        // Each is tried as its first lines say, and its secrets are elsewhere.
+        for command in ["check", "test"] {
+            let said = text.lines().take_while(|line| line.starts_with('#'));
+            let file = if command == "test" { format!("{name}.test") } else { name.to_owned() };
+            let call = format!("examples/{file}.toml");
+            let mut said = said.filter(|line| line.contains("mqtt-rest-gateway"));
+            assert!(said.any(|line| line.contains(command) && line.contains(&call)), "{name}");
+        }
+        let parsed = DeTable::parse(&text).unwrap();
+        let secrets = parsed.get_ref().get("secrets").and_then(|value| value.get_ref().as_table());
+        let names = secrets.into_iter().flatten().map(|(key, _)| {
+            let name = key.get_ref().trim_end_matches("_file").to_uppercase();
+            (format!("GATEWAY_SECRETS_{name}"), "s3cret".to_owned())
+        });
+        let env: BTreeMap<_, _> = names.collect();
+        assert_eq!(mistakes(&text, &env), Vec::<String>::new(), "{name}");
+        let out = play(&format!("examples/{name}.test.toml"));
+        assert!(!out.contains("rows without a case"), "{name}: {out}");
+        count += 1;
+    }
+    assert!(count >= 1, "{count} examples");
+}

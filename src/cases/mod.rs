@@ -110,7 +110,7 @@ pub(crate) struct Played {
     name: String,
     line: usize,
     differences: Vec<Difference>,
-    /// What the gateway would have written to its log, where there are differences.
+    /// What the gateway would have written to its log for the messages with differences.
     log: String,
 }
 

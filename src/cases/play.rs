@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io,
+    io, mem,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -66,17 +66,23 @@ pub(super) async fn case(
     let _logging = tracing::subscriber::set_default(lines);
     let mut rig = Rig::new(config)?;
     let mut differences = Differences::default();
+    let mut said = String::new();
     for (index, step) in case.steps.iter().enumerate() {
         differences.line = step.line;
+        let before = differences.found.len();
         if !rig.step(step, &mut differences, tried).await && index + 1 < case.steps.len() {
             let next = Some("an end, since another message follows".to_owned());
             differences.add("outcome", next, Some(HELD.to_owned()));
+            said.push_str(&log.take());
             break;
+        }
+        let lines = log.take();
+        if differences.found.len() > before {
+            said.push_str(&lines);
         }
     }
     let differences = differences.found;
-    let log = if differences.is_empty() { String::new() } else { log.text() };
-    Ok(Played { name: case.name.clone(), line: case.line, differences, log })
+    Ok(Played { name: case.name.clone(), line: case.line, differences, log: said })
 }
 
 impl<'c> Rig<'c> {
@@ -194,8 +200,9 @@ fn kind_of(publication: &Publication) -> &'static str {
 struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    fn text(&self) -> String {
-        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// What has been said since the last time.
+    fn take(&self) -> String {
+        let bytes = mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
