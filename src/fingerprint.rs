@@ -5,7 +5,7 @@ use std::{
     sync::LazyLock,
 };
 
-/// Chosen anew by each process, so that nobody outside can make two values that have one fingerprint.
+/// Chosen anew by each process, so that no device can make two values with the same fingerprint.
 static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// The fingerprint of a value.

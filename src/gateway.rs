@@ -261,7 +261,7 @@ impl Gateway {
     }
 }
 
-/// The connection task ended although nobody told it to.
+/// Why the connection task ended before it was told to.
 fn ended_by_itself(ended: Option<Ended>) -> Stopped {
     if let Some(Ended::SessionInUse(how)) = ended {
         tracing::error!(how, "the session is in use, and is left to whoever uses it");
@@ -357,7 +357,7 @@ struct Arrived {
 
 /// How many messages of a device wait, if they keep other devices out: the window is nearly full, the
 /// device has more than its fair share of it, and it makes no progress although the API serves others. In
-/// an outage nobody is refused: what does not fit stays with the broker.
+/// an outage no message is refused for this: what does not fit stays with the broker.
 fn crowds(
     metrics: &Metrics,
     upstream: &Upstream,

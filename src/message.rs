@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 /// The user property that marks everything a gateway publishes; its value is the client identifier.
-/// A message that carries it and no credentials is nobody's request, so topics cannot loop.
+/// A message that carries it and no credentials is not taken as a request, so that topics cannot loop.
 pub const VIA: &str = "via";
 
 /// The MQTT v5 properties of a PUBLISH that mean something to the gateway [MQTT 5.0, 3.3.2.3].
@@ -90,10 +90,10 @@ impl Publication {
     }
 }
 
-/// What a publication is for, which decides what it means that the broker or nobody takes it.
+/// What a publication is for. It decides what is done when the broker refuses it or no client is subscribed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Purpose {
-    /// The answer to a message; who does not listen for it does not want it.
+    /// The answer to a message. A device that is not subscribed to it does not want it.
     #[default]
     Reply,
     /// News for a device.

@@ -50,7 +50,7 @@ const LETTERS: PatternIndex = PatternIndex(0);
 /// How many letters and answers may wait here; the broker sends no more at once.
 const WAITING: usize = 1024;
 
-/// What can be said on the command line.
+/// The arguments of the command.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Client identifier of the session that keeps the letters; without it the gateway's, with `-replay`.
@@ -80,7 +80,7 @@ pub(crate) struct Arguments {
 enum Fate {
     Delivered(String),
     Refused(String),
-    /// It cannot be sent, or nobody answers.
+    /// It cannot be sent, or the gateway has not answered.
     Kept(String),
 }
 
@@ -92,7 +92,7 @@ struct Replay {
     deliveries: mpsc::Receiver<Delivery>,
     /// Letters that came while an answer was awaited.
     letters: VecDeque<Delivery>,
-    /// Marks this run's messages; nobody can guess it.
+    /// Marks the messages of this run; it is random, so that no device can forge it.
     run: String,
 }
 
@@ -180,7 +180,7 @@ impl Replay {
             if delivery.subscription == Some(LETTERS) {
                 return Some(delivery);
             }
-            // An answer that nobody waits for any more.
+            // An answer that came too late.
             delivery.receipt.settle().await;
         }
     }

@@ -112,7 +112,7 @@ impl Differences {
     }
 
     fn call(&mut self, part: &str, expected: &Exchanged, found: &Heard) {
-        // Whoever refuses the connection does not hear what was meant for him.
+        // An API that refuses the connection does not see the request.
         let Heard::Request { call, headers, body } = found else { return };
         if let Some(expected) = expected.call.as_ref().filter(|expected| *expected != call) {
             self.add(part, Some(expected.clone()), Some(call.clone()));

@@ -16,7 +16,7 @@ pub(super) enum Content {
 }
 
 impl Content {
-    /// What an API answers that is not told what.
+    /// What the API answers if the case does not say.
     pub(super) fn untold() -> Self {
         Self::Json(Value::Object(Map::new()))
     }

@@ -29,7 +29,7 @@ use crate::{
 
 /// The outcome of a message that is held: nothing is given up in an outage, however long it lasts.
 const HELD: &str = "held";
-/// A message without an outcome after so many deadlines never has one.
+/// A message without an outcome after this many deadlines never has one.
 const DEADLINES: u32 = 100;
 
 /// A gateway without its sockets.

@@ -15,7 +15,7 @@ use crate::{
 
 /// Longest duration of any key.
 const MAX_DURATION: Duration = Duration::from_hours(10 * 366 * 24);
-/// Largest number of any key: so many devices, calls or entries fit into no machine.
+/// Largest number of any key: no machine has memory for more devices, calls or entries.
 const MAX_NUMBER: usize = 10_000_000;
 
 pub(super) fn address(text: &str) -> Result<Address, String> {

@@ -273,7 +273,7 @@ impl Exchange {
         self.log(outcome, incoming, key);
         let to = Destinations::of(incoming, errors.as_ref(), dead_letter.as_ref());
         let made = match (taken, outcome) {
-            // Not made for nobody.
+            // It is not made where no reply is sent.
             (Some(taken), Outcome::Delivered(answer))
                 if taken.route.call.is_some() && to.reply.is_some() =>
             {

@@ -70,7 +70,7 @@ impl jaq_core::ValT for Value {
             Ok(Self::new(val, inner))
         };
         match self.val {
-            // What nobody else has is handed over, so that it can be changed in place.
+            // A value without another owner is handed over, so that it can be changed in place.
             Val::Arr(items) => match Rc::try_unwrap(items) {
                 Ok(items) => Box::new(items.into_iter().map(part)),
                 Err(items) => Box::new((0..items.len()).map(move |at| part(items[at].clone()))),
@@ -307,7 +307,7 @@ fn bound(value: Option<&Value>) -> Result<Option<isize>, Error<Value>> {
     }
 }
 
-/// Both ends of a slice of something so long.
+/// Both ends of a slice of something of this length.
 fn clip(from: Option<isize>, to: Option<isize>, len: usize) -> (usize, usize) {
     let clip = |bound: isize| match usize::try_from(bound) {
         Ok(at) => at.min(len),

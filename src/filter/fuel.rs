@@ -1,15 +1,15 @@
-//! What a run may cost.
+//! Limits the work of one run of a filter.
 //!
-//! The library runs a filter to its end and asks nobody. So every operation on a value burns fuel, and when
-//! none is left the run is unwound, up to where it began. What a filter and its input do decides alone how much
-//! they burn: the same message always ends in the same way, on any machine, at any load.
+//! The library cannot be interrupted while it runs a filter. So every operation on a value burns fuel, and when none is
+//! left the stack is unwound to where the run began. How much is burnt depends on the filter and its input alone: the
+//! same message always ends in the same way, on any machine and at any load.
 
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
-/// What one run may burn. A unit is a step of the interpreter, or so many bytes copied or kept.
+/// What one run may burn. A unit is one step of the interpreter, or `BYTES` bytes copied or kept.
 pub(super) const FUEL: u64 = 200_000;
 /// Bytes to a unit.
 const BYTES: u64 = 64;
@@ -51,7 +51,7 @@ pub(super) fn metered<T>(fuel: u64, run: impl FnOnce() -> T) -> Result<(T, u64),
     }
 }
 
-/// Takes so many units, or ends the run.
+/// Burns this many units, or ends the run.
 pub(super) fn burn(units: u64) {
     match LEFT.get().checked_sub(units) {
         Some(left) => LEFT.set(left),
@@ -62,12 +62,12 @@ pub(super) fn burn(units: u64) {
     }
 }
 
-/// A step that passes over, copies or keeps so many bytes.
+/// Burns the price of a step that reads, copies or keeps this many bytes.
 pub(super) fn burn_bytes(bytes: usize) {
     burn(1 + bytes as u64 / BYTES);
 }
 
-/// A step over so many items, each of which costs so much.
+/// Burns the price of a step over this many items, `each` units for one.
 pub(super) fn burn_items(items: usize, each: u64) {
     burn((items as u64).saturating_mul(each).saturating_add(1));
 }

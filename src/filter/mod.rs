@@ -98,7 +98,7 @@ impl Filter {
         self.run_on(FUEL, input, context).0
     }
 
-    /// Runs it on so much fuel; what is left of it.
+    /// Runs it with this much fuel, and returns what is left.
     fn run_on(
         &self,
         fuel: u64,

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::wall_clock;
 
-/// Not there, or only as our own. The environment is nobody's business; two take as many steps as a number says; the
-/// time is not the machine's everywhere.
+/// Functions of the library that are left out or replaced: `env` would show the environment to a table, `jn` and `yn`
+/// take as many steps as a number says, and `now` must follow the clock of a test.
 const REMOVED: [&str; 4] = ["env", "jn", "yn", "now"];
 /// Functions of the library that do much in one step: each is called by another name, once it is paid for.
 const PAID: [(&str, &str); 13] = [
@@ -185,7 +185,7 @@ pub(super) fn indices(whole: &Value, part: &Value) -> ValR<Value> {
     Ok(Value::array(found, 0))
 }
 
-/// The price of a regular expression over so long a text: it may be the device's own.
+/// The price of a regular expression over a text of this length; a device may have written both.
 ///
 /// Matching goes through the text once, with as many states as the expression has at most, and what each group
 /// has caught is kept for each; where all matches are wanted, each byte may be one.

@@ -21,7 +21,7 @@ pub(super) struct Link {
     /// read.
     ping_at: Instant,
     ping: bool,
-    /// Messages that came at `QoS` 2, though nobody asked for that: a PUBACK is then a PUBREC.
+    /// Messages that came at `QoS` 2, although the subscription asks for `QoS` 1: they get a PUBREC instead of a PUBACK.
     qos_2: HashSet<PacketId>,
     /// Those that the broker has released: a PUBCOMP is due.
     released: Vec<PacketId>,

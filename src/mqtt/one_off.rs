@@ -65,7 +65,7 @@ pub async fn end_session(settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
-/// Puts the subscriptions of a session back, and leaves it to whoever else uses it.
+/// Makes the subscriptions of a session again, for the other client that uses it.
 ///
 /// # Errors
 /// A sentence for the operator.
@@ -84,7 +84,7 @@ pub(super) fn expiry(settings: &Settings) -> u32 {
     u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX)
 }
 
-/// A connection that takes no messages: they are not acknowledged and come to whoever comes next.
+/// A connection that acknowledges no messages: the broker delivers them on the next connection.
 struct OneOff {
     input: Input,
     output: Output,

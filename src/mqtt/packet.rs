@@ -60,7 +60,7 @@ pub(super) fn puback(packet_id: PacketId, out: &mut BytesMut) {
     write(&Packet::PubAck(PubAck::new(packet_id, None)), out);
 }
 
-/// PUBREC of a message that came at `QoS` 2, though nobody asked for that.
+/// PUBREC of a message that came at `QoS` 2, although the subscription asks for `QoS` 1.
 pub(super) fn pubrec(packet_id: PacketId, out: &mut BytesMut) {
     out.put_slice(&[0x50, 2]);
     out.put_u16(packet_id);

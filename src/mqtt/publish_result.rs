@@ -1,5 +1,5 @@
-//! What became of a publication, counted and said by what it was for: of a dead letter it matters
-//! whether anybody took it.
+//! Counts and logs what became of publications, by what they were for. Of a dead letter it matters whether any client
+//! was subscribed to it.
 
 use super::reason;
 use crate::{

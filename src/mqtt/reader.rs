@@ -1,9 +1,8 @@
-//! Packets from the broker, as lenient as can be: whatever cannot be read would come again on every
+//! Reads packets from the broker, as leniently as possible: a message that cannot be read would be sent again on every
 //! connection, for ever.
 //!
-//! A string that is not UTF-8 is read with U+FFFD in its place, a property that nobody knows ends the
-//! properties and not the packet, a message that is too large is passed over. Only a stream in which
-//! the packets themselves cannot be told apart is given up.
+//! Invalid UTF-8 is read as U+FFFD, an unknown property ends the properties and not the packet, and a message that is
+//! too large is skipped. Only a stream in which the packets cannot be separated any more ends the connection.
 
 use std::time::Duration;
 
@@ -160,8 +159,8 @@ impl Reader {
         Ok(Some(packet(first, &body, size)))
     }
 
-    /// A packet that is larger than we take, which the broker was told [MQTT-3.1.2-24]. A message is
-    /// acknowledged like any other, lest it come for ever.
+    /// Skips a packet that is larger than the CONNECT allows [MQTT-3.1.2-24]. A message is acknowledged like any other, or
+    /// the broker would send it again for ever.
     fn pass_over(
         &mut self,
         input: &mut BytesMut,

@@ -31,7 +31,7 @@ pub struct Speaker {
 }
 
 impl Identity {
-    /// Checks that the speaker is the device of its topic; the message's own key, `None` if it names nobody.
+    /// Checks that the speaker is the device of its topic. Returns the message's key, or `None` if it names no device.
     ///
     /// # Errors
     /// [`Refusal::Identity`] when the message speaks for another device than its topic or says it

@@ -17,8 +17,8 @@ use crate::{
     topic::{self, Pattern},
 };
 
-/// Most levels and bytes of a Response Topic below the device's own part: nobody needs more, and some brokers end
-/// the connection over a topic with very many levels.
+/// How many levels and bytes a Response Topic may have below the device's own part. Some brokers end the connection over
+/// a topic with very many levels.
 const MAX_RESPONSE_LEVELS: usize = 16;
 const MAX_RESPONSE_BYTES: usize = 512;
 

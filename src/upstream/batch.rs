@@ -132,7 +132,7 @@ where
             sleep(batch.linger).await;
         }
         loop {
-            // First its place, then who goes: nobody expires while a batch waits for one.
+            // The batch waits for its place first and takes its calls then, so that no call in it expires meanwhile.
             let mut inner = self.inner.clone();
             let _ = inner.ready().await;
             let Some(calls) = self.next(&name, &batch) else { return };
@@ -148,19 +148,19 @@ where
             };
             let answer = match whole(&calls, &batch.form, self.limits.bytes) {
                 None => None,
-                // A sender outlives a defect in what it calls: without it its row would stand still.
+                // A panic below must not end the sender: the calls of its row would wait for ever.
                 Some(call) => AssertUnwindSafe(inner.call(call)).catch_unwind().await.ok(),
             };
             let answer = answer.and_then(Result::ok);
             let mut answers = Answers::of(answer.as_ref(), &calls, &batch.form);
             for Waiting { call, result } in calls {
-                // Who does not wait any more has been given up by a stop.
+                // It fails when a stop has ended the call's wait.
                 let _ = result.send(answers.take(&call.device).map(Ok));
             }
         }
     }
 
-    /// What goes next; nothing ends the sender.
+    /// The calls of the next batch; `None` if none wait, which ends the sender.
     fn next(&self, name: &Arc<str>, batch: &Batch) -> Option<Vec<Waiting>> {
         let mut queues = self.queues();
         let queue = queues.entry(name.clone()).or_default();

@@ -34,14 +34,14 @@ use crate::{
     tls,
 };
 
-/// The part of an attempt's time that a call gets whose time is up and whose device hangs.
+/// A call whose deadline has passed and whose device timed out last time gets the attempt's time divided by this.
 const HURRIED: u32 = 10;
 
-/// Longest `Retry-After` that is told on: clocks cannot count to what a server may say.
+/// Longest `Retry-After` that is passed on: a server may send a number that no clock can count to.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(24 * 366);
 
-/// What a machine says that has nothing left to make a call with: EMFILE, ENFILE, ENOMEM, ENOBUFS, EADDRNOTAVAIL
-/// (as Linux numbers them).
+/// The errors of a machine that has no descriptor, memory or port left for a call: EMFILE, ENFILE, ENOMEM, ENOBUFS,
+/// EADDRNOTAVAIL (as Linux numbers them).
 const LOCAL_FAULTS: [i32; 5] = [24, 23, 12, 105, 99];
 
 /// The HTTP client as a tower service.

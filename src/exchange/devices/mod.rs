@@ -166,7 +166,7 @@ impl Devices {
         }
     }
 
-    /// What the table told to remember, to whoever holds the accepted key; else null.
+    /// What the table's `remember` has made, for a speaker with the accepted key; else null.
     pub(super) fn memory(&self, speaker: &Speaker) -> Val {
         match known_to(speaker, &mut self.known()) {
             Some(known) if !known.state.memory().is_empty() => {
