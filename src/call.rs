@@ -261,7 +261,7 @@ impl Endpoint {
 
 /// What the upstream answered, whatever its status.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// HTTP status.
     pub status: StatusCode,
     /// `Content-Type` as answered.
@@ -279,14 +279,14 @@ pub(crate) const SMALL_ANSWER: usize = 16 * 1024;
 
 impl Answer {
     /// Whether its body takes a part of `max_held_response_bytes`.
-    pub fn is_large(&self) -> bool {
+    pub(crate) fn is_large(&self) -> bool {
         self.body.len() > SMALL_ANSWER
     }
 
     /// The answer as it may be kept while another call is made, which may have to wait for memory: if many
     /// messages kept a large answer meanwhile, none would go on.
     #[must_use]
-    pub fn without_large_body(self) -> Self {
+    pub(crate) fn without_large_body(self) -> Self {
         if !self.is_large() {
             return self;
         }

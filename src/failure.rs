@@ -6,7 +6,7 @@ use http::StatusCode;
 
 /// Why a call has no answer that counts.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unanswered {
+pub(crate) enum Unanswered {
     /// It failed: its message ends with this.
     #[error(transparent)]
     Failed(#[from] Failure),
@@ -22,7 +22,7 @@ pub(crate) struct Stopping;
 /// A call that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind}")]
-pub struct Failure {
+pub(crate) struct Failure {
     /// What happened, at last.
     pub kind: FailureKind,
     /// How many attempts were made.
@@ -190,7 +190,7 @@ impl From<FailureKind> for Unanswered {
 
 impl Failure {
     /// A call that ends before an attempt was made.
-    pub fn unmade(kind: FailureKind) -> Self {
+    pub(crate) fn unmade(kind: FailureKind) -> Self {
         Self { kind, attempts: 0 }
     }
 }

@@ -1,8 +1,9 @@
 //! A sidecar that takes messages from devices on an MQTT broker, forwards each to the matching
 //! endpoint of a REST API and publishes the answers.
 //!
-//! Start reading at [`exchange`]: the way of a message. `docs/ARCHITECTURE.md` has the map. What is public is what the
-//! program, its tests and its demonstration need: [`cli`], [`gateway`], [`config`] and what a configuration consists of.
+//! Start reading at [`exchange`]: the way of a message. `docs/ARCHITECTURE.md` has the map. Only that is public which the
+//! program, its tests, its benchmarks and its demonstration use: [`cli`], [`gateway`], [`config`], what a configuration
+//! consists of, and pure parts.
 
 mod admin;
 mod backoff;
@@ -21,7 +22,7 @@ pub mod gateway;
 pub mod json;
 pub mod message;
 mod metrics;
-pub mod mqtt;
+mod mqtt;
 pub mod patterns;
 mod printable;
 mod rate;
@@ -30,10 +31,15 @@ mod replay;
 mod secret;
 pub mod sender;
 mod shares;
-pub mod table;
+mod table;
 pub mod telemetry;
 pub mod template;
 mod tls;
 pub mod topic;
-pub mod upstream;
+mod upstream;
 mod wall_clock;
+
+pub use self::{
+    mqtt::{Status, window},
+    table::{fetch::Condition, identity::Identity, refusal::Refusal},
+};

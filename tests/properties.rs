@@ -6,11 +6,11 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use bytes::Bytes;
 use mqtt_rest_gateway::{
+    Identity, Refusal,
     config::{Config, SHIPPED},
     filter, json,
     message::{Message, Properties},
     sender::Sender,
-    table::{identity::Identity, refusal::Refusal},
     template::Template,
     topic::Pattern,
 };

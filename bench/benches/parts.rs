@@ -6,12 +6,12 @@ use std::{collections::BTreeMap, hint::black_box, time::Duration};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use mqtt_rest_gateway::{
+    Condition,
     config::{Config, SHIPPED},
     filter::{self, Context},
     fingerprint::fingerprint,
     json,
-    mqtt::window::{self, Window},
-    table::fetch::Condition,
+    window::{self, Window},
 };
 
 const PAYLOAD: &[u8] = br#"{"timestamp":"2021-08-04T07:45:44.122Z","status":"online","telemetries":{"fan_speed":100.1,"connection":"4g","usbc":true}}"#;

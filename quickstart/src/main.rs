@@ -24,9 +24,9 @@ use std::{
 };
 
 use mqtt_rest_gateway::{
+    Status,
     config::{Config, SHIPPED},
     gateway::{Gateway, StartError, Stopped},
-    mqtt::Status,
     telemetry,
 };
 use tokio::{

@@ -53,7 +53,7 @@ const READ: usize = 64 * 1024;
 pub struct ConnectionSetupError(#[from] TlsError);
 
 /// The connection to the broker; [`Connection::run`] connects it and keeps it connected.
-pub struct Connection {
+pub(crate) struct Connection {
     settings: Settings,
     session: Session,
     commands: mpsc::Receiver<Command>,
@@ -79,7 +79,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`ConnectionSetupError`] when a certificate file cannot be used.
-    pub fn new(
+    pub(crate) fn new(
         settings: Settings,
         subscriptions: Subscriptions,
         metrics: Arc<Metrics>,
@@ -99,13 +99,13 @@ impl Connection {
     /// How many unacknowledged messages the broker delivers at once, now and later: the smaller of
     /// `max_pending` and the Receive Maximum of its CONNACK. Strictly, that property is the broker's
     /// limit for our publications; Mosquitto and EMQX announce their own delivery window in it.
-    pub fn receive_window(&self) -> Arc<AtomicUsize> {
+    pub(crate) fn receive_window(&self) -> Arc<AtomicUsize> {
         self.session.receive_window()
     }
 
     /// Stays connected until told to finish, reconnecting whenever it must. `deliver` gets every
     /// message once; it must not block.
-    pub async fn run(mut self, mut deliver: impl FnMut(Delivery)) -> Ended {
+    pub(crate) async fn run(mut self, mut deliver: impl FnMut(Delivery)) -> Ended {
         let reconnect = Backoff { initial: RECONNECT, max: self.settings.reconnect_max };
         // Short or failed connections in a row.
         let mut failures = 0;

@@ -35,7 +35,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use self::window::Ticket;
-pub use self::{
+pub(crate) use self::{
     connection::{Connection, ConnectionSetupError},
     one_off::{check_broker, end_session},
 };
@@ -148,7 +148,7 @@ pub enum Status {
 
 /// How the connection task ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ended {
+pub(crate) enum Ended {
     /// It was told to finish, and everything is written.
     Finished,
     /// It was told to finish and could not reach the broker any more, for this reason: messages that
@@ -178,7 +178,7 @@ pub enum Mode {
 
 /// A message and the duty to settle it.
 #[must_use = "a delivery that is not settled is never acknowledged"]
-pub struct Delivery {
+pub(crate) struct Delivery {
     /// The message.
     pub message: Message,
     /// Which subscription it came for; none if an earlier table left one in the session.
@@ -192,7 +192,7 @@ pub struct Delivery {
 }
 
 /// The right to settle one message, once.
-pub struct Receipt {
+pub(crate) struct Receipt {
     ticket: Ticket,
     commands: mpsc::Sender<Command>,
     held_bytes: HeldBytes,
@@ -220,14 +220,14 @@ impl Drop for HeldBytes {
 impl Receipt {
     /// Lets the message be acknowledged, after everything published before this. When the
     /// connection task is gone nothing can be acknowledged and the broker keeps the message.
-    pub async fn settle(self) {
+    pub(crate) async fn settle(self) {
         let command = Command::Settle(self.ticket);
         self.send(command).await;
     }
 
     /// The same for a message whose last copy is a dead letter: it is acknowledged when the broker has
     /// acknowledged the letter, or is known never to take it.
-    pub async fn settle_by(self, mut letter: Publication) {
+    pub(crate) async fn settle_by(self, mut letter: Publication) {
         if let Purpose::DeadLetter(letter) = &mut letter.purpose {
             letter.original = Some(self.ticket);
         }
@@ -244,26 +244,26 @@ impl Receipt {
 
 /// Publishes through the connection task. Cheap to clone.
 #[derive(Clone)]
-pub struct Publisher {
+pub(crate) struct Publisher {
     commands: mpsc::Sender<Command>,
 }
 
 impl Publisher {
     /// Hands a publication over; it reaches the broker in the order of these calls. Waits while the
     /// broker takes nothing.
-    pub async fn publish(&self, publication: Publication) {
+    pub(crate) async fn publish(&self, publication: Publication) {
         let _ = self.commands.send(Command::Publish(publication)).await;
     }
 
     /// Ends the connection and its task once everything published is acknowledged by the broker and
     /// everything settled is acknowledged to it.
-    pub async fn finish(&self) {
+    pub(crate) async fn finish(&self) {
         let _ = self.commands.send(Command::Finish).await;
     }
 
     /// Ends them as soon as everything published and settled is written, without waiting for the
     /// broker's PUBACKs. Settled messages are acknowledged even behind unsettled ones.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         let _ = self.commands.send(Command::Close).await;
     }
 }

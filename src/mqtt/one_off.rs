@@ -27,7 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// A sentence for the operator.
-pub async fn check_broker(settings: &Settings, patterns: &[Pattern]) -> Result<String, String> {
+pub(crate) async fn check_broker(
+    settings: &Settings,
+    patterns: &[Pattern],
+) -> Result<String, String> {
     let client_id = format!("{}-check", settings.client_id).into();
     // As a member of the group itself it would be given messages that others wait for.
     let share_group = settings.share_group.as_ref().map(|group| format!("{group}-check").into());
@@ -59,7 +62,7 @@ pub async fn check_broker(settings: &Settings, patterns: &[Pattern]) -> Result<S
 ///
 /// # Errors
 /// A sentence for the operator.
-pub async fn end_session(settings: &Settings) -> Result<(), String> {
+pub(crate) async fn end_session(settings: &Settings) -> Result<(), String> {
     let (connection, _) = OneOff::begin(settings, true, 0).await?;
     connection.end().await;
     Ok(())

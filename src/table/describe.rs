@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The table in force, a line for each row.
-pub fn table(table: &Table) -> String {
+pub(crate) fn table(table: &Table) -> String {
     let mut rows = vec![["NAME", "ON", "CALL", "REPLY", "THEN"].map(str::to_owned)];
     for (row, route) in table.routes.iter().enumerate() {
         let entries: Vec<_> = route.then.iter().map(then).collect();
@@ -59,7 +59,7 @@ fn endpoint(call: Option<&Endpoint>) -> String {
 }
 
 /// A path and query without values that are likely to be secrets.
-pub fn shown(path: &str) -> String {
+pub(crate) fn shown(path: &str) -> String {
     let Some((path, query)) = path.split_once('?') else { return path.to_owned() };
     let pairs = query.split('&').map(|pair| match pair.split_once('=') {
         // What a capture fills in is the device's name for something.
@@ -87,7 +87,7 @@ fn columns(rows: &[[String; 5]]) -> String {
 }
 
 /// The table in force, for programs.
-pub fn table_json(table: &Table) -> String {
+pub(crate) fn table_json(table: &Table) -> String {
     let call = |call: &Option<Endpoint>| call.as_ref().map(|call| endpoint(Some(call)));
     let text = |template: &Option<Template>| template.as_ref().map(|t| t.as_str().to_owned());
     let routes = table.routes.iter().enumerate().map(|(row, route)| {
@@ -121,7 +121,7 @@ pub fn table_json(table: &Table) -> String {
 }
 
 /// One entry of `then`, in words.
-pub fn then(then: &Then) -> String {
+pub(crate) fn then(then: &Then) -> String {
     let name = &then.fetch.name;
     match &then.condition {
         Condition::Always => name.to_string(),

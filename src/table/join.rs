@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Lines, one after the other.
-pub fn lines() -> Join {
+pub(crate) fn lines() -> Join {
     Join {
         reads: false,
         join: Box::new(|bodies, max| lines_of(bodies, max).map_err(|error| error.to_string())),
@@ -15,7 +15,7 @@ pub fn lines() -> Join {
 }
 
 /// JSON: what the filter makes of an array of the bodies.
-pub fn json(filter: Filter) -> Join {
+pub(crate) fn json(filter: Filter) -> Join {
     let join = move |bodies: Vec<bytes::Bytes>, max| {
         let bodies = bodies.iter().map(|body| filter::parse(body)).collect::<Result<_, _>>()?;
         let outputs = filter.run(Val::Arr(std::sync::Arc::new(bodies)), &Context::default())?;

@@ -8,26 +8,26 @@ use crate::{
 };
 
 /// How many of the device's properties are taken over, and how many bytes of names and values.
-pub const MAX_PROPERTIES: usize = 32;
+pub(crate) const MAX_PROPERTIES: usize = 32;
 /// See [`MAX_PROPERTIES`].
-pub const MAX_PROPERTY_BYTES: usize = 8 * 1024;
+pub(crate) const MAX_PROPERTY_BYTES: usize = 8 * 1024;
 
 /// The keys of one message.
-pub struct Keys<'k> {
+pub(crate) struct Keys<'k> {
     name: String,
     values: Vec<&'k str>,
 }
 
 impl<'k> Keys<'k> {
     /// Those under the user property of this name, and the one of its call, if one was found.
-    pub fn new(message: &'k Message, property: &str, key: Option<&'k Secret>) -> Self {
+    pub(crate) fn new(message: &'k Message, property: &str, key: Option<&'k Secret>) -> Self {
         let values = message.user_property(property).chain(key.map(Secret::expose));
         let values = values.filter(|value| !value.is_empty()).collect();
         Self { name: plain(property), values }
     }
 
     /// The message's user properties without the keys, and how many are left out for their number or size.
-    pub fn others<'m>(&self, message: &'m Message) -> (Vec<(&'m str, &'m str)>, usize) {
+    pub(crate) fn others<'m>(&self, message: &'m Message) -> (Vec<(&'m str, &'m str)>, usize) {
         let (mut taken, mut bytes, mut left_out) = (Vec::new(), 0, 0);
         for (name, value) in &message.properties.user {
             // First of all: each name is compared with the key's, which takes time by its length.
@@ -56,7 +56,7 @@ impl<'k> Keys<'k> {
     }
 
     /// The text without the keys.
-    pub fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
+    pub(crate) fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
         let mut text = Cow::Borrowed(text);
         for key in &self.values {
             let as_json = serde_json::Value::from(*key).to_string();

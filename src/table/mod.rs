@@ -1,14 +1,14 @@
 //! The table in force: which of its rows takes a message, who speaks, and which calls are made for it. Pure.
 
 mod body;
-pub mod content;
-pub mod describe;
-pub mod fetch;
-pub mod identity;
-pub mod join;
-pub mod keys;
-pub mod refusal;
-pub mod route;
+pub(crate) mod content;
+pub(crate) mod describe;
+pub(crate) mod fetch;
+pub(crate) mod identity;
+pub(crate) mod join;
+pub(crate) mod keys;
+pub(crate) mod refusal;
+pub(crate) mod route;
 
 use std::{
     sync::{Arc, LazyLock},

@@ -47,7 +47,7 @@ pub(super) type CallId = u64;
 
 /// An outage of one row. When the API as a whole is away, every row has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outage {
+pub(crate) struct Outage {
     /// The row on which no device is served.
     pub row: Arc<str>,
     /// When it began.

@@ -36,7 +36,7 @@ use self::{
     shared_breaker::SharedBreaker,
     throttle::{Throttle, Turns},
 };
-pub use self::{
+pub(crate) use self::{
     breaker::{BreakerSettings, Outage},
     connections::ClientError,
     in_process::InProcess,
@@ -100,7 +100,7 @@ type Stack = Retry<RetryTransient, Throttle<Batches<ConcurrencyLimit<Client>>>>;
 
 /// The upstream. A clone is cheap and shares everything with the original.
 #[derive(Clone)]
-pub struct Upstream {
+pub(crate) struct Upstream {
     stack: Stack,
     turns: Turns,
     breaker: Arc<SharedBreaker>,
@@ -111,7 +111,7 @@ impl Upstream {
     ///
     /// # Errors
     /// [`ClientError`] when a certificate file or the proxy cannot be used.
-    pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, ClientError> {
+    pub(crate) fn new(settings: &Settings, metrics: Arc<Metrics>) -> Result<Self, ClientError> {
         Self::with(Resolver::system(), settings, metrics)
     }
 
@@ -156,7 +156,7 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Unanswered`] when the call got no final answer before its deadline, or the gateway stops.
-    pub async fn call(&self, call: Call) -> Result<Answer, Unanswered> {
+    pub(crate) async fn call(&self, call: Call) -> Result<Answer, Unanswered> {
         self.stack.clone().oneshot(call).await
     }
 
@@ -166,7 +166,7 @@ impl Upstream {
     /// # Errors
     /// [`Throttled`](crate::failure::FailureKind::Throttled) when the turn would come later than the deadline,
     /// [`Unanswered::Stopping`] when the gateway stops.
-    pub async fn turn(
+    pub(crate) async fn turn(
         &self,
         row: &Arc<str>,
         device: &Arc<str>,
@@ -178,39 +178,39 @@ impl Upstream {
     }
 
     /// The reading of the clock by which deadlines of this row run; see [`Call::since`].
-    pub fn clock(&self, row: &str) -> Duration {
+    pub(crate) fn clock(&self, row: &str) -> Duration {
         self.breaker.serving_time_now(row)
     }
 
     /// How long the API has been known to answer, added up. A device without progress is only at fault in this time.
-    pub fn answering_time(&self) -> Duration {
+    pub(crate) fn answering_time(&self) -> Duration {
         self.breaker.answering_time()
     }
 
     /// The rows that are down: since when, and what showed it.
-    pub fn outages(&self) -> Vec<Outage> {
+    pub(crate) fn outages(&self) -> Vec<Outage> {
         self.breaker.outages()
     }
 
     /// The last fault of this machine that kept it from making calls, if it was recent.
-    pub fn local_fault(&self) -> Option<String> {
+    pub(crate) fn local_fault(&self) -> Option<String> {
         self.breaker.local_fault()
     }
 
     /// Whether a call of this device waits to be tried again, or for a turn of a rate limit.
-    pub fn is_delayed(&self, device: &str) -> bool {
+    pub(crate) fn is_delayed(&self, device: &str) -> bool {
         self.breaker.is_delayed(device)
     }
 
     /// Ends the wait of every call that waits. Attempts under way go on.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.breaker.stop();
     }
 }
 
 /// Why `check --connect` did not reach the API.
 #[derive(Debug, thiserror::Error)]
-pub enum UnreachedError {
+pub(crate) enum UnreachedError {
     /// The client could not be set up.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -223,7 +223,7 @@ pub enum UnreachedError {
 ///
 /// # Errors
 /// [`UnreachedError`] when there is no answer.
-pub async fn probe(settings: &Settings) -> Result<StatusCode, UnreachedError> {
+pub(crate) async fn probe(settings: &Settings) -> Result<StatusCode, UnreachedError> {
     let client = Client::new(settings, Resolver::system(), Arc::default())?;
     Ok(client.get(settings.breaker.probe_path.as_deref().unwrap_or("/")).await?)
 }
