@@ -16,9 +16,9 @@ use tokio::time::Instant;
 
 use crate::{
     failure::FailureKind,
+    headers::{Header, Headers},
     secret::Secret,
-    template::{BadSegment, Template},
-    topic::Captures,
+    template::{self, BadHeader, BadSegment, Rendered, Template},
 };
 
 /// The content type of a body whose row names no other, and of what the gateway itself says.
@@ -39,7 +39,7 @@ pub enum Retry {
     Never,
 }
 
-/// One call, complete: it can be sent again as it stands.
+/// One call, complete but for the gateway's own secrets: it can be sent again as it stands, with the secrets of then.
 #[derive(Clone)]
 pub struct Call {
     /// The row that asked for it, a label in metrics and logs.
@@ -49,7 +49,9 @@ pub struct Call {
     /// HTTP method.
     pub method: Method,
     /// Path and query below the upstream's URL; every segment is encoded.
-    pub path: String,
+    pub path: Rendered,
+    /// Headers that the configuration names.
+    pub headers: Arc<[Header]>,
     /// Body.
     pub body: Option<Bytes>,
     /// What the body is.
@@ -139,6 +141,16 @@ impl Call {
     pub fn spent(&self, clock: Duration) -> Duration {
         clock.saturating_sub(self.since.unwrap_or(clock)).saturating_sub(self.trial.excused())
     }
+
+    /// The secrets that it needs, the device's key among them if it goes where the row says.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        self.path.secrets().chain(self.headers.iter().flat_map(Header::secrets))
+    }
+
+    /// Whether the row says where the device's key goes; else it goes into the upstream's `key_header`.
+    pub fn places_key(&self) -> bool {
+        self.secrets().any(|name| name == template::KEY)
+    }
 }
 
 /// Without the body, which may hold keys.
@@ -197,13 +209,26 @@ impl fmt::Debug for Join {
     }
 }
 
-/// A method and a path.
+/// A method, a path and headers.
 #[derive(Debug)]
 pub struct Endpoint {
     /// HTTP method.
     pub method: Method,
     /// Path and query below the upstream's URL.
     pub path: Template,
+    /// What else goes into the head of a request.
+    pub headers: Headers,
+}
+
+/// Why a message makes no request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// Something cannot stand in its path.
+    #[error(transparent)]
+    Segment(#[from] BadSegment),
+    /// Something cannot stand in one of its headers.
+    #[error(transparent)]
+    Header(#[from] BadHeader),
 }
 
 /// What a call carries so that the API lets it in. Who speaks is another matter, see
@@ -239,12 +264,34 @@ pub struct Lifetime {
 }
 
 impl Endpoint {
-    /// Its path for a message whose topic has captured this.
+    /// Its path and headers for a message; `value` gives what its names stand for, `key` is the device's.
     ///
     /// # Errors
-    /// [`BadSegment`] when a captured level cannot stand in the path.
-    pub fn path(&self, captures: &Captures) -> Result<String, BadSegment> {
-        self.path.path(|name| captures.get(name))
+    /// [`Unfit`] when something that goes into them may not stand there.
+    pub fn request<'v>(
+        &self,
+        value: impl Fn(&str) -> Option<&'v str>,
+        key: Option<&Secret>,
+    ) -> Result<(Rendered, Arc<[Header]>), Unfit> {
+        let path = self.path.path(&value)?;
+        if let Some(key) = key
+            && path.secrets().any(|name| name == template::KEY)
+        {
+            template::check_segment(template::KEY, key.expose())?;
+        }
+        Ok((path, self.headers.render(value)?))
+    }
+
+    /// Whether it says where the device's key goes.
+    pub fn places_key(&self) -> bool {
+        let mut secrets = self.templates().flat_map(|(_, template)| template.secrets());
+        secrets.any(|name| **name == *template::KEY)
+    }
+
+    /// Everything in it that is a template, with the key of the configuration where it stands.
+    pub fn templates(&self) -> impl Iterator<Item = (&'static str, &Template)> {
+        let headers = self.headers.templates().map(|(_, template)| ("headers", template));
+        [("call", &self.path)].into_iter().chain(headers)
     }
 
     /// Whether a request of this method may carry a body that its row makes; what it means to the API is the

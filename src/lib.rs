@@ -19,6 +19,7 @@ pub mod fingerprint;
 #[cfg(test)]
 mod fixtures;
 pub mod gateway;
+mod headers;
 pub mod json;
 pub mod message;
 mod metrics;
@@ -29,6 +30,7 @@ mod rate;
 mod repeats;
 mod replay;
 mod secret;
+mod secrets;
 pub mod sender;
 mod shares;
 mod table;

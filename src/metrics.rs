@@ -37,6 +37,7 @@ pub struct Metrics {
     overruns: Counter,
     qos_0_dropped: Counter,
     sessions_lost: Counter,
+    secret_errors: Family<SecretLabel, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -77,6 +78,11 @@ struct OutcomeLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RefusalLabel {
     outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SecretLabel {
+    secret: Box<str>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -167,6 +173,7 @@ impl Default for Metrics {
             overruns: all.metric("overruns", "Times the broker sent more than max_pending_bytes"),
             qos_0_dropped: all.metric("qos0_dropped", "Messages at QoS 0 that came faster than they were handled and were dropped"),
             sessions_lost: all.metric("broker_sessions_lost", "Sessions that the broker had lost, with all messages queued in them"),
+            secret_errors: all.metric("secret_errors", "Times that the file of a secret could not be used and its former value stayed"),
             registry: all.0,
         }
     }
@@ -235,6 +242,11 @@ impl Metrics {
     /// The broker did not have the session any more.
     pub fn session_lost(&self) {
         self.sessions_lost.inc();
+    }
+
+    /// The file of the secret of this name cannot be used.
+    pub fn secret_failed(&self, name: &str) {
+        self.secret_errors.get_or_create(&SecretLabel { secret: name.into() }).inc();
     }
 
     /// A dead letter was published, or could not be.

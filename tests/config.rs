@@ -375,7 +375,11 @@ fn what_is_in_force_can_be_read_again_and_is_the_same() {
     ]);
     for (name, text) in &texts {
         // Nothing else is missing.
-        let written = in_force(text, &set).replace("# password = <hidden>", "password = 'x'");
+        let mut written = in_force(text, &set);
+        for secret in ["password", "tenant", "token", "word"] {
+            let hidden = format!("# {secret} = <hidden>");
+            written = written.replace(&hidden, &format!("{secret} = 'x'"));
+        }
         let read = |text: &str, env: &BTreeMap<String, String>| {
             let config = Config::parse(text, env).map_err(|mistakes| {
                 let mistakes: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
@@ -403,6 +407,9 @@ capture = "id"
 name = "r"
 on   = "{id}/r"
 call = "POST /r?token=s3cret"
+headers = { X-Token = "s3cret", X-Own = "{$own}" }
+[secrets]
+own = "s3cret"
 "#;
     let url = "wss://broker/mqtt?token=s3cret";
     let set = env([("GATEWAY_BROKER_URL", url), ("GATEWAY_UPSTREAM_RETRY_MAX", "9s")]);
@@ -416,6 +423,8 @@ call = "POST /r?token=s3cret"
         "errors = \"\"  # the default does not fit the table",
         "key_property = \"access_key\"  # default",
         "call = \"POST /r?token=<hidden>\"",
+        "# own = <hidden>  # own.toml, line 16",
+        "headers = { X-Own = \"{$own}\", X-Token = \"<hidden>\" }",
     ] {
         assert!(written.lines().any(|found| found == line), "{line}:\n{written}");
     }
@@ -455,4 +464,55 @@ fn every_example_is_valid_and_does_what_its_cases_say() {
         count += 1;
     }
     assert!(count >= 1, "{count} examples");
+}
+
+/// A row that names these secrets.
+fn naming(secrets: &str) -> String {
+    format!(
+        "[upstream]\nurl = \"http://hub\"\nheaders = {{ X-A = \"{secrets}\" }}\n[[route]]\nname = \"r\"\n\
+         on = \"{{device_id}}\"\ncall = \"POST /r\"\n"
+    )
+}
+
+#[test]
+fn secrets_come_from_the_environment_and_it_goes_before_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    fs::write(&file, "from-file\n").unwrap();
+    let file = file.to_str().unwrap();
+    let text = format!("[secrets]\ntoken = \"t3xt\"\n{}", naming("{$token}{$other_1}"));
+    let both = env([("GATEWAY_SECRETS_TOKEN_FILE", file), ("GATEWAY_SECRETS_OTHER_1", "s3cret")]);
+    let config = Config::parse(&text, &both).unwrap();
+    let shown = format!("{config:?}");
+    assert!(!["t3xt", "s3cret", "from-file"].iter().any(|v| shown.contains(v)), "{shown}");
+    for (variables, expected) in [
+        (vec![], "route `r`: headers: "),
+        (vec![("TOKEN", "x"), ("TOKEN_FILE", file), ("OTHER_1", "x")], "exclude each other"),
+        (vec![("OTHER_1", "x"), ("TOKEN", "")], "GATEWAY_SECRETS_TOKEN: it is empty"),
+        (vec![("OTHER_1", "x"), ("THIRD", "x")], "GATEWAY_SECRETS_THIRD: unused"),
+        (vec![("OTHER_1_FILE", "/n0ne/s3cret")], "GATEWAY_SECRETS_OTHER_1_FILE: this file: No"),
+    ] {
+        let variables = variables
+            .into_iter()
+            .map(|(name, value)| (format!("GATEWAY_SECRETS_{name}"), value.to_owned()));
+        let found = mistakes(&text, &variables.collect()).join("\n");
+        let unknown = expected.starts_with("route");
+        assert_eq!(found.contains("[upstream] headers: `X-A`: unknown secret `other_1`"), unknown);
+        assert!(unknown || found.contains(expected), "{expected}: {found}");
+        assert!(found.lines().count() == 1 && !found.contains("s3cret"), "{found}");
+    }
+    // As Kubernetes sets them for a Service called `gateway-secrets`.
+    let link = env([("GATEWAY_SECRETS_SERVICE_HOST", "10.0.0.7")]);
+    assert_eq!(mistakes(&naming("x"), &link), Vec::<String>::new());
+}
+
+#[test]
+fn a_secret_in_plain_sight_is_said() {
+    let warned = |headers: &str| {
+        let text = naming("x").replace("X-A = \"x\"", headers);
+        let config = Config::parse(&text, &env([("GATEWAY_SECRETS_T", "t")])).unwrap();
+        config.warnings().iter().filter(|warning| warning.contains("for everybody to read")).count()
+    };
+    assert_eq!(warned("X-Token = \"s3cret\", X-A = \"{$t}\""), 1);
+    assert_eq!(warned("X-Token = \"Token {$t}\", X-Version = \"2\""), 0);
 }

@@ -200,14 +200,17 @@ fn http(config: &Config, taken: &Taken<'_>, call: &Call) -> String {
             "the message's key"
         }
     };
-    let mut text = format!("request  {} {base}{}\n", call.method, shown(&call.path));
-    if call.authorization.speakers_key().is_some() {
+    let mut text = format!("request  {} {base}{}\n", call.method, shown(call.path.as_str()));
+    for header in &*call.headers {
+        let _ = writeln!(text, "         {header}");
+    }
+    if call.authorization.speakers_key().is_some() && !call.places_key() {
         let _ = writeln!(text, "         {}: <redacted: {whose}>", upstream.key_header);
     }
     if let Some(batch) = &call.batch {
         let max = batch.max;
         let _ = match &batch.form {
-            BatchForm::Entries(Entries { endpoint: Endpoint { method, path }, .. }) => {
+            BatchForm::Entries(Entries { endpoint: Endpoint { method, path, .. }, .. }) => {
                 let path = shown(path.as_str());
                 writeln!(text, "         or with others: {method} {base}{path}, {max} at most")
             }
@@ -299,5 +302,42 @@ push = "d/{device_id}/news"
         );
         let ours = explain("d/d1/tells", &[(VIA, "gw")], b"{}");
         assert_eq!(ours, "route    tells\nignored  it carries `via`: a gateway published it\n");
+    }
+    const SECRETS: &str = r#"
+[secrets]
+bot    = "s3cret"
+influx = "s3cret"
+[upstream]
+url = "http://hub"
+headers = { Authorization = "Token {$influx}", Accept = "text/csv", X-Device-Key = "{$key}", X-Token = "s3cret" }
+[[route]]
+name    = "r"
+on      = "d/{device_id}/r"
+call    = "POST /bot{$bot}/{device_id}?token={$influx}"
+headers = { Accept = "", X-Source = "{device_id}" }
+"#;
+
+    #[test]
+    fn a_secret_is_shown_by_its_name() {
+        let explain = |device: &str| {
+            let user = [("device_id", device), ("access_key", "open-sesame")];
+            let topic = format!("d/{device}/r");
+            message(&fixtures::config(SECRETS), &fixtures::message(&topic, &user, b"{}")).text
+        };
+        assert_eq!(
+            explain("d1"),
+            "route    r\n\
+             request  POST http://hub/bot<bot>/d1?token=<influx>\n\
+             \x20        authorization: Token <influx>\n\
+             \x20        x-device-key: <key>\n\
+             \x20        x-token: <hidden>\n\
+             \x20        x-source: d1\n\
+             \x20        content-type: application/json\n\
+             body     {}\n\
+             reply    none\nfailure  v1/device/d1/errors\n\
+             letter   mqtt-rest-gateway/dead-letter/r\n"
+        );
+        let refused = explain("\u{fc}");
+        assert!(refused.contains("refused  400 bad_header: the header `x-source`"), "{refused}");
     }
 }

@@ -6,6 +6,7 @@ use super::{
     body::Body,
     filters::Filters,
     reader::Section,
+    request::Requests,
     values::{duration, endpoint, non_empty, number},
 };
 use crate::{
@@ -25,21 +26,30 @@ const LINGER: Duration = Duration::ZERO;
 const ERROR: &str = "error";
 
 /// What a batch has to fit.
-pub(super) struct Fits<'r> {
+pub(super) struct Fits<'r, 'a> {
     pub(super) call: Option<&'r Endpoint>,
     pub(super) body: &'r Body,
     pub(super) retry: Retry,
     pub(super) credentials: Credentials,
+    pub(super) requests: &'r Requests<'r, 'a>,
 }
 
 /// With `key`, or a `call` of its own, a batch has an entry for each device; else it is the row's call with the bodies of
 /// all.
-pub(super) fn read<'a>(row: &Section<'a>, filters: &Filters<'a>, fits: &Fits<'_>) -> Option<Batch> {
+pub(super) fn read<'a>(
+    row: &Section<'a>,
+    filters: &Filters<'a>,
+    fits: &Fits<'_, 'a>,
+) -> Option<Batch> {
     let entry = row.inline_at("batch")?;
     let max = entry.optional("max", number).unwrap_or(MAX);
     let linger = entry.optional("linger", duration).unwrap_or(LINGER);
     let form = if entry.has("key") || entry.has("call") {
-        entries(&entry).map(BatchForm::Entries)
+        let form = entries(&entry, fits.call);
+        if let Some(form) = &form {
+            fits.requests.check_secrets(row, "batch", &form.endpoint);
+        }
+        form.map(BatchForm::Entries)
     } else {
         joined(row, &entry, filters, fits.body).map(BatchForm::Joined)
     };
@@ -49,7 +59,8 @@ pub(super) fn read<'a>(row: &Section<'a>, filters: &Filters<'a>, fits: &Fits<'_>
     Some(Batch { max, linger, form })
 }
 
-fn entries(entry: &Section<'_>) -> Option<Entries> {
+/// They have the headers of the row's `call`.
+fn entries(entry: &Section<'_>, row: Option<&Endpoint>) -> Option<Entries> {
     let call = entry.required("call", endpoint, "missing: the call for many devices");
     let missing = "missing: the member of an entry that carries the device's key";
     let key = entry.required("key", non_empty, missing);
@@ -58,7 +69,9 @@ fn entries(entry: &Section<'_>) -> Option<Entries> {
         let text = "with `key` each body is an entry of its own, and nothing is joined; take one of the two out";
         entry.mistake(None, "join", text);
     }
-    Some(Entries { endpoint: call?, key: key.unwrap_or_default().into(), error })
+    let headers = row.map(|row| row.headers.clone()).unwrap_or_default();
+    let endpoint = Endpoint { headers, ..call? };
+    Some(Entries { endpoint, key: key.unwrap_or_default().into(), error })
 }
 
 /// How the row's bodies become one.
@@ -100,7 +113,7 @@ fn joined<'a>(
     }
 }
 
-fn check(row: &Section<'_>, form: &BatchForm, fits: &Fits<'_>) {
+fn check(row: &Section<'_>, form: &BatchForm, fits: &Fits<'_, '_>) {
     let mistake = |text: &str| row.mistake(None, "batch", text);
     let has_key = fits.credentials != Credentials::None;
     let shared = match form {
@@ -128,6 +141,15 @@ fn check(row: &Section<'_>, form: &BatchForm, fits: &Fits<'_>) {
     };
     if let Some(name) = shared.and_then(|shared| shared.path.names().next()) {
         mistake(&format!("a batch is for many devices, so its path cannot name one: `{{{name}}}`"));
+    }
+    let names_one = |call: &Endpoint| {
+        let mut headers = call.headers.templates();
+        headers.any(|(_, value)| value.names().next().is_some()) || call.places_key()
+    };
+    if shared.is_some_and(names_one) {
+        mistake(
+            "a batch is for many devices, so neither its path nor its headers can name what is one device's",
+        );
     }
     if [shared, fits.call].iter().any(|call| call.is_none_or(|call| !call.takes_body())) {
         mistake("a batch joins bodies; use POST, PUT or PATCH, here and in `call`");

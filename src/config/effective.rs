@@ -176,6 +176,9 @@ impl Sources<'_> {
                     DeValue::String(call) if key == "call" => {
                         value(&DeValue::String(describe::shown(call).into()))
                     }
+                    DeValue::Table(headers) if key == "headers" => {
+                        value(&DeValue::Table(without_plain_secrets(headers)))
+                    }
                     other => value(other),
                 };
                 let _ = writeln!(self.out, "{key} = {value}");
@@ -183,6 +186,21 @@ impl Sources<'_> {
             self.out.push('\n');
         }
     }
+}
+
+/// Headers, without the values of those that should not stand there in plain sight.
+fn without_plain_secrets<'d>(headers: &DeTable<'d>) -> DeTable<'d> {
+    let mut headers = headers.clone();
+    for (name, value) in &mut headers {
+        if sounds_secret(name.get_ref())
+            && let DeValue::String(text) = value.get_mut()
+            && !text.is_empty()
+            && !text.contains('{')
+        {
+            *text = HIDDEN.into();
+        }
+    }
+    headers
 }
 
 /// The entries of a table as they were written.

@@ -7,7 +7,8 @@ use toml::de::DeValue;
 use super::{
     filters::Filters,
     reader::Section,
-    values::{duration, endpoint, topic_template, truth},
+    request::Requests,
+    values::{duration, topic_template, truth},
 };
 use crate::{call::StatusCode, failure::Transience, table::fetch::Fetch};
 
@@ -16,9 +17,10 @@ pub(super) fn read<'a>(
     row: Section<'a>,
     name: Option<Arc<str>>,
     filters: &Filters<'a>,
+    requests: &Requests<'_, 'a>,
 ) -> Option<Arc<Fetch>> {
     let push = row.required("push", topic_template, "missing: the topic to push on");
-    let call = row.parsed("call", endpoint);
+    let call = requests.call(&row);
     let response_topic = row.parsed("response_topic", topic_template);
     let remember = filters.get(&row, "remember");
     if remember.is_some() && call.is_none() {

@@ -76,15 +76,20 @@ pub(super) fn secret(
 }
 
 fn read(file: &str, key: &str) -> Result<Secret, String> {
-    // Not echoed unless it looks like a file: it may be the secret itself, in the wrong place.
-    let path = PathBuf::from(file);
-    let is_place = path.is_absolute() && path.parent().is_some_and(Path::is_dir);
-    let named = if is_place { file } else { "this file" };
-    let text = fs::read_to_string(&path).map_err(|error| {
+    let named = shown(file);
+    let text = fs::read_to_string(file).map_err(|error| {
         format!("{named}: {error}; write a file's name here, the value itself goes to `{key}`")
     })?;
     match text.trim_end_matches(['\r', '\n']) {
         "" => Err(format!("{named} is empty")),
         text => Ok(Secret::new(text)),
     }
+}
+
+/// The name of a file with a secret. Not echoed unless it looks like a file: it may be the secret itself, in the wrong
+/// place.
+pub(super) fn shown(file: &str) -> &str {
+    let path = Path::new(file);
+    let is_place = path.is_absolute() && path.parent().is_some_and(Path::is_dir);
+    if is_place { file } else { "this file" }
 }

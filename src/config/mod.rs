@@ -13,8 +13,10 @@ mod filters;
 mod mistake;
 mod names;
 pub(crate) mod reader;
+mod request;
 mod route;
 mod scalar;
+mod secrets;
 mod table;
 mod upstream;
 pub(crate) mod values;
@@ -33,6 +35,8 @@ use std::{
 use self::{
     destination::{Destinations, destinations},
     reader::Reader,
+    request::Requests,
+    secrets::Secrets,
     values::{capture, duration, listener, non_empty, number, one_of},
 };
 pub use self::{
@@ -141,7 +145,8 @@ impl Config {
         let root = reader.root();
         let broker = broker::read(&root);
         let device = root.section("device");
-        let upstream = upstream::read(&root, &device);
+        let secrets = Secrets::read(&root);
+        let (upstream, headers) = upstream::read(&root, &device, &secrets);
         let identity = Identity {
             capture: device.value("capture", capture).into(),
             id_property: device.value("id_property", non_empty).into(),
@@ -150,10 +155,10 @@ impl Config {
         let remembered_devices = device.value("remembered", number);
         let credentials = device.value("credentials", |text| one_of(text, &Credentials::WORDS));
         device.finish();
-        let table = table::read(&reader, &root, identity, credentials);
-        let replays = format!("{}/replay", broker.client_id);
-        let replays = is_publishable(&replays).then(|| replays.into());
-        let table = Table { replays, ..table };
+        let requests = Requests::new(&secrets, headers, &upstream);
+        let table = table::read(&reader, &root, identity, credentials, &requests);
+        let table = Table { replays: replays(&broker.client_id), ..table };
+        let secrets = Arc::new(secrets.finish());
         let Destinations { errors, dead_letter, unfit_defaults } = destinations(&root, &table);
         let admin = root.section("admin");
         let listen = admin.value("listen", listener);
@@ -188,7 +193,7 @@ impl Config {
                 dead_letter,
             },
             broker: mqtt::Settings { retains: table.retains(), ..broker },
-            upstream: api::Settings { rates, ..upstream },
+            upstream: api::Settings { secrets, rates, ..upstream },
             table: Arc::new(table),
             remembered_devices,
             admin: listen,
@@ -203,4 +208,10 @@ impl Config {
     pub fn subscriptions(&self) -> Subscriptions {
         Subscriptions { patterns: self.table.patterns.clone(), mode: Mode::Serve }
     }
+}
+
+/// The topic by which `replay` asks, if a client id makes one.
+fn replays(client_id: &str) -> Option<Box<str>> {
+    let topic = format!("{client_id}/replay");
+    is_publishable(&topic).then(|| topic.into())
 }

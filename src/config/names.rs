@@ -1,5 +1,7 @@
 //! Names that nothing asked for: the nearest known one, and variables that Kubernetes sets by itself.
 
+use crate::secret::sounds_secret;
+
 /// From which likeness on, between 0 and 1, a known name is suggested: `ulr` and `url` have 0.67, names that have
 /// little more than a letter in common are below.
 const SUGGESTED: f64 = 0.4;
@@ -21,11 +23,28 @@ pub(super) fn is_service_link(name: &str, value: &str) -> bool {
 
 /// The nearest known name, as the end of a sentence.
 pub(super) fn nearest<'k>(known: impl Iterator<Item = &'k str>, name: &str) -> String {
+    match nearest_name(known, name) {
+        Some(known) => format!("; do you mean `{known}`?"),
+        None => String::new(),
+    }
+}
+
+/// The same for a key that nothing asked for. Who writes a secret where none is known does not mean another key.
+pub(super) fn nearest_key<'k>(known: impl Iterator<Item = &'k str>, name: &str) -> String {
+    match nearest_name(known, name) {
+        None if !sounds_secret(name) => String::new(),
+        Some(known) if sounds_secret(known) || !sounds_secret(name) => {
+            format!("; do you mean `{known}`?")
+        }
+        Some(_) | None => {
+            "; a secret goes into [secrets], and `{$name}` into `headers` or `call`".to_owned()
+        }
+    }
+}
+
+fn nearest_name<'k>(known: impl Iterator<Item = &'k str>, name: &str) -> Option<&'k str> {
     let nearest = known
         .map(|known| (strsim::normalized_damerau_levenshtein(known, name), known))
         .max_by(|a, b| a.0.total_cmp(&b.0));
-    match nearest {
-        Some((likeness, known)) if likeness > SUGGESTED => format!("; do you mean `{known}`?"),
-        _ => String::new(),
-    }
+    nearest.filter(|(likeness, _)| *likeness > SUGGESTED).map(|(_, known)| known)
 }

@@ -1,6 +1,8 @@
 //! Reads configuration values one by one: from the environment, else from the text, else from the shipped
 //! text, which is where every default stands. Keeps every mistake with its place instead of stopping at the first.
 
+mod variables;
+
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +18,7 @@ use toml::{
 use super::{
     SHIPPED,
     mistake::{Mistake, PREFIX},
-    names::{is_service_link, nearest},
+    names::{is_service_link, nearest_key},
     scalar::{Scalar, text},
 };
 
@@ -89,7 +91,7 @@ impl<'a> Reader<'a> {
         for (name, value) in self.env.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
             let read_elsewhere = OTHER_NAMES.contains(&name.as_str());
             if !known.contains(name) && !read_elsewhere && !is_service_link(name, value) {
-                let text = nearest(known.iter().map(String::as_str), name);
+                let text = nearest_key(known.iter().map(String::as_str), name);
                 self.mistake(None, name, format!("unknown variable{text}"));
             }
         }
@@ -384,7 +386,7 @@ impl<'a> Section<'a> {
     pub(crate) fn finish(self) {
         let known = self.known.borrow();
         for (key, _) in self.table.borrow_mut().take().into_iter().flatten() {
-            let text = nearest(known.keys().copied(), key.get_ref());
+            let text = nearest_key(known.keys().copied(), key.get_ref());
             self.reader.mistake(
                 Some(key.span()),
                 &self.place(key.get_ref()),

@@ -11,7 +11,8 @@ use super::{
     filters::Filters,
     names::nearest,
     reader::Section,
-    values::{endpoint, one_of, topic_template, truth},
+    request::Requests,
+    values::{one_of, topic_template, truth},
 };
 use crate::{
     call::{Batch, BatchForm, Endpoint, Retry, StatusCode},
@@ -45,12 +46,13 @@ pub(super) fn read<'a>(
     fetches: &[Known],
     identity: &Identity,
     credentials: Credentials,
+    requests: &Requests<'_, 'a>,
 ) -> Option<Route> {
     let on = row.required("on", Pattern::parse, "missing: the topic pattern to listen on");
     let device = row.written("device");
     let says_device = device.is_some();
     let sender = device.and_then(|text| row.parse(text, Sender::made));
-    let call = row.parsed("call", endpoint);
+    let call = requests.call(row);
     let reply = row.parsed("reply", topic_template);
     let retain = row.parsed("retain", truth).unwrap_or_default();
     if retain && reply.is_none() {
@@ -65,7 +67,7 @@ pub(super) fn read<'a>(
         row.parsed("credentials", |text| one_of(text, &Credentials::WORDS)).unwrap_or(credentials);
     let retry = row.parsed("retry", |text| one_of(text, &RETRY)).unwrap_or_default();
     let rate = row.parsed("rate", str::parse);
-    let fits = Fits { call: call.as_ref(), body: &body, retry, credentials };
+    let fits = Fits { call: call.as_ref(), body: &body, retry, credentials, requests };
     let batch = batch::read(row, filters, &fits);
     let Body { takes, content_type, filter: body } = body;
     let remember = filters.get(row, "remember");
@@ -102,6 +104,7 @@ pub(super) fn read<'a>(
     check_sender(row, &route, says_device);
     check_captures(row, &route);
     check_payload(row, &route);
+    check_keys(row, &route, requests);
     Some(route)
 }
 
@@ -232,19 +235,32 @@ fn check_captures(row: &Section<'_>, route: &Route) {
         let names = template.names().filter(|name| !route.on.captures(name));
         names.map(|name| format!("`{{{name}}}` is not captured by `{on}`")).collect::<Vec<_>>()
     };
-    let own =
-        [("call", route.call.as_ref().map(|call| &call.path)), ("reply", route.reply.as_ref())];
-    for (key, template) in own {
-        for text in template.into_iter().flat_map(uncaptured) {
+    let reply = route.reply.iter().map(|reply| ("reply", reply));
+    for (key, template) in route.call.iter().flat_map(Endpoint::templates).chain(reply) {
+        for text in uncaptured(template) {
             row.mistake(None, key, text);
         }
     }
     for Then { fetch, .. } in &route.then {
-        let path = fetch.call.iter().map(|call| &call.path);
-        let templates = path.chain([&fetch.push]).chain(&fetch.response_topic);
+        let call = fetch.call.iter().flat_map(Endpoint::templates).map(|(_, template)| template);
+        let templates = call.chain([&fetch.push]).chain(&fetch.response_topic);
         let mut texts: Vec<_> = templates.flat_map(uncaptured).collect();
         texts.dedup();
         for text in texts {
+            row.mistake(None, "then", format!("fetch `{}`: {text}", fetch.name));
+        }
+    }
+}
+
+/// The device's key goes where the row says, or into its header, and only where there is one.
+fn check_keys(row: &Section<'_>, route: &Route, requests: &Requests<'_, '_>) {
+    let has_key = route.credentials.give_key();
+    let trouble = |call: &Option<Endpoint>| requests.key_trouble(call.as_ref()?, has_key);
+    if let Some(text) = trouble(&route.call) {
+        row.mistake(None, "headers", text);
+    }
+    for Then { fetch, .. } in &route.then {
+        if let Some(text) = trouble(&fetch.call) {
             row.mistake(None, "then", format!("fetch `{}`: {text}", fetch.name));
         }
     }

@@ -6,6 +6,7 @@ use super::{
     echoes, fetch,
     filters::Filters,
     reader::{Reader, Section},
+    request::Requests,
     route::{self, Known},
     values::label,
 };
@@ -24,11 +25,15 @@ pub(super) fn read<'a>(
     root: &Section<'a>,
     identity: Identity,
     credentials: Credentials,
+    requests: &Requests<'_, 'a>,
 ) -> Table {
     let filters = Filters::read(root);
     let fetches: Vec<Known> = rows(root, "fetch")
         .into_iter()
-        .map(|(name, row)| Known { name: name.clone(), fetch: fetch::read(row, name, &filters) })
+        .map(|(name, row)| Known {
+            name: name.clone(),
+            fetch: fetch::read(row, name, &filters, requests),
+        })
         .collect();
     let rows = rows(root, "route");
     if rows.is_empty() {
@@ -37,7 +42,8 @@ pub(super) fn read<'a>(
     let mut routes: Vec<Route> = Vec::new();
     let mut read: Vec<Section<'a>> = Vec::new();
     for (name, row) in rows {
-        if let Some(route) = route::read(&row, name, &filters, &fetches, &identity, credentials) {
+        let route = route::read(&row, name, &filters, &fetches, &identity, credentials, requests);
+        if let Some(route) = route {
             overlaps(&row, &route, &routes);
             routes.push(route);
             read.push(row);

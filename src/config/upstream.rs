@@ -1,8 +1,14 @@
 //! Reads `[upstream]` and what is below it.
 
+use std::sync::Arc;
+
+use http::HeaderName;
+
 use super::{
     files::certificates,
     reader::Section,
+    request::headers,
+    secrets::Secrets,
     values::{
         base_url, duration, key_header, key_prefix, number, positive_duration, probe_path, proxy,
         size,
@@ -10,11 +16,16 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
+    template::Template,
     upstream::{BreakerSettings, Rates, Settings},
 };
 
-/// `device` says in which header a device's key goes upstream.
-pub(super) fn read(root: &Section<'_>, device: &Section<'_>) -> Settings {
+/// And the headers of all calls. `device` says in which header a device's key goes upstream.
+pub(super) fn read<'a>(
+    root: &Section<'a>,
+    device: &Section<'a>,
+    secrets: &Secrets<'a>,
+) -> (Settings, Vec<(HeaderName, Template)>) {
     let section = root.section("upstream");
     let url = section.required_value("url", base_url, "missing: where the REST API lives");
     let attempt_timeout = section.value("attempt_timeout", positive_duration);
@@ -33,6 +44,8 @@ pub(super) fn read(root: &Section<'_>, device: &Section<'_>) -> Settings {
         max_filter_bytes: section.value("max_filter_bytes", size),
         key_header: device.value("key_header", key_header),
         key_prefix: device.value("key_prefix", key_prefix).into(),
+        // They come with the table, which uses them too.
+        secrets: Arc::default(),
         proxy: section.parsed("proxy", proxy),
         tls: certificates(&section, url.scheme() == "https"),
         backoff: backoff(&section),
@@ -41,8 +54,10 @@ pub(super) fn read(root: &Section<'_>, device: &Section<'_>) -> Settings {
         in_process: None,
         url,
     };
+    let headers = headers(&section, secrets).into_iter();
+    let headers = headers.filter_map(|(name, value)| Some((name, value?))).collect();
     section.finish();
-    settings
+    (settings, headers)
 }
 
 fn backoff(upstream: &Section<'_>) -> Backoff {

@@ -7,6 +7,7 @@ use url::Url;
 
 use crate::{
     call::{Endpoint, Method},
+    headers::Headers,
     mqtt::{Address, Transport},
     secret::Secret,
     template::Template,
@@ -124,6 +125,13 @@ const RESERVED_HEADERS: [&str; 17] = [
     "user-agent",
 ];
 
+/// Headers that only the gateway or HTTP itself can set. The others of [`RESERVED_HEADERS`] may be written, but carry
+/// no key.
+pub(super) fn is_reserved_header(name: &str) -> bool {
+    let may_be_written = ["accept", "user-agent"].iter().any(|n| name.eq_ignore_ascii_case(n));
+    !may_be_written && RESERVED_HEADERS.iter().any(|n| name.eq_ignore_ascii_case(n))
+}
+
 pub(super) fn key_header<H: FromStr>(text: &str) -> Result<H, String> {
     if RESERVED_HEADERS.iter().any(|name| text.eq_ignore_ascii_case(name)) {
         return Err(format!(
@@ -200,7 +208,7 @@ pub(super) fn endpoint(text: &str) -> Result<Endpoint, String> {
     if !path.starts_with('/') || path.contains(['#', ' ']) {
         return Err(wanted());
     }
-    Ok(Endpoint { method, path: Template::parse(path)? })
+    Ok(Endpoint { method, path: Template::parse(path)?, headers: Headers::default() })
 }
 
 pub(super) fn topic_template(text: &str) -> Result<Template, String> {
@@ -212,7 +220,11 @@ pub(super) fn topic_template(text: &str) -> Result<Template, String> {
             "invalid topic `{text}`: the gateway publishes on it, so it has no wildcards and no leading `$`"
         ));
     }
-    Template::parse(text)
+    let template = Template::parse(text)?;
+    if let Some(name) = template.secrets().next() {
+        return Err(format!("`{{${name}}}` is a secret, which no topic may show; take it out"));
+    }
+    Ok(template)
 }
 
 /// `true` or `false`.

@@ -1,5 +1,9 @@
 //! Warnings: what is valid and probably not meant. Printed by `check` and at start; no reason to refuse.
 
+use std::collections::BTreeSet;
+
+use http::HeaderName;
+
 use super::Config;
 use crate::{descriptors, mqtt::Transport, table::route::Credentials};
 
@@ -31,6 +35,15 @@ impl Config {
         if ["example.com", "example.org", "example.net"].iter().any(|e| host.ends_with(e)) {
             warnings.push(format!(
                 "[upstream] url: {url} is a placeholder; set it, or GATEWAY_UPSTREAM_URL, to your API"
+            ));
+        }
+        let calls = self.table.routes.iter().filter_map(|route| route.call.as_ref());
+        let calls = calls.chain(self.table.fetches.iter().filter_map(|fetch| fetch.call.as_ref()));
+        let plain = calls.flat_map(|call| call.headers.in_plain_sight()).map(HeaderName::as_str);
+        for header in plain.collect::<BTreeSet<_>>() {
+            warnings.push(format!(
+                "headers: the value of `{header}` stands in the configuration for everybody to read; write it into \
+                 [secrets] and `{{$name}}` in its place"
             ));
         }
         for key in &self.unfit_defaults {

@@ -1,10 +1,9 @@
 //! What comes of a fetch: what it did, or why it did nothing.
 
 use crate::{
-    call::Answer,
+    call::{Answer, Unfit},
     failure::{Failure, Unanswered},
     filter::FilterError,
-    template::BadSegment,
 };
 
 /// Why a fetch pushed nothing although there should have been something.
@@ -27,9 +26,9 @@ pub(super) enum Unusable {
     /// The topic of the push is none that may be published on.
     #[error("no topic to push on")]
     Topic,
-    /// The path of the call.
+    /// The path or a header of the call.
     #[error(transparent)]
-    Segment(#[from] BadSegment),
+    Call(#[from] Unfit),
     /// The answer is not what the fetch's filters take, or is no JSON.
     #[error(transparent)]
     Answer(#[from] FilterError),

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     call::{BatchForm, Endpoint},
+    headers::{HIDDEN, is_in_plain_sight},
     secret,
     template::Template,
     topic::PatternIndex,
@@ -62,8 +63,8 @@ fn endpoint(call: Option<&Endpoint>) -> String {
 pub(crate) fn shown(path: &str) -> String {
     let Some((path, query)) = path.split_once('?') else { return path.to_owned() };
     let pairs = query.split('&').map(|pair| match pair.split_once('=') {
-        // What a capture fills in is the device's name for something.
-        Some((name, value)) if secret::sounds_secret(name) && !value.starts_with('{') => {
+        // What is filled in is the device's name for something, or stands there by its own name only.
+        Some((name, value)) if secret::sounds_secret(name) && !value.starts_with(['{', '<']) => {
             format!("{name}=<hidden>")
         }
         _ => pair.to_owned(),
@@ -89,6 +90,14 @@ fn columns(rows: &[[String; 5]]) -> String {
 /// The table in force, for programs.
 pub(crate) fn table_json(table: &Table) -> String {
     let call = |call: &Option<Endpoint>| call.as_ref().map(|call| endpoint(Some(call)));
+    let headers = |call: &Option<Endpoint>| {
+        let all = call.iter().flat_map(|call| call.headers.templates());
+        let all = all.map(|(name, value)| {
+            let hidden = is_in_plain_sight(name, value);
+            (name.to_string(), if hidden { HIDDEN } else { value.as_str() }.into())
+        });
+        all.collect::<serde_json::Map<_, _>>()
+    };
     let text = |template: &Option<Template>| template.as_ref().map(|t| t.as_str().to_owned());
     let routes = table.routes.iter().enumerate().map(|(row, route)| {
         json!({
@@ -97,6 +106,7 @@ pub(crate) fn table_json(table: &Table) -> String {
             "filter": route.on.filter(),
             "inside": outer(table, row),
             "call": call(&route.call),
+            "headers": headers(&route.call),
             "reply": text(&route.reply),
             "retain": route.retain,
             "credentials": route.credentials.as_str(),
@@ -111,6 +121,7 @@ pub(crate) fn table_json(table: &Table) -> String {
         json!({
             "name": &*fetch.name,
             "call": call(&fetch.call),
+            "headers": headers(&fetch.call),
             "push": fetch.push.as_str(),
             "retain": fetch.retain,
             "response_topic": text(&fetch.response_topic),

@@ -22,12 +22,11 @@ use self::{
     route::{Credentials, MaxBytes, Route},
 };
 use crate::{
-    call::{Authorization, CONTENT_TYPE_JSON, Call, Endpoint, Lifetime, Retry, Trial},
+    call::{Authorization, CONTENT_TYPE_JSON, Call, Endpoint, Lifetime, Retry, Trial, Unfit},
     filter::Val,
     message::{Message, VIA},
     patterns::Patterns,
     secret::Secret,
-    template::BadSegment,
     topic::{Captures, PatternIndex},
 };
 
@@ -97,7 +96,7 @@ impl Taken<'_> {
     /// The call of its row, complete. `memory` is what is remembered of the device.
     ///
     /// # Errors
-    /// [`Refusal`] when the payload is not what the row takes, or a captured level cannot stand in the path.
+    /// [`Refusal`] when the payload is not what the row takes, or something cannot stand in the path or a header.
     pub fn call(
         &self,
         endpoint: &Endpoint,
@@ -122,13 +121,13 @@ impl Taken<'_> {
     /// The call of a fetch that its answer sets off.
     ///
     /// # Errors
-    /// [`BadSegment`] when a captured level cannot stand in the path.
+    /// [`Unfit`] when something cannot stand in the path or a header.
     pub fn fetch(
         &self,
         name: &Arc<str>,
         endpoint: &Endpoint,
         deadline: Duration,
-    ) -> Result<Call, BadSegment> {
+    ) -> Result<Call, Unfit> {
         self.request(name, endpoint, Lifetime { deadline, expires: None, since: None })
     }
 
@@ -137,13 +136,16 @@ impl Taken<'_> {
         name: &Arc<str>,
         endpoint: &Endpoint,
         lifetime: Lifetime,
-    ) -> Result<Call, BadSegment> {
+    ) -> Result<Call, Unfit> {
         let Lifetime { deadline, expires, since } = lifetime;
+        let key = self.authorization.speakers_key();
+        let (path, headers) = endpoint.request(|name| self.captures.get(name), key)?;
         Ok(Call {
             name: name.clone(),
             device: self.speaker.device.clone(),
             method: endpoint.method.clone(),
-            path: endpoint.path(self.captures)?,
+            path,
+            headers,
             body: None,
             content_type: CONTENT_TYPE_JSON,
             authorization: self.authorization.clone(),

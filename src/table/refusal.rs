@@ -1,6 +1,9 @@
 //! Why the gateway refuses a message: it makes no call for it.
 
-use crate::template::BadSegment;
+use crate::{
+    call::Unfit,
+    template::{BadHeader, BadSegment},
+};
 
 /// Why the gateway refuses a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +26,9 @@ pub enum Refusal {
     /// A captured level cannot stand in a path.
     #[error(transparent)]
     BadSegment(#[from] BadSegment),
+    /// Something cannot stand in a header.
+    #[error(transparent)]
+    BadHeader(#[from] BadHeader),
     /// The window is nearly full, this device holds more than its share of it, and its messages make no progress.
     #[error(
         "{held} messages of this device are waiting already, and others need the room; send again later"
@@ -41,6 +47,15 @@ pub enum Refusal {
     },
 }
 
+impl From<Unfit> for Refusal {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Segment(why) => Self::BadSegment(why),
+            Unfit::Header(why) => Self::BadHeader(why),
+        }
+    }
+}
+
 impl Refusal {
     /// The table of refusals: the word for programs and the HTTP-like status.
     fn row(&self) -> (&'static str, u16) {
@@ -51,6 +66,7 @@ impl Refusal {
             Self::ResponseTopic(_) => ("response_topic", 403),
             Self::BadPayload(_) => ("bad_payload", 400),
             Self::BadSegment(_) => ("bad_segment", 400),
+            Self::BadHeader(_) => ("bad_header", 400),
             Self::TooLarge { .. } => ("too_large", 413),
             Self::Crowded { .. } => ("throttled", 429),
         }

@@ -165,6 +165,14 @@ impl Credentials {
         ("none", Self::None),
     ];
 
+    /// Whether a message that is taken has the key of its device.
+    pub fn give_key(self) -> bool {
+        match self {
+            Self::Message | Self::MessageOrIgnore | Self::Remembered => true,
+            Self::None => false,
+        }
+    }
+
     /// As it is written in the table.
     pub fn as_str(self) -> &'static str {
         Self::WORDS.iter().find(|(_, value)| *value == self).map_or("", |(word, _)| word)

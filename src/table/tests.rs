@@ -159,7 +159,7 @@ fn call(kind: &str, payload: &str) -> Result<Call, Refusal> {
 fn a_message_becomes_a_call_that_is_complete() {
     let call = call("x", "{\"a\":2}").unwrap();
     assert_eq!((&*call.name, &*call.device, call.method.as_str()), ("t", "d 1", "PUT"));
-    assert_eq!(call.path, "/d/d%201/x?x=1");
+    assert_eq!(call.path.as_str(), "/d/d%201/x?x=1");
     assert_eq!(call.body.as_deref(), Some(&b"{\"v\":2,\"m\":1}"[..]));
     assert_eq!(call.authorization, Authorization::SpeakersKey(Secret::new("k")));
     assert_eq!((call.deadline.as_secs(), call.since.unwrap().as_secs()), (7, 3));

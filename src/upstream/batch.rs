@@ -215,14 +215,19 @@ fn takes(batch: &Batch, call: &Call) -> bool {
 fn whole(calls: &[Waiting], form: &BatchForm, max: usize) -> Option<Call> {
     let first = &calls.first()?.call;
     let together = match form {
-        BatchForm::Entries(form) => Call {
-            method: form.endpoint.method.clone(),
-            path: form.endpoint.path.as_str().to_owned(),
-            body: Some(entries(calls, form)),
-            // Each entry carries its own.
-            authorization: Authorization::None,
-            ..first.clone()
-        },
+        BatchForm::Entries(form) => {
+            // It names nothing that is one device's: the configuration is checked for that.
+            let (path, headers) = form.endpoint.request(|_| None, None).ok()?;
+            Call {
+                method: form.endpoint.method.clone(),
+                path,
+                headers,
+                body: Some(entries(calls, form)),
+                // Each entry carries its own.
+                authorization: Authorization::None,
+                ..first.clone()
+            }
+        }
         BatchForm::Joined(form) => {
             let bodies = calls.iter().filter_map(|waiting| waiting.call.body.clone()).collect();
             let joined = (form.join)(bodies, max).inspect_err(|error| {

@@ -26,9 +26,10 @@ use super::{
     coding::Coding,
     connections::{Connections, Which},
     connector::Resolver,
+    credentials::Credentials,
 };
 use crate::{
-    call::{Answer, Authorization, Call, Retry, SMALL_ANSWER, StatusCode},
+    call::{Answer, Call, Retry, SMALL_ANSWER, StatusCode},
     failure::{Failure, FailureKind, ProbeFailure, Transience},
     metrics::{AttemptResult, Metrics},
     tls,
@@ -54,8 +55,7 @@ struct Shared {
     connections: Connections,
     attempt_timeout: Duration,
     max_response_bytes: usize,
-    key_header: http::HeaderName,
-    key_prefix: Box<str>,
+    credentials: Credentials,
     budget: Budget,
     metrics: Arc<Metrics>,
 }
@@ -70,8 +70,7 @@ impl Client {
             connections: Connections::new(settings, resolver)?,
             attempt_timeout: settings.attempt_timeout,
             max_response_bytes: settings.max_response_bytes,
-            key_header: settings.key_header.clone(),
-            key_prefix: settings.key_prefix.clone(),
+            credentials: Credentials::new(settings, metrics.clone()),
             budget: Budget::new(settings.max_held_response_bytes, settings.max_response_bytes),
             metrics,
         };
@@ -118,7 +117,7 @@ impl Client {
 
     async fn exchange(&self, call: &Call, end: Instant) -> Result<Answer, FailureKind> {
         let clock = Clock { end, expires: call.expires };
-        let Shared { connections, key_header, key_prefix, .. } = &*self.shared;
+        let Shared { connections, credentials, .. } = &*self.shared;
         // A repetition goes to where the name points to now. What may not be sent twice must not meet
         // a connection that the server closes at that moment.
         let once = match call.retry {
@@ -129,18 +128,9 @@ impl Client {
         let which = if call.attempts > 0 || once { Which::Fresh } else { Which::Kept };
         let mut request = Request::new(Full::new(call.body.clone().unwrap_or_default()));
         *request.method_mut() = call.method.clone();
-        *request.uri_mut() = connections.origin().uri(&call.path)?;
+        *request.uri_mut() = connections.origin().uri(&credentials.path(call)?)?;
         let headers = request.headers_mut();
-        match &call.authorization {
-            Authorization::SpeakersKey(key) => {
-                let value = format!("{key_prefix}{}", key.expose());
-                let mut value = HeaderValue::try_from(value)
-                    .map_err(|_| FailureKind::Broken("the key is no header value".to_owned()))?;
-                value.set_sensitive(true);
-                headers.insert(key_header.clone(), value);
-            }
-            Authorization::None => {}
-        }
+        credentials.put(call, headers)?;
         if call.body.is_some() {
             headers.insert(CONTENT_TYPE, call.content_type.clone());
         }

@@ -139,8 +139,8 @@ impl Connections {
             }
         }
         let headers = request.headers_mut();
-        headers.insert(ACCEPT, ANY_TYPE);
-        headers.insert(USER_AGENT, THIS_PROGRAM);
+        headers.entry(ACCEPT).or_insert(ANY_TYPE);
+        headers.entry(USER_AGENT).or_insert(THIS_PROGRAM);
         if let Some(authorization) = &clients.proxy_authorization {
             headers.insert(PROXY_AUTHORIZATION, authorization.clone());
         }

@@ -39,6 +39,7 @@ pub(super) fn settings(url: &str, retry: Backoff, breaker: BreakerSettings) -> S
         max_held_response_bytes: 1,
         key_header: http::header::AUTHORIZATION,
         key_prefix: "".into(),
+        secrets: Arc::default(),
         proxy: None,
         tls: tls::Settings::default(),
         backoff: retry,

@@ -8,6 +8,7 @@ mod client;
 mod coding;
 mod connections;
 mod connector;
+mod credentials;
 #[cfg(test)]
 mod fixtures;
 mod in_process;
@@ -48,6 +49,7 @@ use crate::{
     failure::{FailureKind, Unanswered},
     metrics::Metrics,
     secret::Secret,
+    secrets::Secrets,
     tls,
 };
 
@@ -74,6 +76,8 @@ pub struct Settings {
     pub key_header: http::HeaderName,
     /// What stands before the key in that header.
     pub key_prefix: Box<str>,
+    /// The gateway's own secrets, which calls name.
+    pub secrets: Arc<Secrets>,
     /// URL of an HTTP proxy; it may hold a password.
     pub proxy: Option<Secret>,
     /// Certificates.

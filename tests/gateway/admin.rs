@@ -65,6 +65,7 @@ async fn metrics_are_named_once_and_for_all() {
         "gateway_overruns",
         "gateway_qos0_dropped",
         "gateway_broker_sessions_lost",
+        "gateway_secret_errors",
         "gateway_messages_received",
         "gateway_messages_settled",
         "gateway_messages_pending",
@@ -75,8 +76,13 @@ async fn metrics_are_named_once_and_for_all() {
     expected.sort_unstable();
     expected.retain(|name| {
         names.contains(name)
-            || !["gateway_publishes_refused", "gateway_dead_letters", "gateway_filter_errors"]
-                .contains(name)
+            || ![
+                "gateway_publishes_refused",
+                "gateway_dead_letters",
+                "gateway_filter_errors",
+                "gateway_secret_errors",
+            ]
+            .contains(name)
     });
     assert_eq!(names, expected, "{text}");
     assert!(!text.contains("d1"), "never a device");

@@ -14,6 +14,7 @@ mod answers;
 mod batch;
 mod broker_rules;
 mod connections;
+mod credentials;
 mod dead_letters;
 mod delivery;
 mod deploy;

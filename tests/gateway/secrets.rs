@@ -1,9 +1,10 @@
-//! A recognisable key goes along every path there is; nowhere but in the header may it come out.
+//! A recognisable key goes along every path there is, and so do secrets of the gateway's own; nowhere but in the
+//! request may they come out.
 
 use std::time::Duration;
 
 use serde_json::json;
-use wiremock::ResponseTemplate;
+use wiremock::{Request, ResponseTemplate};
 
 use crate::{
     batch::shipped_with_batch,
@@ -12,6 +13,29 @@ use crate::{
 
 const KEY: &str = "RECOGNISABLE-c0ffee-KEY";
 const PASSWORD: &str = "RECOGNISABLE-c0ffee-PASSWORD";
+const IN_HEADER: &str = "RECOGNISABLE-c0ffee-HEADER";
+const IN_PATH: &str = "RECOGNISABLE-c0ffee-PATH";
+const IN_QUERY: &str = "RECOGNISABLE-c0ffee-QUERY";
+const SECRETS: [&str; 5] = [KEY, PASSWORD, IN_HEADER, IN_PATH, IN_QUERY];
+
+/// The shipped table with batches, and with secrets in a path, a query and a header of every call.
+fn config() -> String {
+    let rows = [
+        ("\"PUT /v1/devices/{device_id}/cloud_settings\"", "\"PUT /{$path}/{device_id}/{$key}\""),
+        (
+            "\"GET /v1/devices/{device_id}/space\"",
+            "\"GET /v1/devices/{device_id}/space?sig={$query}\"",
+        ),
+    ];
+    let mut config = shipped_with_batch();
+    for (shipped, with_secret) in rows {
+        assert!(config.contains(shipped), "{shipped}");
+        config = config.replace(shipped, with_secret);
+    }
+    let url = "[upstream]\n";
+    assert!(config.contains(url));
+    config.replace(url, &format!("{url}headers = {{ X-Gateway = \"Token {{$header}}\" }}\n"))
+}
 
 #[tokio::test]
 async fn no_path_prints_a_key() {
@@ -19,9 +43,14 @@ async fn no_path_prints_a_key() {
     let file = passwords.path().join("password");
     std::fs::write(&file, format!("{PASSWORD}\n")).unwrap();
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let secret = passwords.path().join("secret");
+    std::fs::write(&secret, format!("{IN_PATH}\n")).unwrap();
     let gateway = Options::default()
         // Keys travel in bodies as well.
-        .config(&shipped_with_batch())
+        .config(&config())
+        .set("SECRETS_HEADER", IN_HEADER)
+        .set("SECRETS_PATH_FILE", secret.to_str().unwrap())
+        .set("SECRETS_QUERY", IN_QUERY)
         .set("LOG_LEVEL", "trace")
         .set("BROKER_USERNAME", "gateway")
         .set("BROKER_PASSWORD_FILE", file.to_str().unwrap())
@@ -44,6 +73,16 @@ async fn no_path_prints_a_key() {
     };
     let in_body = requests.iter().any(|r| String::from_utf8_lossy(&r.body).contains(KEY));
     assert!(with_key(KEY) && in_body, "it was used, in both places");
+    for secret in [IN_PATH, IN_QUERY, KEY] {
+        assert!(requests.iter().any(|r| r.url.as_str().contains(secret)), "{secret} was used");
+    }
+    let token = format!("Token {IN_HEADER}");
+    let with_token = |r: &&Request| r.headers.get("x-gateway").is_some_and(|v| *v == token);
+    assert_eq!(
+        requests.iter().filter(with_token).count(),
+        requests.iter().filter(|r| r.url.path() != "/").count(),
+        "every call has it, the probe has not"
+    );
 
     let mut places = commands().await;
     for path in ["/livez", "/readyz", "/metrics", "/routes", "/nothing"] {
@@ -56,7 +95,7 @@ async fn no_path_prints_a_key() {
     assert!(log.contains("TRACE") && log.contains("DEBUG"), "the log is at its fullest");
     places.push(("the log".into(), log));
     for (place, text) in places {
-        for secret in [KEY, PASSWORD] {
+        for secret in SECRETS {
             if let Some((before, _)) = text.split_once(secret) {
                 let line = before.lines().next_back().unwrap_or_default();
                 panic!("{place} shows {secret} behind: {line}");
@@ -148,7 +187,7 @@ async fn every_refusal(device: &mut Device) -> u64 {
     sent
 }
 
-/// What the command line prints of a message with the key.
+/// What the command line prints of a message with the key, and of a configuration with secrets, right or wrong.
 async fn commands() -> Vec<(String, String)> {
     let property = format!("access_key={KEY}");
     let mut places = Vec::new();
@@ -159,6 +198,23 @@ async fn commands() -> Vec<(String, String)> {
         let arguments = [&["explain", topic, "--payload", "-"], &credentials[..]].concat();
         let (_, out, error) = run(&arguments, "{}").await;
         places.push((format!("explain {topic}"), out + &error));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    let values = format!(
+        "[secrets]\nheader = \"{IN_HEADER}\"\npath = \"{IN_PATH}\"\nquery = \"{IN_QUERY}\"\nidle = \"{KEY}\"\n"
+    );
+    for (with_mistake, values) in [(false, values.replace("idle", "#")), (true, values)] {
+        std::fs::write(&file, config().replace("[secrets]", &values)).unwrap();
+        let topic = ["v1/device/d1/cloud_settings/update", "--payload", "-"];
+        let credentials = ["--property", "device_id=d1", "--property", &property];
+        let explain = [&["explain"][..], &topic, &credentials].concat();
+        for command in [&["check"][..], &["routes"], &["routes", "--json"], &explain] {
+            let arguments = [&["--config", file.to_str().unwrap()], command].concat();
+            let (code, out, error) = run(&arguments, "{}").await;
+            assert_eq!(code, if with_mistake { 78 } else { 0 }, "{command:?}: {error}");
+            places.push((format!("{command:?}"), out + &error));
+        }
     }
     places
 }

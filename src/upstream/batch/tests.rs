@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     call::{Endpoint, Join, Method},
+    headers::Headers,
     template::Template,
     upstream::fixtures,
 };
@@ -14,7 +15,7 @@ use crate::{
 fn form() -> BatchForm {
     let path = Template::parse("/all").unwrap();
     BatchForm::Entries(Entries {
-        endpoint: Endpoint { method: Method::POST, path },
+        endpoint: Endpoint { method: Method::POST, path, headers: Headers::default() },
         key: "token".into(),
         error: "error".into(),
     })
@@ -23,7 +24,7 @@ fn form() -> BatchForm {
 fn waiting(device: &str, body: &str) -> Waiting {
     let key = Secret::new(format!("key \"of\" {device}"));
     let call = Call {
-        path: "/one".to_owned(),
+        path: "/one".into(),
         body: Some(Bytes::copy_from_slice(body.as_bytes())),
         authorization: Authorization::SpeakersKey(key),
         ..fixtures::call("r", device)

@@ -1,0 +1,266 @@
+//! The gateway's own secrets, by name. Those that come from files are read again when their file changes, so that a
+//! token can be replaced while the gateway runs.
+//!
+//! A file is looked at when its secret is used, and then not again for a while. Where it cannot be read, or is empty, the
+//! value read before stays.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::{secret::Secret, template::is_printable};
+
+/// A file is not looked at again sooner.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Longest secret, in bytes: it has to fit into the head of a request.
+const MAX_BYTES: u64 = 4096;
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Secrets {
+    named: BTreeMap<Arc<str>, Source>,
+    /// How often one has changed.
+    changes: AtomicU64,
+}
+
+/// Where a secret comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// The configuration itself.
+    Value(Secret),
+    /// A file.
+    File(Watched),
+}
+
+/// A file with a secret, and what was read in it.
+#[derive(Debug)]
+pub struct Watched {
+    file: PathBuf,
+    last: Mutex<Last>,
+}
+
+#[derive(Debug)]
+struct Last {
+    value: Secret,
+    /// The file as it was when the value was read.
+    stamp: Stamp,
+    /// When the file was looked at; none if it is to be looked at whenever that was.
+    looked: Option<Instant>,
+}
+
+/// What tells that a file is another one than before, or has another content. A link is followed: Kubernetes changes
+/// where one points to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+/// Why a text or a file is no secret.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The file cannot be read.
+    #[error("{0}")]
+    Unreadable(#[from] io::Error),
+    /// There is nothing in it.
+    #[error("it is empty")]
+    Empty,
+    /// It could not go into a request.
+    #[error("it is no line of at most {MAX_BYTES} printable ASCII characters")]
+    Unusable,
+}
+
+/// What a secret is now.
+pub struct Look {
+    /// Its value.
+    pub value: Secret,
+    /// Why it is the value read before, if its file cannot be used.
+    pub error: Option<SecretError>,
+}
+
+impl Source {
+    /// A value, as it stands in the configuration.
+    ///
+    /// # Errors
+    /// [`SecretError`] when it can be none.
+    pub fn value(text: &str) -> Result<Self, SecretError> {
+        secret(text).map(Self::Value)
+    }
+
+    /// A file, which is read.
+    ///
+    /// # Errors
+    /// [`SecretError`] when there is no secret in it.
+    pub fn file(file: &Path) -> Result<Self, SecretError> {
+        let (stamp, value) = (Stamp::of(file)?, read(file)?);
+        let last = Mutex::new(Last { value, stamp, looked: Some(Instant::now()) });
+        Ok(Self::File(Watched { file: file.to_owned(), last }))
+    }
+}
+
+impl Secrets {
+    /// These.
+    pub fn new(named: BTreeMap<Arc<str>, Source>) -> Self {
+        Self { named, changes: AtomicU64::new(0) }
+    }
+
+    /// The secret of this name as it is now; `None` if there is none, which the configuration rules out.
+    pub fn look(&self, name: &str) -> Option<Look> {
+        let watched = match self.named.get(name)? {
+            Source::Value(value) => return Some(Look { value: value.clone(), error: None }),
+            Source::File(watched) => watched,
+        };
+        let mut last = watched.last();
+        let mut error = None;
+        if last.looked.is_none_or(|looked| looked.elapsed() >= PAUSE) {
+            last.looked = Some(Instant::now());
+            match last.change(&watched.file) {
+                Ok(true) => {
+                    self.changes.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(false) => {}
+                Err(why) => error = Some(why),
+            }
+        }
+        Some(Look { value: last.value.clone(), error })
+    }
+
+    /// Every file is looked at when its secret is used next, however short ago it was.
+    pub fn look_again(&self) {
+        for source in self.named.values() {
+            if let Source::File(watched) = source {
+                watched.last().looked = None;
+            }
+        }
+    }
+
+    /// How often one has changed so far.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
+    }
+}
+
+impl Watched {
+    fn last(&self) -> MutexGuard<'_, Last> {
+        // No code that can panic runs under this lock.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Last {
+    /// Reads the file if it is not as it was; whether there is another value.
+    fn change(&mut self, file: &Path) -> Result<bool, SecretError> {
+        // Before it is read: who writes meanwhile is noticed the next time.
+        let stamp = Stamp::of(file)?;
+        if stamp == self.stamp {
+            return Ok(false);
+        }
+        let value = read(file)?;
+        self.stamp = stamp;
+        let changed = value != self.value;
+        self.value = value;
+        Ok(changed)
+    }
+}
+
+impl Stamp {
+    fn of(file: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(file)?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        })
+    }
+}
+
+fn read(file: &Path) -> Result<Secret, SecretError> {
+    let mut bytes = Vec::new();
+    // One more than may be, and a line's end: what is longer is noticed without being read.
+    File::open(file)?.take(MAX_BYTES + 3).read_to_end(&mut bytes)?;
+    let text = String::from_utf8(bytes).map_err(|_| SecretError::Unusable)?;
+    secret(text.trim_end_matches(['\r', '\n']))
+}
+
+fn secret(text: &str) -> Result<Secret, SecretError> {
+    if text.is_empty() {
+        return Err(SecretError::Empty);
+    }
+    // As a segment of a path, dots alone would change it.
+    let legal = is_printable(text) && text.len() as u64 <= MAX_BYTES && text != "." && text != "..";
+    if legal { Ok(Secret::new(text)) } else { Err(SecretError::Unusable) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn secrets(file: &Path) -> Secrets {
+        let fixed = Source::value("f").unwrap();
+        let named = [("token".into(), Source::file(file).unwrap()), ("fixed".into(), fixed)];
+        Secrets::new(named.into())
+    }
+
+    /// The token as it is now, and whether its file was in order.
+    fn token(secrets: &Secrets) -> (String, bool) {
+        let Look { value, error } = secrets.look("token").unwrap();
+        (value.expose().to_owned(), error.is_none())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_changes_is_read_again_and_one_that_cannot_be_read_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two, link) =
+            (dir.path().join("1"), dir.path().join("2"), dir.path().join("link"));
+        fs::write(&one, "first\n").unwrap();
+        fs::write(&two, "other\r\n").unwrap();
+        symlink(&one, &link).unwrap();
+        let secrets = secrets(&link);
+        assert_eq!(token(&secrets), ("first".to_owned(), true));
+        // As Kubernetes does: another link takes the place of the first.
+        let new = dir.path().join("new");
+        symlink(&two, &new).unwrap();
+        fs::rename(&new, &link).unwrap();
+        assert_eq!(token(&secrets).0, "first", "it was looked at a moment ago");
+        tokio::time::advance(PAUSE).await;
+        assert_eq!((token(&secrets).0.as_str(), secrets.changes()), ("other", 1));
+        for content in ["", "\n", "\u{e9}", "a\nb", "..", &"x".repeat(4097)] {
+            fs::write(&two, content).unwrap();
+            secrets.look_again();
+            assert_eq!(token(&secrets), ("other".to_owned(), false), "{content}");
+        }
+        fs::remove_file(&two).unwrap();
+        tokio::time::advance(PAUSE).await;
+        assert_eq!(token(&secrets), ("other".to_owned(), false));
+        fs::write(&two, "third").unwrap();
+        secrets.look_again();
+        assert_eq!((token(&secrets), secrets.changes()), (("third".to_owned(), true), 2));
+        assert!(secrets.look("fixed").is_some() && secrets.look("none").is_none());
+    }
+
+    #[test]
+    fn nothing_of_it_is_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "s3cret").unwrap();
+        assert!(Source::value("x y").is_ok() && Source::value("").is_err());
+        assert!(!format!("{:?}", secrets(&file)).contains("s3cret"));
+        assert!(Source::file(dir.path()).is_err(), "a folder");
+    }
+}
