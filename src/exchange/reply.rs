@@ -159,8 +159,6 @@ call = "POST /{device_id}"
         assert_eq!(to.dead_letter.as_deref(), Some("dead/tells/d1"));
         // No row, no captures: nowhere to answer, and no name for the dead letter's topic.
         assert_eq!(destinations(TABLE, "other", Some("other/x")), Destinations::default());
-        // A level that makes the topic none to publish on.
-        assert_eq!(destinations(TABLE, "d/a\nb/asks", None), Destinations::default());
     }
 
     #[test]
