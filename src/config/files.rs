@@ -57,7 +57,7 @@ pub(super) fn secret(
     key: &'static str,
     file_key: &'static str,
 ) -> (Option<Secret>, Option<PathBuf>) {
-    let named = || Secret::new(format!("{{${key}}}"));
+    let named = || Secret::new(format!("<{key}>"));
     let reads = section.reads_secrets();
     let value = section.parsed(key, |text| Ok(if reads { Secret::new(text) } else { named() }));
     let from_file = section.parsed(file_key, |file| {

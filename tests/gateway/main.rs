@@ -20,6 +20,7 @@ mod delivery;
 mod deploy;
 mod doors;
 mod endless;
+mod examples;
 mod faults;
 mod fleet;
 mod flow;
