@@ -12,8 +12,12 @@ pub(super) fn of(filter: &str) -> u32 {
 }
 
 /// The filters with this identifier that match the topic, for a member of one of these share groups; `None`
-/// is no group. Nearly always there is one or none.
-pub(super) fn filters(identifier: u32, topic: &str, groups: &[Option<&str>]) -> Vec<String> {
+/// is no group. Nearly always there is one or none. Without an identifier they are all that match.
+pub(super) fn filters(
+    identifier: Option<u32>,
+    topic: &str,
+    groups: &[Option<&str>],
+) -> Vec<String> {
     let levels: Vec<_> = topic.split('/').map(|text| (text, Level::of(text))).collect();
     let mut search = Search { identifier, levels, wild: Vec::new(), found: Vec::new() };
     for group in groups {
@@ -51,7 +55,7 @@ impl Level {
 
 /// Goes through the filters that match a topic, level by level.
 struct Search<'t> {
-    identifier: u32,
+    identifier: Option<u32>,
     /// Those of the topic, with their hashes.
     levels: Vec<(&'t str, Level)>,
     /// Which of them are `+` in the filter so far.
@@ -62,15 +66,10 @@ struct Search<'t> {
 impl Search<'_> {
     /// Tries all filters that begin with the levels chosen so far.
     fn below(&mut self, group: Option<&str>, chosen: Level) {
-        if chosen.then(Level::of("#")).identifier() == self.identifier {
-            self.finds(group, Some("#"));
-        }
+        self.tries(group, chosen.then(Level::of("#")), Some("#"));
         let depth = self.wild.len();
         let Some((_, level)) = self.levels.get(depth).copied() else {
-            if chosen.identifier() == self.identifier {
-                self.finds(group, None);
-            }
-            return;
+            return self.tries(group, chosen, None);
         };
         if depth == MAX_LEVELS {
             return;
@@ -82,7 +81,10 @@ impl Search<'_> {
         }
     }
 
-    fn finds(&mut self, group: Option<&str>, last: Option<&str>) {
+    fn tries(&mut self, group: Option<&str>, chosen: Level, last: Option<&str>) {
+        if self.identifier.is_some_and(|identifier| identifier != chosen.identifier()) {
+            return;
+        }
         let levels = self.levels.iter().zip(&self.wild);
         let levels = levels.map(|((text, _), wild)| if *wild { "+" } else { text });
         let filter = levels.chain(last).collect::<Vec<_>>().join("/");
@@ -121,7 +123,7 @@ mod tests {
             }
             let filter = crate::mqtt::packet::path(&filter.join("/"), group.as_deref());
             let groups = [None, Some("g"), Some("h")];
-            let found = filters(of(&filter), &topic.join("/"), &groups);
+            let found = filters(Some(of(&filter)), &topic.join("/"), &groups);
             prop_assert_eq!(found, [filter]);
         }
     }
@@ -130,15 +132,24 @@ mod tests {
     fn what_cannot_have_brought_it_is_not_found() {
         let groups = [None, Some("g")];
         for filter in ["a/b", "b/+", "$share/h/a", "a/+", "+/+", ""] {
-            assert!(filters(of(filter), "a", &groups).is_empty(), "{filter}");
+            assert!(filters(Some(of(filter)), "a", &groups).is_empty(), "{filter}");
         }
+    }
+
+    #[test]
+    fn without_an_identifier_all_are_found() {
+        let mut found = filters(None, "a/b", &[None]);
+        found.sort_unstable();
+        let all =
+            ["#", "+/#", "+/+", "+/+/#", "+/b", "+/b/#", "a/#", "a/+", "a/+/#", "a/b", "a/b/#"];
+        assert_eq!(found, all);
     }
 
     /// A topic may have 30,000 levels.
     #[test]
     fn of_a_deep_topic_the_first_levels_are_looked_at() {
         let deep = "a/".repeat(30_000);
-        assert_eq!(filters(of("a/+/#"), &deep, &[None]), ["a/+/#"]);
-        assert!(filters(of("x"), &deep, &[None]).is_empty());
+        assert_eq!(filters(Some(of("a/+/#")), &deep, &[None]), ["a/+/#"]);
+        assert!(filters(Some(of("x")), &deep, &[None]).is_empty());
     }
 }

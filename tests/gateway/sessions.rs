@@ -67,7 +67,8 @@ async fn messages_by_another_groups_subscription_are_logged() {
 /// A table with rows that listen here, for `POST` to a path like the topic.
 fn table(patterns: &[&str]) -> String {
     let rows = patterns.iter().enumerate().map(|(index, pattern)| {
-        format!("[[route]]\nname = \"r{index}\"\non = \"{pattern}\"\ncall = \"POST /{pattern}\"\n")
+        let path = pattern.replace("...", "");
+        format!("[[route]]\nname = \"r{index}\"\non = \"{pattern}\"\ncall = \"POST /{path}\"\n")
     });
     let text =
         "[upstream]\nurl = \"http://hub\"\n[replies]\nerrors = \"\"\n[dead_letter]\ntopic = \"\"\n";
@@ -107,8 +108,9 @@ async fn a_pattern_that_overlaps_its_old_one_brings_nothing_twice_after_the_firs
         ("sensors/{device_id}/{metric}", "sensors/{device_id}/reading"),
         ("sensors/{device_id}/reading", "sensors/{device_id}/{metric}"),
         ("{site}/{device_id}/{metric}", "sensors/{device_id}/{metric}"),
+        ("sensors/{device_id}/{metric...}", "sensors/{device_id}/reading"),
     ];
-    for ((before, after), group) in changes.into_iter().zip(["", "gateways", "gateways"]) {
+    for ((before, after), group) in changes.into_iter().zip(["", "gateways", "gateways", ""]) {
         for waiting in [0, 5] {
             let (broker, upstream) = (Broker::start().await, Upstream::start().await);
             upstream.responds_to(any(), 200, json!({})).await;
