@@ -105,6 +105,7 @@ impl SharedBreaker {
             waiters: HashMap::new(),
             driven: false,
             delayed: HashMap::new(),
+            // Bounded by `MAX_PAUSES`; a cache with a bound of its own would allocate room for all of them at once.
             pauses: LruCache::unbounded(),
             local: None,
         };

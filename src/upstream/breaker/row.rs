@@ -136,6 +136,7 @@ impl Row {
             answering: Clock::default(),
             times_served: 0,
             recently_served: Vec::with_capacity(RECENTLY_SERVED),
+            // Bounded by `MAX_DEVICES`; a cache with a bound of its own would allocate room for all of them at once.
             failing_devices: LruCache::unbounded(),
             failing_now: 0,
             witnesses: 0,
