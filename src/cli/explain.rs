@@ -27,6 +27,8 @@ use crate::{
         refusal::Refusal,
         route::{Credentials, Route},
     },
+    template::Template,
+    upstream,
 };
 
 #[derive(Debug, Args)]
@@ -191,8 +193,8 @@ fn request(config: &Config, taken: &Taken<'_>) -> Result<Option<String>, Refusal
 }
 
 fn http(config: &Config, taken: &Taken<'_>, call: &Call) -> String {
-    let upstream = &config.upstream;
-    let base = upstream.base();
+    let settings = &config.upstream;
+    let base = settings.base();
     let whose = match taken.route.credentials {
         Credentials::Remembered => "the message's key, or the one remembered",
         // Without a key nobody asks whose it is.
@@ -200,12 +202,31 @@ fn http(config: &Config, taken: &Taken<'_>, call: &Call) -> String {
             "the message's key"
         }
     };
-    let mut text = format!("request  {} {base}{}\n", call.method, shown(call.path.as_str()));
-    for header in &*call.headers {
-        let _ = writeln!(text, "         {header}");
+    let path = shown(call.path.as_str());
+    let mut text = format!("request  {} {base}{path}\n", call.method);
+    let endpoint = taken.route.call.as_ref();
+    // What is the same for every message needs no explanation.
+    let from = |template: &Template| {
+        let names = template.names().next().is_some();
+        names.then(|| format!("from {}", shown(template.as_str())))
+    };
+    if let Some(from) = endpoint.and_then(|endpoint| from(&endpoint.path)) {
+        let _ = writeln!(text, "         {from}");
+    }
+    // A template and what it has become, in the same order.
+    let templates = endpoint.into_iter().flat_map(|endpoint| endpoint.headers.templates());
+    for (header, (_, template)) in call.headers.iter().zip(templates) {
+        let from = from(template).map_or(String::new(), |from| format!("  {from}"));
+        let _ = writeln!(text, "         {header}{from}");
     }
     if call.authorization.speakers_key().is_some() && !call.places_key() {
-        let _ = writeln!(text, "         {}: <redacted: {whose}>", upstream.key_header);
+        let _ = writeln!(text, "         {}: <redacted: {whose}>", settings.key_header);
+    }
+    for (name, value) in upstream::always_sent() {
+        if call.headers.iter().all(|header| header.name != name) {
+            let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+            let _ = writeln!(text, "         {name}: {value}  always");
+        }
     }
     if let Some(batch) = &call.batch {
         let max = batch.max;
@@ -262,7 +283,7 @@ push = "d/{device_id}/news"
     fn explain(topic: &str, user: &[(&str, &str)], payload: &[u8]) -> String {
         let explained = message(&fixtures::config(TABLE), &fixtures::message(topic, user, payload));
         assert_eq!(explained.is_refused, explained.text.contains("\nrefused "));
-        explained.text
+        explained.text.replace(env!("CARGO_PKG_VERSION"), "VERSION")
     }
 
     #[test]
@@ -271,7 +292,10 @@ push = "d/{device_id}/news"
             explain("d/d1/tells", &SPEAKER, b"{\"a\":1}"),
             "route    tells\n\
              request  POST http://hub/api/d1?token=<hidden>\n\
+             \x20        from /{device_id}?token=<hidden>\n\
              \x20        authorization: <redacted: the message's key>\n\
+             \x20        accept: */*  always\n\
+             \x20        user-agent: mqtt-rest-gateway/VERSION  always\n\
              \x20        content-type: application/json\n\
              body     {\"a\":1}\n\
              reply    none\n\
@@ -322,16 +346,21 @@ headers = { Accept = "", X-Source = "{device_id}" }
         let explain = |device: &str| {
             let user = [("device_id", device), ("access_key", "open-sesame")];
             let topic = format!("d/{device}/r");
-            message(&fixtures::config(SECRETS), &fixtures::message(&topic, &user, b"{}")).text
+            let message = fixtures::message(&topic, &user, b"{}");
+            let explained = super::message(&fixtures::config(SECRETS), &message);
+            explained.text.replace(env!("CARGO_PKG_VERSION"), "VERSION")
         };
         assert_eq!(
             explain("d1"),
             "route    r\n\
              request  POST http://hub/bot<bot>/d1?token=<influx>\n\
+             \x20        from /bot{$bot}/{device_id}?token={$influx}\n\
              \x20        authorization: Token <influx>\n\
              \x20        x-device-key: <key>\n\
              \x20        x-token: <hidden>\n\
-             \x20        x-source: d1\n\
+             \x20        x-source: d1  from {device_id}\n\
+             \x20        accept: */*  always\n\
+             \x20        user-agent: mqtt-rest-gateway/VERSION  always\n\
              \x20        content-type: application/json\n\
              body     {}\n\
              reply    none\nfailure  v1/device/d1/errors\n\

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Request,
+    HeaderName, HeaderValue, Request,
     header::{ACCEPT, PROXY_AUTHORIZATION, USER_AGENT},
 };
 use http_body_util::Full;
@@ -37,6 +37,11 @@ const MAX_AGE: Duration = Duration::from_mins(1);
 const ANY_TYPE: HeaderValue = HeaderValue::from_static("*/*");
 const THIS_PROGRAM: HeaderValue =
     HeaderValue::from_static(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")));
+
+/// The headers of every request, where the configuration has none of the same name.
+pub(crate) fn always_sent() -> [(HeaderName, HeaderValue); 2] {
+    [(ACCEPT, ANY_TYPE), (USER_AGENT, THIS_PROGRAM)]
+}
 
 /// Which connection a request goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,8 +144,9 @@ impl Connections {
             }
         }
         let headers = request.headers_mut();
-        headers.entry(ACCEPT).or_insert(ANY_TYPE);
-        headers.entry(USER_AGENT).or_insert(THIS_PROGRAM);
+        for (name, value) in always_sent() {
+            headers.entry(name).or_insert(value);
+        }
         if let Some(authorization) = &clients.proxy_authorization {
             headers.insert(PROXY_AUTHORIZATION, authorization.clone());
         }

@@ -39,7 +39,7 @@ use self::{
 };
 pub(crate) use self::{
     breaker::{BreakerSettings, Outage},
-    connections::ClientError,
+    connections::{ClientError, always_sent},
     in_process::InProcess,
     throttle::Rates,
 };
