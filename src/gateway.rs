@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     admin::{self, Health, Pages},
     config::Config,
-    exchange::{Exchange, Lanes},
+    exchange::{Exchange, Lanes, Poller},
     metrics::Metrics,
     mqtt::{
         Connection, ConnectionSetupError, Delivery, Ended, Mode, Publisher, Status, Subscriptions,
@@ -40,6 +40,7 @@ pub struct Gateway {
     publisher: Publisher,
     broker: watch::Receiver<Status>,
     exchange: Arc<Exchange>,
+    poller: Arc<Poller>,
     upstream: Upstream,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
@@ -126,6 +127,13 @@ impl Gateway {
             publisher.clone(),
             metrics.clone(),
         );
+        let poller = Poller {
+            settings: config.exchange.clone(),
+            upstream: upstream.clone(),
+            publisher: publisher.clone(),
+            broker: broker.clone(),
+            metrics: metrics.clone(),
+        };
         let health = Arc::new(Health::new(
             broker.clone(),
             upstream.clone(),
@@ -141,6 +149,7 @@ impl Gateway {
             broker,
             upstream,
             exchange: Arc::new(exchange),
+            poller: Arc::new(poller),
             metrics,
             admin,
             config,
@@ -199,6 +208,7 @@ impl Gateway {
     /// Runs until `shutdown`, then stops cleanly within the grace.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Stopped {
         let receive_window = self.connection.receive_window();
+        let polls = self.poller.start(&self.config.table);
         let Self {
             connection, publisher, exchange, upstream, health, metrics, admin, config, ..
         } = self;
@@ -237,14 +247,14 @@ impl Gateway {
             () = shutdown => {}
             ended = &mut connection => return ended_by_itself(ended.ok()),
         }
-        tracing::info!(
-            grace_seconds = config.grace.as_secs_f64(),
-            "stopping: finishing what is under way"
-        );
+        let grace_seconds = config.grace.as_secs_f64();
+        tracing::info!(grace_seconds, "stopping: finishing what is under way");
         health.stop();
         // No further call begins. Those under way are finished, their answers published, their messages acknowledged, then
         // the gateway disconnects. It does not unsubscribe and does not end the session: the broker keeps new messages.
         let finish_calls = async {
+            // Nobody waits for what they would fetch.
+            drop(polls);
             lanes.close();
             upstream.stop();
             lanes.idle().await;

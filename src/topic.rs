@@ -121,10 +121,10 @@ impl Pattern {
     }
 
     /// The topics that a template can become with what `on` captures, as a pattern: a level in which a name stands
-    /// can be any level, and any number of them where the name captures as many.
-    pub fn of_template(text: &str, on: &Self) -> Self {
+    /// can be any level, and any number of them where the name captures as many. Without `on` each name is one level.
+    pub fn of_template(text: &str, on: Option<&Self>) -> Self {
         let any: Arc<str> = "".into();
-        let many = on.rest().map(|name| format!("{{{name}}}"));
+        let many = on.and_then(Self::rest).map(|name| format!("{{{name}}}"));
         let level = |level: &str| match &many {
             Some(many) if level.contains(&**many) => Level::Rest(any.clone()),
             _ if level.contains('{') => Level::Capture(any.clone()),

@@ -64,7 +64,7 @@ fn destination(
     }
     // A row would take what the gateway publishes there for a device's message.
     let mut listening = table.routes.iter().flat_map(|route| {
-        let topics = Pattern::of_template(template.as_str(), &route.on);
+        let topics = Pattern::of_template(template.as_str(), Some(&route.on));
         echoes::listening(&topics, table.patterns.as_ref(), &table.routes)
     });
     if let Some(route) = listening.next() {

@@ -2,20 +2,32 @@
 //! `via`, tells the two apart; a row that asks for no credentials serves devices and bridges that speak MQTT 3.1.1, where
 //! a message loses its properties on the way.
 
-use super::reader::Section;
+use super::{reader::Section, route::Known};
 use crate::{
     message::VIA,
     patterns::Patterns,
-    table::route::{Credentials, Route},
+    table::{
+        fetch::Fetch,
+        route::{Credentials, Route},
+    },
     template::Template,
     topic::{Pattern, PatternIndex},
 };
 
-/// Notes each row that asks for no credentials and listens where a row replies or pushes. `rows` are those of `routes`,
-/// in the same order. Failures and dead letters are looked at with their own keys, for every row.
-pub(super) fn check(rows: &[Section<'_>], patterns: &Patterns, routes: &[Route]) {
+/// Notes each row that asks for no credentials and listens where a row replies or pushes, or a fetch pushes that runs by
+/// itself. `rows` are those of `routes`, in the same order. Failures and dead letters are looked at with their own keys,
+/// for every row.
+pub(super) fn check(
+    rows: &[Section<'_>],
+    patterns: &Patterns,
+    routes: &[Route],
+    fetches: &[Known],
+) {
     let mut noted: Vec<(&str, String)> = Vec::new();
-    for (what, topic, on) in routes.iter().flat_map(published) {
+    let by_themselves = fetches.iter().filter_map(|known| known.fetch.as_deref());
+    let by_themselves = by_themselves.filter(|fetch| fetch.every.is_some());
+    let by_themselves = by_themselves.map(push).map(|(what, topic)| (what, topic, None));
+    for (what, topic, on) in routes.iter().flat_map(published).chain(by_themselves) {
         let topics = Pattern::of_template(topic.as_str(), on);
         let keyless = |route: &&Route| route.credentials == Credentials::None;
         for route in listening(&topics, patterns, routes).into_iter().filter(keyless) {
@@ -56,9 +68,12 @@ pub(super) fn listening<'r>(
 }
 
 /// Where answers to a row's messages are published, what for, and the row's pattern.
-fn published(route: &Route) -> impl Iterator<Item = (String, &Template, &Pattern)> {
+fn published(route: &Route) -> impl Iterator<Item = (String, &Template, Option<&Pattern>)> {
     let reply = route.reply.iter().map(|topic| (format!("reply of route `{}`", route.name), topic));
-    let pushes = route.then.iter().map(|then| &then.fetch);
-    let pushes = pushes.map(|fetch| (format!("push of fetch `{}`", fetch.name), &fetch.push));
-    reply.chain(pushes).map(|(what, topic)| (what, topic, &route.on))
+    let pushes = route.then.iter().map(|then| push(&then.fetch));
+    reply.chain(pushes).map(|(what, topic)| (what, topic, Some(&route.on)))
+}
+
+fn push(fetch: &Fetch) -> (String, &Template) {
+    (format!("push of fetch `{}`", fetch.name), &fetch.push)
 }

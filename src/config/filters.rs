@@ -5,7 +5,7 @@ use std::{cell::Cell, ops::Range};
 use toml::{Spanned, de::DeValue};
 
 use super::{names::nearest, reader::Section, values::label};
-use crate::filter::Filter;
+use crate::{filter::Filter, topic};
 
 /// The filters that rows can name.
 pub(super) struct Filters<'a> {
@@ -45,7 +45,25 @@ impl<'a> Filters<'a> {
 
     /// The filter under this key of a row; `None` if there is none, or it is wrong, which is noted.
     pub(super) fn get(&self, row: &Section<'a>, key: &'static str) -> Option<Filter> {
-        let value = row.take(key)?;
+        self.filter(row, key, row.take(key)?)
+    }
+
+    /// The filters of a table of names under this key, in order of their names. What is wrong is noted.
+    pub(super) fn named(&self, row: &Section<'a>, key: &'static str) -> Vec<(Box<str>, Filter)> {
+        let Some(table) = row.inline_at(key) else { return Vec::new() };
+        let entries: Vec<_> = table.entries().collect();
+        let named = entries.into_iter().filter_map(|(name, value)| {
+            if !topic::is_name(&name) {
+                let text = format!("invalid name `{name}`; use letters, digits and `_`");
+                row.mistake(Some(value.span()), key, text);
+            }
+            let filter = self.filter(&table, &name, value)?;
+            Some((name.into(), filter))
+        });
+        named.collect()
+    }
+
+    fn filter(&self, row: &Section<'a>, key: &str, value: Spanned<DeValue<'a>>) -> Option<Filter> {
         let span = value.span();
         let table = match value.into_inner() {
             DeValue::Table(table) => table,

@@ -156,7 +156,8 @@ impl Config {
         let credentials = device.value("credentials", |text| one_of(text, &Credentials::WORDS));
         device.finish();
         let requests = Requests::new(&secrets, headers, &upstream);
-        let table = table::read(&reader, &root, identity, credentials, &requests);
+        let is_member = broker.share_group.is_some();
+        let table = table::read(&reader, &root, identity, credentials, &requests, is_member);
         let table = Table { replays: replays(&broker.client_id), ..table };
         let secrets = Arc::new(secrets.finish());
         let Destinations { errors, dead_letter, unfit_defaults } = destinations(&root, &table);

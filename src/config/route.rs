@@ -181,10 +181,14 @@ fn then<'a>(
         return None;
     };
     let fetch = known.fetch.clone()?;
+    if fetch.every.is_some() {
+        mistake(&format!("fetch `{name}` runs by itself (`every`); take it out"));
+        return None;
+    }
     // The route listens where the device answers: the names of captures may differ.
     let answered = fetch.response_topic.as_ref().zip(on);
     let is_reply_to_push = answered
-        .is_some_and(|(t, on)| Pattern::of_template(t.as_str(), on).filter() == on.filter());
+        .is_some_and(|(t, on)| Pattern::of_template(t.as_str(), Some(on)).filter() == on.filter());
     Some(Then { fetch, condition, is_reply_to_push })
 }
 

@@ -19,20 +19,21 @@ use crate::{
     },
 };
 
-/// `credentials` is what a row asks for that says nothing of it.
+/// `credentials` is what a row asks for that says nothing of it; `is_member` says that the gateway is one of a share group.
 pub(super) fn read<'a>(
     reader: &'a Reader<'a>,
     root: &Section<'a>,
     identity: Identity,
     credentials: Credentials,
     requests: &Requests<'_, 'a>,
+    is_member: bool,
 ) -> Table {
     let filters = Filters::read(root);
     let fetches: Vec<Known> = rows(root, "fetch")
         .into_iter()
         .map(|(name, row)| Known {
             name: name.clone(),
-            fetch: fetch::read(row, name, &filters, requests),
+            fetch: fetch::read(row, name, &filters, requests, is_member),
         })
         .collect();
     let rows = rows(root, "route");
@@ -54,7 +55,7 @@ pub(super) fn read<'a>(
     filters.finish();
     let patterns = routes.iter().map(|route| (route.on.clone(), route.sender.clone()));
     let patterns = Patterns::new(patterns.collect());
-    echoes::check(&read, &patterns, &routes);
+    echoes::check(&read, &patterns, &routes, &fetches);
     read.into_iter().for_each(Section::finish);
     Table {
         patterns: Arc::new(patterns),

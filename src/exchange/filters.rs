@@ -133,7 +133,7 @@ impl Filters {
     /// # Errors
     /// [`FilterError`] when it is too large or no JSON.
     pub(super) fn read(&self, answer: &Bytes) -> Result<Val, FilterError> {
-        self.check_size(answer)?;
+        check_size(answer, self.max_bytes)?;
         if answer.is_empty() {
             return Ok(Val::Null);
         }
@@ -146,14 +146,22 @@ impl Filters {
     /// # Errors
     /// [`FilterError`].
     pub(super) fn check_size(&self, answer: &Bytes) -> Result<(), FilterError> {
-        let (size, max) = (answer.len(), self.max_bytes);
-        if size > max {
-            return Err(FilterError(format!(
-                "the answer has {size} bytes; a filter reads at most {max}"
-            )));
-        }
-        Ok(())
+        check_size(answer, self.max_bytes)
     }
+}
+
+/// Refuses an answer that is too large for a filter that reads at most `max` bytes.
+///
+/// # Errors
+/// [`FilterError`].
+pub(super) fn check_size(answer: &Bytes, max: usize) -> Result<(), FilterError> {
+    let size = answer.len();
+    if size > max {
+        return Err(FilterError(format!(
+            "the answer has {size} bytes; a filter reads at most {max}"
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::fingerprint::fingerprint;
 
 /// A push, told apart by its topic and by what identifies it there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Item {
     topic: u64,
     id: u64,

@@ -11,6 +11,7 @@ mod follow;
 mod items;
 mod lanes;
 mod outcome;
+mod poll;
 mod push;
 mod reply;
 
@@ -29,8 +30,8 @@ use self::{
     push::Pusher,
 };
 pub(crate) use self::{
-    dead_letter::device_property, lanes::Lanes, outcome::Outcome, push::topic as push_topic,
-    reply::Destinations,
+    dead_letter::device_property, lanes::Lanes, outcome::Outcome, poll::Poller,
+    push::topic as push_topic, reply::Destinations,
 };
 use crate::{
     call::{Answer, Call, Endpoint, JSON, Lifetime, StatusCode},

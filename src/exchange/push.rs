@@ -95,7 +95,9 @@ impl Pusher {
                 continue;
             }
             let content_type = answer.content_type.as_ref().filter(|_| fetch.payload.is_none());
-            let publication = self.publication(fetch, push, topic, content_type, taken.captures);
+            let (topic, via) = (topic.to_owned(), &self.via);
+            let value = |name: &str| taken.captures.get(name);
+            let publication = publication(fetch, push, topic, content_type, via, value);
             self.publisher.publish(publication).await;
             if fetch.redeliver_after.is_some() {
                 self.devices.mark_pushed(speaker, item);
@@ -116,29 +118,29 @@ impl Pusher {
         }
         fetch.pushes(answer, &self.filters.context(taken, fetch.filters().sum()))
     }
+}
 
-    fn publication(
-        &self,
-        fetch: &Fetch,
-        push: Push,
-        topic: &str,
-        content_type: Option<&String>,
-        captures: &Captures,
-    ) -> Publication {
-        let response_topic = fetch.response_topic.as_ref();
-        Publication {
-            purpose: Purpose::Push,
-            topic: topic.to_owned(),
-            payload: push.payload,
-            retain: fetch.retain,
-            properties: Properties {
-                user: vec![(VIA.to_owned(), self.via.to_string())],
-                response_topic: response_topic.and_then(|t| t.topic(|name| captures.get(name))),
-                correlation_data: push.correlation,
-                content_type: Some(content_type.map_or(JSON, String::as_str).to_owned()),
-                ..Properties::default()
-            },
-        }
+/// What is published of a push; `value` gives what the names in its Response Topic stand for.
+pub(super) fn publication<'v>(
+    fetch: &Fetch,
+    push: Push,
+    topic: String,
+    content_type: Option<&String>,
+    via: &str,
+    value: impl Fn(&str) -> Option<&'v str>,
+) -> Publication {
+    Publication {
+        purpose: Purpose::Push,
+        topic,
+        payload: push.payload,
+        retain: fetch.retain,
+        properties: Properties {
+            user: vec![(VIA.to_owned(), via.to_owned())],
+            response_topic: fetch.response_topic.as_ref().and_then(|topic| topic.topic(value)),
+            correlation_data: push.correlation,
+            content_type: Some(content_type.map_or(JSON, String::as_str).to_owned()),
+            ..Properties::default()
+        },
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::{
     Table,
+    every::Every,
     fetch::{Condition, Then},
 };
 use crate::{
@@ -31,18 +32,27 @@ pub(crate) fn table(table: &Table) -> String {
         ]);
     }
     let mut text = columns(&rows);
-    let mut rows = vec![["FETCH", "PUSH", "CALL", "RESPONSE TOPIC", ""].map(str::to_owned)];
+    let mut rows = vec![["FETCH", "PUSH", "CALL", "RESPONSE TOPIC", "EVERY"].map(str::to_owned)];
     for fetch in &table.fetches {
         rows.push([
             fetch.name.to_string(),
             retained(&fetch.push, fetch.retain),
             endpoint(fetch.call.as_ref()),
             fetch.response_topic.as_ref().map_or("-", Template::as_str).to_owned(),
-            String::new(),
+            fetch.every.as_ref().map_or("-".to_owned(), every),
         ]);
     }
     text.push('\n');
     text + &columns(&rows)
+}
+
+/// How a fetch runs by itself, in words.
+fn every(every: &Every) -> String {
+    let period = humantime::format_duration(every.period);
+    match &every.on_change {
+        None => period.to_string(),
+        Some(value) => format!("{period}, on change of {}", value.as_str()),
+    }
 }
 
 /// A topic, and whether what is published there is retained.
@@ -124,6 +134,7 @@ pub(crate) fn table_json(table: &Table) -> String {
             "headers": headers(&fetch.call),
             "push": fetch.push.as_str(),
             "retain": fetch.retain,
+            "every": fetch.every.as_ref().map(every),
             "response_topic": text(&fetch.response_topic),
         })
     });

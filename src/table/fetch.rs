@@ -1,11 +1,12 @@
-//! Rows of `[[fetch]]`: something is fetched from the API and pushed to the device, after an answer.
+//! Rows of `[[fetch]]`: something is fetched from the API and pushed, after an answer to a device or by itself.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
+use super::every::Every;
 use crate::{
-    call::{Endpoint, StatusCode},
+    call::{Authorization, CONTENT_TYPE_JSON, Call, Endpoint, Retry, StatusCode, Trial, Unfit},
     filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Val},
     json,
     template::Template,
@@ -37,6 +38,8 @@ pub struct Fetch {
     pub redeliver_after: Option<Duration>,
     /// The broker keeps each push for whoever subscribes later.
     pub retain: bool,
+    /// How it runs by itself; without it, routes name it in `then`.
+    pub every: Option<Every>,
 }
 
 /// One entry of `then`.
@@ -75,6 +78,36 @@ impl Fetch {
     /// `remember`, `payload` and `correlation`, where it has them.
     pub fn filters(&self) -> impl Iterator<Item = &Filter> {
         self.remember.iter().chain(&self.payload).chain(&self.correlation)
+    }
+
+    /// The call of a fetch that runs by itself. It speaks for no device: limits and outages see one of a name that no
+    /// topic can have.
+    ///
+    /// # Errors
+    /// [`Unfit`] when it has a name in it, which the configuration rules out.
+    pub fn call_by_itself(&self, endpoint: &Endpoint, deadline: Duration) -> Result<Call, Unfit> {
+        let (path, headers) = endpoint.request(|_| None, None)?;
+        Ok(Call {
+            name: self.name.clone(),
+            device: format!("#{}", self.name).into(),
+            method: endpoint.method.clone(),
+            path,
+            headers,
+            body: None,
+            content_type: CONTENT_TYPE_JSON,
+            authorization: Authorization::None,
+            retry: Retry::Always,
+            deadline,
+            since: None,
+            ok_on: Arc::default(),
+            trial: Trial::default(),
+            has_turn: false,
+            attempts: 0,
+            queued: None,
+            hurried: false,
+            expires: None,
+            batch: None,
+        })
     }
 
     /// Takes the answer apart into pushes; none when there is nothing to push. Without a filter it is pushed as
@@ -143,6 +176,7 @@ mod tests {
             empty_on: Vec::new(),
             redeliver_after: None,
             retain: false,
+            every: None,
         };
         let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
         let pushes = fetch.pushes(&Bytes::copy_from_slice(answer), &Context::default())?;

@@ -3,6 +3,7 @@
 mod body;
 pub(crate) mod content;
 pub(crate) mod describe;
+pub(crate) mod every;
 pub(crate) mod fetch;
 pub(crate) mod identity;
 pub(crate) mod join;

@@ -35,6 +35,7 @@ mod order;
 mod outage;
 mod payloads;
 mod poison;
+mod polls;
 mod protocol;
 mod replay;
 mod replicas;
