@@ -187,3 +187,31 @@ async fn every_row_makes_exactly_its_call_and_answers_where_it_says() {
         "ten rows call, each was used twice, all were delivered"
     );
 }
+
+#[tokio::test]
+async fn an_update_of_nothing_that_can_be_updated_is_told_and_costs_no_turn() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    upstream.answers("PUT", "/v1/devices/d1", 200, json!({"id": "d1"})).await;
+    let _gateway = Gateway::start(&broker, &upstream).await;
+    let mut device = broker.device("d1").await;
+    for _ in 0..6 {
+        for nothing in [json!({}), json!({"firmwareVersion": {"major": 1}, "serial": "A17"})] {
+            let answer = device.ask("update", nothing).await;
+            assert_eq!(answer.user("status"), "400");
+            let error = answer.json();
+            assert_eq!(error["code"], "bad_payload");
+            let text = error["error"].as_str().unwrap();
+            assert!(text.contains("nothing of it can be updated"), "{text}");
+        }
+    }
+    assert_eq!(upstream.calls().await, Vec::<String>::new());
+    // All ten of the hour are left, also for what sets a field to nothing.
+    for name in (0..9).map(Value::from).chain([Value::Null]) {
+        let answer = device.ask("update", json!({"name": name, "serial": "A17"})).await;
+        assert_eq!(answer.user("status"), "200", "{name}");
+    }
+    assert_eq!(device.ask("update", json!({"name": "x"})).await.user("status"), "429");
+    let bodies = upstream.requests().await;
+    let bodies: Vec<Value> = bodies.iter().map(|request| request.body_json().unwrap()).collect();
+    assert_eq!((bodies.len(), &bodies[9]), (10, &json!({"name": null})));
+}
