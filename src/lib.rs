@@ -21,6 +21,7 @@ mod fixtures;
 pub mod gateway;
 mod headers;
 pub mod json;
+mod key_list;
 pub mod message;
 mod metrics;
 mod mqtt;
@@ -40,6 +41,7 @@ mod tls;
 pub mod topic;
 mod upstream;
 mod wall_clock;
+mod watched;
 
 pub use self::{
     mqtt::{Status, window},

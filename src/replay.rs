@@ -237,8 +237,10 @@ impl Replay {
         let (route, identity) = (table.route(Some(index)).ok_or(unknown)?, &table.identity);
         let device = &*route.sender.id(&captures).unwrap_or_default();
         let asks = route.credentials != Credentials::None;
+        let brings_key =
+            matches!(route.credentials, Credentials::Message | Credentials::MessageOrIgnore);
         let key = self.keys.get(device).filter(|_| asks);
-        if key.is_none() && asks && route.credentials != Credentials::Remembered {
+        if key.is_none() && brings_key {
             return Err("letters hold no keys: name the device's in the file for --keys".to_owned());
         }
         let own = letter.properties.user.iter().filter_map(|(name, value)| {

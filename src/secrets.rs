@@ -1,28 +1,25 @@
 //! The gateway's own secrets, by name. Those that come from files are read again when their file changes, so that a
 //! token can be replaced while the gateway runs.
 //!
-//! A file is looked at when its secret is used, and then not again for a while. Where it cannot be read, or is empty, the
-//! value read before stays.
+//! How a file is watched: `watched.rs`.
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
-use tokio::time::Instant;
+use crate::{
+    secret::Secret,
+    template::is_printable,
+    watched::{Look, Watched},
+};
 
-use crate::{secret::Secret, template::is_printable};
-
-/// A file is not looked at again sooner.
-const PAUSE: Duration = Duration::from_secs(5);
 /// Longest secret, in bytes: it has to fit into the head of a request.
 const MAX_BYTES: u64 = 4096;
 
@@ -40,33 +37,7 @@ pub enum Source {
     /// The configuration itself.
     Value(Secret),
     /// A file.
-    File(Watched),
-}
-
-/// A file with a secret, and what was read in it.
-#[derive(Debug)]
-pub struct Watched {
-    file: PathBuf,
-    last: Mutex<Last>,
-}
-
-#[derive(Debug)]
-struct Last {
-    value: Secret,
-    /// The file as it was when the value was read.
-    stamp: Stamp,
-    /// When the file was looked at; none if it is to be looked at whenever that was.
-    looked: Option<Instant>,
-}
-
-/// What tells that a file is another one than before, or has another content. A link is followed: Kubernetes changes
-/// where one points to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
+    File(Watched<Secret, SecretError>),
 }
 
 /// Why a text or a file is no secret.
@@ -83,14 +54,6 @@ pub enum SecretError {
     Unusable,
 }
 
-/// What a secret is now.
-pub struct Look {
-    /// Its value.
-    pub value: Secret,
-    /// Why it is the value read before, if its file cannot be used.
-    pub error: Option<SecretError>,
-}
-
 impl Source {
     /// A value, as it stands in the configuration.
     ///
@@ -105,9 +68,7 @@ impl Source {
     /// # Errors
     /// [`SecretError`] when there is no secret in it.
     pub fn file(file: &Path) -> Result<Self, SecretError> {
-        let (stamp, value) = (Stamp::of(file)?, read(file)?);
-        let last = Mutex::new(Last { value, stamp, looked: Some(Instant::now()) });
-        Ok(Self::File(Watched { file: file.to_owned(), last }))
+        Watched::new(file, read).map(Self::File)
     }
 }
 
@@ -118,31 +79,20 @@ impl Secrets {
     }
 
     /// The secret of this name as it is now; `None` if there is none, which the configuration rules out.
-    pub fn look(&self, name: &str) -> Option<Look> {
-        let watched = match self.named.get(name)? {
-            Source::Value(value) => return Some(Look { value: value.clone(), error: None }),
-            Source::File(watched) => watched,
+    pub fn look(&self, name: &str) -> Option<Look<Secret, SecretError>> {
+        let look = match self.named.get(name)? {
+            Source::Value(value) => Look { value: value.clone(), changed: false, error: None },
+            Source::File(watched) => watched.look(),
         };
-        let mut last = watched.last();
-        let mut error = None;
-        if last.looked.is_none_or(|looked| looked.elapsed() >= PAUSE) {
-            last.looked = Some(Instant::now());
-            match last.change(&watched.file) {
-                Ok(true) => {
-                    self.changes.fetch_add(1, Ordering::Relaxed);
-                }
-                Ok(false) => {}
-                Err(why) => error = Some(why),
-            }
-        }
-        Some(Look { value: last.value.clone(), error })
+        self.changes.fetch_add(look.changed.into(), Ordering::Relaxed);
+        Some(look)
     }
 
     /// Every file is looked at when its secret is used next, however short ago it was.
     pub fn look_again(&self) {
         for source in self.named.values() {
             if let Source::File(watched) = source {
-                watched.last().looked = None;
+                watched.look_again();
             }
         }
     }
@@ -150,41 +100,6 @@ impl Secrets {
     /// How often one has changed so far.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
-    }
-}
-
-impl Watched {
-    fn last(&self) -> MutexGuard<'_, Last> {
-        // No code that can panic runs under this lock.
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Last {
-    /// Reads the file if it is not as it was; whether there is another value.
-    fn change(&mut self, file: &Path) -> Result<bool, SecretError> {
-        // Before it is read: who writes meanwhile is noticed the next time.
-        let stamp = Stamp::of(file)?;
-        if stamp == self.stamp {
-            return Ok(false);
-        }
-        let value = read(file)?;
-        self.stamp = stamp;
-        let changed = value != self.value;
-        self.value = value;
-        Ok(changed)
-    }
-}
-
-impl Stamp {
-    fn of(file: &Path) -> io::Result<Self> {
-        let metadata = fs::metadata(file)?;
-        Ok(Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-        })
     }
 }
 
@@ -207,9 +122,10 @@ fn secret(text: &str) -> Result<Secret, SecretError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{fs, os::unix::fs::symlink};
 
     use super::*;
+    use crate::watched::PAUSE;
 
     fn secrets(file: &Path) -> Secrets {
         let fixed = Source::value("f").unwrap();
@@ -219,7 +135,7 @@ mod tests {
 
     /// The token as it is now, and whether its file was in order.
     fn token(secrets: &Secrets) -> (String, bool) {
-        let Look { value, error } = secrets.look("token").unwrap();
+        let Look { value, error, .. } = secrets.look("token").unwrap();
         (value.expose().to_owned(), error.is_none())
     }
 

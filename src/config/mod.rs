@@ -10,6 +10,7 @@ mod effective;
 mod fetch;
 mod files;
 mod filters;
+mod key_list;
 mod mistake;
 mod names;
 pub(crate) mod reader;
@@ -34,7 +35,7 @@ use std::{
 
 use self::{
     destination::{Destinations, destinations},
-    reader::Reader,
+    reader::{Reader, Section},
     request::Requests,
     secrets::Secrets,
     values::{capture, duration, listener, non_empty, number, one_of},
@@ -108,6 +109,17 @@ fn text(file: Option<&Path>) -> Result<(String, String), ConfigError> {
     Ok((file.display().to_string(), text))
 }
 
+/// `[log]`.
+fn log_settings(root: &Section<'_>) -> telemetry::Settings {
+    let log = root.section("log");
+    let settings = telemetry::Settings {
+        level: log.value("level", telemetry::level),
+        json: log.value("format", |text| one_of(text, &[("text", false), ("json", true)])),
+    };
+    log.finish();
+    settings
+}
+
 impl Config {
     /// Reads a file, or the shipped configuration if none is named.
     ///
@@ -154,11 +166,13 @@ impl Config {
         };
         let remembered_devices = device.value("remembered", number);
         let credentials = device.value("credentials", |text| one_of(text, &Credentials::WORDS));
-        device.finish();
+        let keys = key_list::read(&device);
         let requests = Requests::new(&secrets, headers, &upstream);
         let is_member = broker.share_group.is_some();
         let table = table::read(&reader, &root, identity, credentials, &requests, is_member);
         let table = Table { replays: replays(&broker.client_id), ..table };
+        key_list::check(&device, &table, keys.as_ref());
+        device.finish();
         let secrets = Arc::new(secrets.finish());
         let Destinations { errors, dead_letter, unfit_defaults } = destinations(&root, &table);
         let admin = root.section("admin");
@@ -167,12 +181,7 @@ impl Config {
         let shutdown = root.section("shutdown");
         let grace = shutdown.value("grace", duration);
         shutdown.finish();
-        let log = root.section("log");
-        let log_settings = telemetry::Settings {
-            level: log.value("level", telemetry::level),
-            json: log.value("format", |text| one_of(text, &[("text", false), ("json", true)])),
-        };
-        log.finish();
+        let log = log_settings(&root);
         root.finish();
 
         let service_links = reader.service_links();
@@ -192,6 +201,7 @@ impl Config {
                 },
                 errors,
                 dead_letter,
+                keys,
             },
             broker: mqtt::Settings { retains: table.retains(), ..broker },
             upstream: api::Settings { secrets, rates, ..upstream },
@@ -199,7 +209,7 @@ impl Config {
             remembered_devices,
             admin: listen,
             grace,
-            log: log_settings,
+            log,
             unfit_defaults,
             service_links,
         })

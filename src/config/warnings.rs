@@ -77,6 +77,7 @@ impl Config {
                 Credentials::Remembered,
                 "use a device's remembered key for whoever writes on its topics",
             ),
+            (Credentials::Listed, "use a device's listed key for whoever writes on its topics"),
             (Credentials::None, "take whoever writes on a device's topics for that device"),
         ];
         what.into_iter().filter_map(|(credentials, what)| {

@@ -36,12 +36,17 @@ pub(crate) use self::{
 use crate::{
     call::{Answer, Call, Endpoint, JSON, Lifetime, StatusCode},
     failure::{Failure, FailureKind, Stopping, Unanswered},
+    key_list::KeyList,
     message::Publication,
     metrics::{Kept, Metrics},
     mqtt::{Delivery, Publisher},
     printable,
     secret::Secret,
-    table::{Incoming, Table, Taken, refusal::Refusal, route::MaxBytes},
+    table::{
+        Incoming, Table, Taken,
+        refusal::Refusal,
+        route::{Credentials, MaxBytes},
+    },
     template::Template,
     topic::PatternIndex,
     upstream::Upstream,
@@ -63,6 +68,8 @@ pub struct Settings {
     pub errors: Option<Template>,
     /// Where dead letters go.
     pub dead_letter: Option<Template>,
+    /// The keys of devices that show none.
+    pub keys: Option<Arc<KeyList>>,
 }
 
 /// Handles messages. One for all devices.
@@ -141,7 +148,7 @@ impl Exchange {
         let Delivery { message, subscription, captures, sender, receipt } = delivery;
         // 3. A row takes it; or it is refused or ignored.
         let incoming = self.table.incoming(&message, subscription, &captures, &sender);
-        let taken = self.table.take(&incoming, || self.devices.key(&sender));
+        let taken = self.table.take(&incoming, || self.known_key(&incoming));
         // 4. to 6. It becomes a call; the call's answer, or its failure, is its outcome.
         let outcome = match (&taken, admitted) {
             // A defect that one message hits must not take its device's other messages with it.
@@ -171,6 +178,20 @@ impl Exchange {
             Some(letter) => receipt.settle_by(letter).await,
         }
         Some(code)
+    }
+
+    /// The key of a device whose message has none, where its row takes one that is known: remembered, or listed.
+    fn known_key(&self, incoming: &Incoming<'_>) -> Option<Secret> {
+        let is_listed = incoming.route?.credentials == Credentials::Listed;
+        let Some(keys) = self.settings.keys.as_ref().filter(|_| is_listed) else {
+            return self.devices.key(incoming.device);
+        };
+        let (key, error) = keys.key(incoming.device);
+        if let Some(error) = error {
+            self.metrics.secret_failed("keys_file");
+            tracing::error!(%error, "[device] keys_file cannot be used; the keys read before stay");
+        }
+        key
     }
 
     /// Finds the outcome of a message that a row has taken.

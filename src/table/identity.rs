@@ -7,7 +7,7 @@ use super::refusal::Refusal;
 use crate::{message::Message, secret::Secret, sender::Sender, topic::Captures};
 
 /// Longest key that is accepted from a message, in bytes; servers refuse longer headers.
-const MAX_KEY_BYTES: usize = 4096;
+pub(crate) const MAX_KEY_BYTES: usize = 4096;
 
 /// The names by which a message says who speaks.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ impl Identity {
             (None, None) => Ok(None),
             (None, Some(_)) => Err(missing(&self.id_property)),
             (Some(_), None) => Err(missing(&self.key_property)),
-            (Some(_), Some(key)) if is_header_value(key) => Ok(Some(Secret::new(key))),
+            (Some(_), Some(key)) if is_key(key) => Ok(Some(Secret::new(key))),
             (Some(_), Some(_)) => Err(Refusal::NoCredentials(format!(
                 "the user property `{}` is not a key: 1 to {MAX_KEY_BYTES} printable ASCII \
                  characters, none of them a space",
@@ -97,6 +97,7 @@ fn once<'m>(message: &'m Message, name: &str) -> Result<Option<&'m str>, Refusal
     }
 }
 
-fn is_header_value(key: &str) -> bool {
+/// Whether a text can be the key of a device.
+pub(crate) fn is_key(key: &str) -> bool {
     (1..=MAX_KEY_BYTES).contains(&key.len()) && key.bytes().all(|b| (0x21..0x7f).contains(&b))
 }

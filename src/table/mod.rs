@@ -229,7 +229,8 @@ impl Table {
         Incoming { message, route, captures, device, identity: &self.identity, response_topic }
     }
 
-    /// Takes a message. `remembered` gives the key last accepted for the device.
+    /// Takes a message. `known` gives the key that its row takes where the message has none: the one last accepted for the
+    /// device, or the one listed.
     ///
     /// # Errors
     /// [`NotTaken`] when it came for no row, carries `via` and no credentials, names nobody or somebody else, or
@@ -237,7 +238,7 @@ impl Table {
     pub fn take<'m>(
         &self,
         incoming: &Incoming<'m>,
-        remembered: impl FnOnce() -> Option<Secret>,
+        known: impl FnOnce() -> Option<Secret>,
     ) -> Result<Taken<'m>, NotTaken> {
         let Incoming { message, route, captures, device, identity, response_topic } = incoming;
         let is_ours = message.user_property(VIA).next().is_some();
@@ -272,8 +273,8 @@ impl Table {
                 return Err(NotTaken::Ignored(Ignored::NotARequest));
             }
             (None, Credentials::Message) => return Err(self.identity.missing().into()),
-            (None, Credentials::Remembered) => {
-                Some(remembered().ok_or_else(|| self.identity.missing())?)
+            (None, Credentials::Remembered | Credentials::Listed) => {
+                Some(known().ok_or_else(|| self.identity.missing())?)
             }
         };
         response_topic.clone()?;

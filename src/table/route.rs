@@ -83,6 +83,8 @@ pub enum Credentials {
     MessageOrIgnore,
     /// The message's key, else the one last accepted upstream for this device.
     Remembered,
+    /// The message's key, else the one in `[device] keys_file`.
+    Listed,
     /// Nothing is asked and no key goes upstream: whoever may write on the topic is its device.
     None,
 }
@@ -158,17 +160,18 @@ impl Route {
 
 impl Credentials {
     /// What can be written in the table.
-    pub const WORDS: [(&'static str, Self); 4] = [
+    pub const WORDS: [(&'static str, Self); 5] = [
         ("message", Self::Message),
         ("message_or_ignore", Self::MessageOrIgnore),
         ("remembered", Self::Remembered),
+        ("listed", Self::Listed),
         ("none", Self::None),
     ];
 
     /// Whether a message that is taken has the key of its device.
     pub fn give_key(self) -> bool {
         match self {
-            Self::Message | Self::MessageOrIgnore | Self::Remembered => true,
+            Self::Message | Self::MessageOrIgnore | Self::Remembered | Self::Listed => true,
             Self::None => false,
         }
     }

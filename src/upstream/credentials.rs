@@ -11,8 +11,9 @@ use crate::{
     headers::Value,
     metrics::Metrics,
     secret::Secret,
-    secrets::{Look, Secrets},
+    secrets::Secrets,
     template::KEY,
+    watched::Look,
 };
 
 /// Fills them in, for each attempt.
@@ -68,7 +69,7 @@ impl Credentials {
         if name == KEY {
             return call.authorization.speakers_key().cloned();
         }
-        let Look { value, error } = self.secrets.look(name)?;
+        let Look { value, error, .. } = self.secrets.look(name)?;
         if let Some(error) = error {
             self.metrics.secret_failed(name);
             tracing::error!(secret = name, %error, "its file cannot be used; the value read before stays");

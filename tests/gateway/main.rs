@@ -29,6 +29,7 @@ mod identity;
 mod joined;
 mod keyless;
 mod letters;
+mod listed;
 mod logs;
 mod memory;
 mod order;
