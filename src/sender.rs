@@ -1,6 +1,6 @@
 //! Who sends what comes on a row's topics.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use crate::topic::{Captures, Pattern};
 
@@ -13,6 +13,16 @@ pub enum Sender {
     /// By several names, `{user}/{phone}`, or not at all: without a name it is the same sender on all of the row's
     /// topics.
     Made(Pattern),
+}
+
+/// As it is written in `on` and `device`.
+impl fmt::Display for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Captured(name) => write!(f, "{{{name}}}"),
+            Self::Made(made) => f.write_str(made.as_str()),
+        }
+    }
 }
 
 impl Sender {

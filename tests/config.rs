@@ -322,9 +322,23 @@ fn rows_that_trust_topics_are_named_where_the_broker_takes_anybody() {
 }
 
 #[test]
+fn rows_that_do_nothing_are_named_unless_they_lie_inside_another() {
+    let text = "[upstream]\nurl = \"http://localhost\"\n[device]\ncredentials = \"none\"\n\
+                [[route]]\nname = \"all\"\non = \"z/{device_id...}\"\ncall = \"PUT /{device_id}\"\n\
+                [[route]]\nname = \"bridge\"\non = \"z/bridge/{rest...}\"\n\
+                [[route]]\nname = \"idle\"\non = \"y/{device_id}\"\n";
+    let warnings = Config::parse(text, &env([])).unwrap().warnings();
+    let idle: Vec<_> = warnings.iter().filter(|w| w.contains("does nothing")).collect();
+    assert!(idle.len() == 1 && idle[0].starts_with("route `idle`: "), "{warnings:?}");
+    let trusting = warnings.iter().find(|w| w.contains("take whoever writes")).unwrap();
+    assert!(trusting.contains("] username: all take"), "{trusting}");
+}
+
+#[test]
 fn rows_that_ask_for_nothing_are_named_where_the_broker_takes_anybody() {
     let row = |name: &str, more: &str| {
-        format!("[[route]]\nname = \"{name}\"\non = \"{name}/{{device_id}}\"\n{more}\n")
+        let call = "call = \"PUT /{device_id}\"";
+        format!("[[route]]\nname = \"{name}\"\non = \"{name}/{{device_id}}\"\n{call}\n{more}\n")
     };
     let head = "[upstream]\nurl = \"http://localhost\"\n[device]\ncredentials = \"none\"\n";
     let own = row("b", "credentials = \"message\"");

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use http::HeaderName;
 
 use super::Config;
-use crate::{descriptors, mqtt::Transport, table::route::Credentials};
+use crate::{descriptors, mqtt::Transport, table::route::Credentials, topic::PatternIndex};
 
 impl Config {
     /// One sentence for each, beginning with its key.
@@ -25,6 +25,7 @@ impl Config {
         if broker.username.is_none() && broker.tls.cert_file.is_none() {
             warnings.extend(self.trusting());
         }
+        warnings.extend(self.idle());
         let url = &self.upstream.url;
         let host = url.host_str().unwrap_or_default();
         if url.scheme() == "http" && !is_here(host) {
@@ -70,6 +71,21 @@ impl Config {
         warnings
     }
 
+    /// The rows that swallow what no other row would have had.
+    fn idle(&self) -> impl Iterator<Item = String> {
+        let table = &self.table;
+        let rows = table.routes.iter().enumerate().filter(|(row, route)| {
+            route.swallows() && table.patterns.outer(PatternIndex(*row)).is_none()
+        });
+        rows.map(|(_, route)| {
+            format!(
+                "route `{}`: it does nothing with a message but take it from the broker, and lies inside no other \
+                 row; write `call`, `answer`, `then` or `reply`, or take it out",
+                route.name
+            )
+        })
+    }
+
     /// The rows that believe a topic, where the broker lets anybody write on it.
     fn trusting(&self) -> impl Iterator<Item = String> {
         let what = [
@@ -81,7 +97,8 @@ impl Config {
             (Credentials::None, "take whoever writes on a device's topics for that device"),
         ];
         what.into_iter().filter_map(|(credentials, what)| {
-            let rows = self.table.routes.iter().filter(|route| route.credentials == credentials);
+            let rows = self.table.routes.iter().filter(|route| !route.swallows());
+            let rows = rows.filter(|route| route.credentials == credentials);
             let rows: Vec<&str> = rows.map(|route| &*route.name).collect();
             (!rows.is_empty()).then(|| {
                 let (rows, word) = (rows.join(", "), credentials.as_str());

@@ -115,6 +115,7 @@ pub(crate) fn table_json(table: &Table) -> String {
             "on": route.on.as_str(),
             "filter": route.on.filter(),
             "inside": outer(table, row),
+            "device": route.sender.to_string(),
             "call": call(&route.call),
             "headers": headers(&route.call),
             "reply": text(&route.reply),

@@ -121,7 +121,7 @@ async fn the_topic_says_who_speaks_and_nothing_else_may() {
     send(vec![]).await;
     upstream.arrived("PUT /plugs/plug1", 3).await;
     // It says another device, or two; a gateway has said it.
-    send(vec![pair("device_id", "plug2")]).await;
+    send([credentials("plug2"), vec![pair("kept", "yes")]].concat()).await;
     send(vec![pair("device_id", "plug1"), pair("device_id", "plug1")]).await;
     gateway.metric_is("gateway_messages_settled_total", &["identity"], 2).await;
     send([credentials("plug1"), vec![pair("via", "a-gateway")]].concat()).await;
@@ -133,7 +133,10 @@ async fn the_topic_says_who_speaks_and_nothing_else_may() {
     for status in ["200", "200", "200", "403", "403"] {
         assert_eq!(device.on("cmnd/plug1/SAVED").await.user("status"), status);
     }
-    assert!(!gateway.log().contains("key-of-plug1"), "{}", gateway.log());
+    let letter = device.on("mqtt-rest-gateway/dead-letter/state").await;
+    assert_eq!((letter.user("kept"), letter.user("access_key")), ("yes", ""));
+    assert!(!format!("{letter:?}").contains("key-of-plug2"), "{letter:?}");
+    assert!(!gateway.log().contains("key-of-"), "{}", gateway.log());
 }
 
 #[tokio::test]

@@ -299,6 +299,9 @@ async fn the_row_that_wins_is_shown() {
     }
     let (_, routes, _) = run(&["--config", file, "routes"], "").await;
     assert!(routes.contains("zigbee2mqtt/groups/{device...} (inside lamp)"), "{routes}");
+    let (_, routes, _) = run(&["--config", file, "routes", "--json"], "").await;
+    assert!(routes.contains(r#""device":"{user}/{phone}""#), "{routes}");
     let (code, out, _) = run(&["--config", file, "check", "--connect"], "").await;
+    assert!(!out.contains("does nothing"), "the bridge's row lies inside another: {out}");
     assert!(code == 1 && out.contains("subscriptions        3 accepted"), "{out}");
 }
