@@ -124,7 +124,8 @@ async fn explain_prints_the_request_or_the_refusal() {
     let explain = async |topic: &'static str, more: &[&'static str], payload: &'static str| {
         let arguments = [&["explain", topic, "--payload", "-"], more].concat();
         let (code, out, error) = run(&arguments, payload).await;
-        assert_eq!(code, 0, "{error}");
+        let expected = if out.contains("refused  ") { 3 } else { 0 };
+        assert_eq!((code, error.as_str()), (expected, ""), "{out}");
         out
     };
     let out =
@@ -168,7 +169,7 @@ async fn explain_does_nothing_to_a_terminal() {
         let arguments = ["explain", topic, "--payload", "-", "--response-topic", response];
         let more = ["--property", id.as_str(), "--property", "access_key=k"];
         let (code, out, _) = run(&[&arguments[..], &more].concat(), payload).await;
-        assert_eq!(code, 0);
+        assert_eq!(code, 3, "refused: {out}");
         let bad = out.chars().find(|c| *c != '\n' && (c.is_control() || *c == '\u{202e}'));
         assert!(bad.is_none() && !out.contains("\nrequest  FORGED"), "{bad:?} in {out}");
     }

@@ -209,7 +209,13 @@ async fn commands() -> Vec<(String, String)> {
         let topic = ["v1/device/d1/cloud_settings/update", "--payload", "-"];
         let credentials = ["--property", "device_id=d1", "--property", &property];
         let explain = [&["explain"][..], &topic, &credentials].concat();
-        for command in [&["check"][..], &["routes"], &["routes", "--json"], &explain] {
+        for command in [
+            &["check"][..],
+            &["routes"],
+            &["routes", "--json"],
+            &["config", "--effective"],
+            &explain,
+        ] {
             let arguments = [&["--config", file.to_str().unwrap()], command].concat();
             let (code, out, error) = run(&arguments, "{}").await;
             assert_eq!(code, if with_mistake { 78 } else { 0 }, "{command:?}: {error}");
