@@ -38,21 +38,24 @@ enum Piece {
     Secret(Arc<str>),
 }
 
-/// Why a captured level cannot stand in a path.
+/// Why a captured level, or a value, cannot stand in a path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSegment {
     /// Nothing captured that name; configuration rules this out, `explain` may meet it.
-    #[error("the topic has no level `{0}`")]
+    #[error("nothing is called `{0}`")]
     Missing(Box<str>),
     /// The level is empty, `.` or `..`, which would change the path.
-    #[error("the level `{0}` is empty, `.` or `..`")]
+    #[error("`{0}` is empty, `.` or `..`")]
     Dots(Box<str>),
     /// The level has control characters.
-    #[error("the level `{0}` has control characters")]
+    #[error("`{0}` has control characters")]
     Control(Box<str>),
     /// The level is longer than an identifier can be.
-    #[error("the level `{0}` is longer than {MAX_SEGMENT_BYTES} bytes")]
+    #[error("`{0}` is longer than {MAX_SEGMENT_BYTES} bytes")]
     TooLong(Box<str>),
+    /// It comes from a payload and is no text, number or truth, or not one alone.
+    #[error("`{0}` is no text and no number")]
+    NoText(Box<str>),
 }
 
 /// The value of this header has something in it that no header may have.
@@ -200,7 +203,7 @@ fn name(text: &str) -> Option<(Piece, &str)> {
     Some((piece, rest))
 }
 
-/// Whether a level can become a segment of a path.
+/// Whether a value can become a segment of a path.
 ///
 /// # Errors
 /// [`BadSegment`] when it could change which endpoint is called.

@@ -229,6 +229,11 @@ fn http(config: &Config, taken: &Taken<'_>, call: &Call) -> String {
             let _ = writeln!(text, "         {name}: {value}  always");
         }
     }
+    let values = taken.route.values.iter().map(|(name, _)| format!("{{{name}}}"));
+    let values = values.collect::<Vec<_>>().join(", ");
+    if !values.is_empty() {
+        let _ = writeln!(text, "         {values} of the payload");
+    }
     if let Some(batch) = &call.batch {
         let max = batch.max;
         let _ = match &batch.form {

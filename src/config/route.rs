@@ -1,6 +1,6 @@
 //! Reads rows of `[[route]]`.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use toml::{Spanned, de::DeValue};
 
@@ -61,6 +61,7 @@ pub(super) fn read<'a>(
     }
     let body = body::read(row, filters, call.as_ref());
     let when = filters.get(row, "when");
+    let values = values(row, filters, on.as_ref());
     let answer = filters.get(row, "answer");
     let ok_on = ok_on(row, call.as_ref());
     let credentials =
@@ -87,6 +88,7 @@ pub(super) fn read<'a>(
         reply,
         retain,
         when,
+        values,
         takes,
         content_type,
         body,
@@ -112,13 +114,30 @@ pub(super) fn read<'a>(
 fn reads_payload(route: &Route) -> bool {
     let fetches = route.then.iter().flat_map(|then| then.fetch.filters());
     let mut filters = own(route).chain(fetches);
-    let over_it = route.body.is_some() || route.when.is_some();
+    let over_it = route.opens().is_some() || route.when.is_some();
     over_it && route.takes != Takes::Bytes || filters.any(|filter| filter.reads().payload)
 }
 
 /// The row's own filters that are not there to read the payload, but may.
 fn own(route: &Route) -> impl Iterator<Item = &Filter> {
-    route.when.iter().chain(&route.answer).chain(route.deciding())
+    let values = route.values.iter().map(|(_, filter)| filter);
+    route.when.iter().chain(values).chain(&route.answer).chain(route.deciding())
+}
+
+/// The names that the payload fills in; the topic's are its own.
+fn values<'a>(
+    row: &Section<'a>,
+    filters: &Filters<'a>,
+    on: Option<&Pattern>,
+) -> Vec<(Box<str>, Filter)> {
+    let values = filters.named(row, "values");
+    for (name, _) in values.iter().filter(|(name, _)| on.is_some_and(|on| on.captures(name))) {
+        let text = format!(
+            "the topic captures `{name}`, and a payload cannot speak for it; take another name"
+        );
+        row.mistake(None, "values", text);
+    }
+    values
 }
 
 /// Statuses that are successes of this row.
@@ -235,15 +254,37 @@ fn check_sender(row: &Section<'_>, route: &Route, says_device: bool) {
 /// Every name that a template uses must be captured by every row that renders it.
 fn check_captures(row: &Section<'_>, route: &Route) {
     let on = route.on.as_str();
+    let is_value = |name: &str| route.values.iter().any(|(value, _)| **value == *name);
     let uncaptured = |template: &Template| {
         let names = template.names().filter(|name| !route.on.captures(name));
-        names.map(|name| format!("`{{{name}}}` is not captured by `{on}`")).collect::<Vec<_>>()
+        let text = |name| {
+            if is_value(name) {
+                format!(
+                    "`{{{name}}}` is of `values`: it stands in the row's `call` and `headers`, and in no topic"
+                )
+            } else {
+                format!("`{{{name}}}` is not captured by `{on}`")
+            }
+        };
+        names.map(text).collect::<Vec<_>>()
     };
-    let reply = route.reply.iter().map(|reply| ("reply", reply));
-    for (key, template) in route.call.iter().flat_map(Endpoint::templates).chain(reply) {
-        for text in uncaptured(template) {
-            row.mistake(None, key, text);
+    let mut used = BTreeSet::new();
+    for (key, template) in route.call.iter().flat_map(Endpoint::templates) {
+        for name in template.names() {
+            used.insert(name);
+            if !is_value(name) && !route.on.captures(name) {
+                row.mistake(None, key, format!("`{{{name}}}` is not captured by `{on}`"));
+            }
         }
+    }
+    for (name, _) in route.values.iter().filter(|(name, _)| !used.contains(&**name)) {
+        let text = format!(
+            "`{name}` is unused: neither `call` nor `headers` has `{{{name}}}`; take it out"
+        );
+        row.mistake(None, "values", text);
+    }
+    for text in route.reply.iter().flat_map(uncaptured) {
+        row.mistake(None, "reply", text);
     }
     for Then { fetch, .. } in &route.then {
         let call = fetch.call.iter().flat_map(Endpoint::templates).map(|(_, template)| template);

@@ -45,58 +45,73 @@ impl Taken<'_> {
         let Some(when) = &self.route.when else { return Ok(true) };
         let fails =
             |error: FilterError| Refusal::BadPayload(format!("`when` fails on it: {error}"));
-        Ok(self.run(when, memory)?.map_err(fails)?.iter().any(filter::is_true))
+        Ok(self.open(when.reads(), memory)?.run(when).map_err(fails)?.iter().any(filter::is_true))
     }
 
-    /// Runs a filter over the payload.
+    /// Reads the payload for filters that read this.
     ///
     /// # Errors
     /// [`Refusal::BadPayload`] when the payload is not what the row takes.
-    fn run(
+    pub(super) fn open(
         &self,
-        filter: &Filter,
+        reads: Reads,
         memory: impl FnOnce() -> Val,
-    ) -> Result<Result<Vec<Val>, FilterError>, Refusal> {
+    ) -> Result<Opened, Refusal> {
         let payload = self.route.takes.read(&self.message.payload)?;
         // Not read twice.
-        let reads = Reads { payload: false, ..filter.reads() };
-        let context = Context { payload: payload.clone(), ..self.context(reads, memory()) };
-        Ok(filter.run(payload, &context))
+        let others = Reads { payload: false, ..reads };
+        let context = Context { payload: payload.clone(), ..self.context(others, memory()) };
+        Ok(Opened { payload, context })
     }
 
-    /// The body to send: the payload as it came, or translated by the row's filter. `memory` is what is
-    /// remembered of the device.
+    /// The body to send: the payload as it came, or translated by the row's filter, for which it is opened.
     ///
     /// # Errors
-    /// [`Refusal::TooLarge`] or [`Refusal::BadPayload`].
+    /// [`Refusal::BadPayload`].
     pub(super) fn body(
         &self,
         endpoint: &Endpoint,
-        memory: impl FnOnce() -> Val,
+        opened: Option<&Opened>,
         max: &MaxBytes,
     ) -> Result<Option<Bytes>, Refusal> {
         let Self { message, route, .. } = self;
-        route.check_size(message, max)?;
-        let bytes = &message.payload;
-        let Some(translate) = &route.body else {
+        let (Some(translate), Some(opened)) = (&route.body, opened) else {
             if !endpoint.takes_body() {
                 return Ok(None);
             }
-            route.takes.check(bytes)?;
-            return Ok(Some(bytes.clone()));
+            route.takes.check(&message.payload)?;
+            return Ok(Some(message.payload.clone()));
         };
         let cannot = |error: FilterError| {
             Refusal::BadPayload(format!("the payload cannot be translated: {error}"))
         };
-        let outputs = self.run(translate, memory)?.map_err(cannot)?;
+        let outputs = opened.run(translate).map_err(cannot)?;
         route.content_type.kind.body(&outputs, max.request).map(Some).map_err(cannot)
+    }
+}
+
+/// A payload that is read, with what filters over it see besides.
+pub(super) struct Opened {
+    payload: Val,
+    context: Context,
+}
+
+impl Opened {
+    /// Runs a filter over it.
+    ///
+    /// # Errors
+    /// [`FilterError`] when it fails.
+    pub(super) fn run(&self, filter: &Filter) -> Result<Vec<Val>, FilterError> {
+        filter.run(self.payload.clone(), &self.context)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::fixtures;
+    use crate::{call::Lifetime, fixtures};
 
     /// What a row with these lines makes of a payload.
     fn body(lines: &str, payload: &[u8]) -> Result<Option<Bytes>, Refusal> {
@@ -113,7 +128,9 @@ mod tests {
         let incoming = config.table.incoming(&message, subscription, &captures, &device);
         let taken = config.table.take(&incoming, || None).unwrap();
         let memory = || filter::parse(b"{\"m\":1}").unwrap();
-        taken.body(taken.route.call.as_ref().unwrap(), memory, &config.exchange.max_bytes)
+        let lifetime = Lifetime { deadline: Duration::MAX, expires: None, since: None };
+        let (endpoint, max) = (taken.route.call.as_ref().unwrap(), &config.exchange.max_bytes);
+        taken.call(endpoint, memory, max, lifetime).map(|call| call.body)
     }
 
     const POST: &str = "call = \"POST /x\"";

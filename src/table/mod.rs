@@ -10,6 +10,7 @@ pub(crate) mod join;
 pub(crate) mod keys;
 pub(crate) mod refusal;
 pub(crate) mod route;
+mod values;
 
 use std::{
     sync::{Arc, LazyLock},
@@ -21,6 +22,7 @@ use self::{
     identity::{Identity, Speaker},
     refusal::Refusal,
     route::{Credentials, MaxBytes, Route},
+    values::Values,
 };
 use crate::{
     call::{Authorization, CONTENT_TYPE_JSON, Call, Endpoint, Lifetime, Retry, Trial, Unfit},
@@ -106,8 +108,18 @@ impl Taken<'_> {
         lifetime: Lifetime,
     ) -> Result<Call, Refusal> {
         let route = self.route;
-        let body = self.body(endpoint, memory, max)?;
-        let call = self.request(&route.name, endpoint, lifetime)?;
+        route.check_size(self.message, max)?;
+        let opened = match route.opens() {
+            Some(reads) => Some(self.open(reads, memory)?),
+            None => None,
+        };
+        let values = match &opened {
+            Some(opened) => Values::of(&route.values, opened)?,
+            None => Values::default(),
+        };
+        let body = self.body(endpoint, opened.as_ref(), max)?;
+        let value = |name: &str| self.captures.get(name).or_else(|| values.get(name));
+        let call = self.request(&route.name, endpoint, lifetime, value)?;
         let (content_type, batch) = (route.content_type.header.clone(), route.batch.clone());
         Ok(Call {
             body,
@@ -129,18 +141,21 @@ impl Taken<'_> {
         endpoint: &Endpoint,
         deadline: Duration,
     ) -> Result<Call, Unfit> {
-        self.request(name, endpoint, Lifetime { deadline, expires: None, since: None })
+        let lifetime = Lifetime { deadline, expires: None, since: None };
+        self.request(name, endpoint, lifetime, |name| self.captures.get(name))
     }
 
-    fn request(
+    /// `value` gives what the names of the endpoint stand for.
+    fn request<'v>(
         &self,
         name: &Arc<str>,
         endpoint: &Endpoint,
         lifetime: Lifetime,
+        value: impl Fn(&str) -> Option<&'v str>,
     ) -> Result<Call, Unfit> {
         let Lifetime { deadline, expires, since } = lifetime;
         let key = self.authorization.speakers_key();
-        let (path, headers) = endpoint.request(|name| self.captures.get(name), key)?;
+        let (path, headers) = endpoint.request(value, key)?;
         Ok(Call {
             name: name.clone(),
             device: self.speaker.device.clone(),

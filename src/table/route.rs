@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     call::{Batch, Endpoint, Retry, StatusCode},
-    filter::Filter,
+    filter::{Filter, Reads},
     message::Message,
     rate::Rate,
     sender::Sender,
@@ -39,6 +39,8 @@ pub struct Route {
     pub retain: bool,
     /// Over the payload: a message of which it is not true is let go.
     pub when: Option<Filter>,
+    /// Over the payload: what else has a name in the path and the headers of its call.
+    pub values: Vec<(Box<str>, Filter)>,
     /// What it takes payloads for.
     pub takes: Takes,
     /// What its bodies are.
@@ -146,6 +148,14 @@ impl Route {
     /// Whether an answer with this status is a success.
     pub fn accepts(&self, status: StatusCode) -> bool {
         status.is_success() || self.ok_on.contains(&status)
+    }
+
+    /// What the filters that make the call read besides the payload; none if there are none.
+    pub fn opens(&self) -> Option<Reads> {
+        if self.body.is_none() && self.values.is_empty() {
+            return None;
+        }
+        Some(self.values.iter().map(|(_, filter)| filter).chain(&self.body).sum())
     }
 
     /// The filters that decide what follows an answer.

@@ -49,4 +49,5 @@ mod sessions;
 mod shapes;
 mod shipped_table;
 mod stop;
+mod values;
 mod window;
