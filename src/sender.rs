@@ -71,6 +71,11 @@ impl Sender {
         .map(|index| index + 1)
     }
 
+    /// Whether something is below that is its own: below a name of many levels there are names of many levels.
+    pub fn has_topics(&self, on: &Pattern) -> bool {
+        self.levels(on).is_some_and(|levels| on.begins_like(levels, on))
+    }
+
     /// What is below the part of a `topic` that belongs to its sender; `None` where `other` is not below it.
     pub fn below<'o>(&self, on: &Pattern, topic: &str, other: &'o str) -> Option<&'o str> {
         other.strip_prefix(self.own(on, topic)?)?.strip_prefix('/')

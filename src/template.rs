@@ -93,7 +93,14 @@ impl Template {
                 pieces.push(Piece::Literal(literal.into()));
             }
             let (piece, tail) = name(tail).ok_or_else(|| {
-                format!("`{text}`: `{{` opens no name of letters, digits and `_`, nor `{{$name}}` of a secret")
+                let dots = if tail.split('}').next().is_some_and(|name| name.ends_with("...")) {
+                    "; the dots of `{name...}` stand in `on` alone, write `{name}`"
+                } else {
+                    ""
+                };
+                format!(
+                    "`{text}`: `{{` opens no name of letters, digits and `_`, nor `{{$name}}` of a secret{dots}"
+                )
             })?;
             pieces.push(piece);
             rest = tail;
@@ -329,6 +336,7 @@ mod tests {
         assert_eq!(template.topic(|_| Some("x")).unwrap(), "a/x/x.json");
         assert_eq!(template.topic(|n| (n == "b").then_some("x")), None);
         assert!(Template::parse("a/{b").unwrap_err().contains("opens no name"));
+        assert!(Template::parse("a/{b...}").unwrap_err().ends_with("write `{name}`"));
         assert!(Template::parse("a/b}").unwrap_err().contains("closes nothing"));
         assert!(Template::parse("a/{b c}").unwrap_err().contains("opens no name"));
     }

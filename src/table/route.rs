@@ -115,7 +115,8 @@ impl Route {
 
     /// What a message is told that wants its answer elsewhere.
     pub fn no_response_topic(&self, message: &Message) -> Refusal {
-        let own = self.sender.own(&self.on, &message.topic).filter(|own| *own != message.topic);
+        let own = self.sender.own(&self.on, &message.topic);
+        let own = own.filter(|_| self.sender.has_topics(&self.on));
         Refusal::ResponseTopic(match own {
             Some(own) => {
                 let own: String = own.chars().take(100).collect();

@@ -116,6 +116,33 @@ fn what_a_gateway_says_is_no_request_and_what_a_device_echoes_is() {
 }
 
 #[test]
+fn who_may_not_have_an_answer_where_it_wants_is_told_where_it_may() {
+    let refusal = |on: &str, device: &str, topic: &str, wanted: &str| {
+        let text = format!(
+            "[upstream]\nurl = \"http://hub\"\n[device]\ncredentials = \"none\"\n[[route]]\nname = \"r\"\n\
+             on = \"{on}\"\n{device}\ncall = \"POST /x\""
+        );
+        let config = fixtures::config(&text);
+        let mut message = fixtures::message(topic, &[], b"");
+        message.properties.response_topic = Some(wanted.to_owned());
+        let (row, captures) = config.table.patterns.find(topic).unwrap();
+        let device = config.table.patterns.sender(row, &captures).unwrap();
+        let incoming = config.table.incoming(&message, Some(row), &captures, &device);
+        incoming.response_topic.map(|topic| topic.map(str::to_owned)).map_err(|why| why.to_string())
+    };
+    let told = |refused: Result<_, String>| refused.unwrap_err();
+    assert!(told(refusal("up/{device_id}", "", "up/d1", "up/d2/x")).ends_with("below `up/d1/`"));
+    assert_eq!(refusal("up/{device_id}", "", "up/d1", "up/d1/x"), Ok(Some("up/d1/x".to_owned())));
+    let nowhere = "belongs to its sender alone";
+    let constant = refusal("events", "device = \"camera\"", "events", "events/x");
+    assert!(told(constant).ends_with(nowhere));
+    assert!(told(refusal("z/{device_id...}", "", "z/a/b", "z/a/b/x")).ends_with(nowhere));
+    // What only `replay` hears.
+    let replays = "mqtt-rest-gateway/replay";
+    assert_eq!(refusal("z/{device_id...}", "", "z/a", replays), Ok(Some(replays.to_owned())));
+}
+
+#[test]
 fn an_answer_goes_below_the_devices_own_topics() {
     let reply = |topic: &str| take("own", &[ID, KEY], Some(topic)).is_ok();
     assert!(reply("d/d1/x") && reply(&format!("d/d1{}", "/a".repeat(16))));
