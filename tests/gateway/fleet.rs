@@ -183,7 +183,7 @@ async fn the_log_has_the_beginning_and_the_end_of_an_outage_of_several_rows() {
         }
     }
     for (row, _) in rows {
-        gateway.logs(&format!("trying again by itself row={row}")).await;
+        gateway.logs(&format!("calls are tried again row={row}")).await;
     }
     api.now(|_| Reply::status(200));
     for (row, _) in rows {
