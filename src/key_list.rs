@@ -62,7 +62,7 @@ impl KeyList {
 
     /// In place of a file that is not read: every device has a key, which is the name of one.
     pub fn stand_in() -> Self {
-        Self(Source::StandIn(Secret::new("{$key}")))
+        Self(Source::StandIn(Secret::new("<key>")))
     }
 
     /// The key of a device as it is now; and why that is what was read before, if the file cannot be used.

@@ -471,7 +471,12 @@ fn every_example_is_valid_and_does_what_its_cases_say() {
             let name = key.get_ref().trim_end_matches("_file").to_uppercase();
             (format!("GATEWAY_SECRETS_{name}"), "s3cret".to_owned())
         });
-        let env: BTreeMap<_, _> = names.collect();
+        let mut env: BTreeMap<_, _> = names.collect();
+        let keys = tempfile::NamedTempFile::new().unwrap();
+        fs::write(keys.path(), "{\"d1\": \"s3cret\"}").unwrap();
+        if text.contains("\nkeys_file ") {
+            env.insert("GATEWAY_DEVICE_KEYS_FILE".into(), keys.path().display().to_string());
+        }
         assert_eq!(mistakes(&text, &env), Vec::<String>::new(), "{name}");
         let out = play(&format!("examples/{name}.test.toml"));
         assert!(!out.contains("rows without a case"), "{name}: {out}");
