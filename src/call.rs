@@ -18,6 +18,7 @@ use crate::{
     failure::FailureKind,
     headers::{Header, Headers},
     secret::Secret,
+    sign::Sign,
     template::{self, BadHeader, BadSegment, Rendered, Template},
 };
 
@@ -52,6 +53,8 @@ pub struct Call {
     pub path: Rendered,
     /// Headers that the configuration names.
     pub headers: Arc<[Header]>,
+    /// How it is signed.
+    pub sign: Option<Arc<Sign>>,
     /// Body.
     pub body: Option<Bytes>,
     /// What the body is.
@@ -144,7 +147,8 @@ impl Call {
 
     /// The secrets that it needs, the device's key among them if it goes where the row says.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
-        self.path.secrets().chain(self.headers.iter().flat_map(Header::secrets))
+        let sign = self.sign.iter().flat_map(|sign| sign.secret.secrets());
+        self.path.secrets().chain(self.headers.iter().flat_map(Header::secrets)).chain(sign)
     }
 
     /// Whether the row says where the device's key goes; else it goes into the upstream's `key_header`.
@@ -218,6 +222,8 @@ pub struct Endpoint {
     pub path: Template,
     /// What else goes into the head of a request.
     pub headers: Headers,
+    /// How a request is signed.
+    pub sign: Option<Arc<Sign>>,
 }
 
 /// Why a message makes no request.

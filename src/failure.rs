@@ -67,6 +67,12 @@ pub enum FailureKind {
     /// The message's own expiry passed [MQTT-3.3.2-6], before an attempt or during one.
     #[error("the message expired while it was held")]
     Expired,
+    /// The API refuses what the gateway itself has to show, for everybody: a secret or a token.
+    #[error("the upstream refuses our credentials: it answers {0}")]
+    Barred(StatusCode),
+    /// There is no token to show it.
+    #[error("the token endpoint gives no token: {0}")]
+    NoToken(String),
     /// A rate limit of the configuration, or the API's own `Retry-After`, leaves no turn before this time is over.
     #[error("the rate limit leaves no turn for another {} s", .0.as_secs() + 1)]
     Throttled(Duration),
@@ -81,7 +87,8 @@ pub enum Transience {
     Transient,
     /// It may, and the API has not acted on this one: nothing has reached it, or it says so (429, 503).
     Unprocessed,
-    /// It may, and this one was no attempt at all: even a call that must not be repeated can be made again.
+    /// It may, and this one was no attempt at all, or the API has not let it in: even a call that must not be repeated
+    /// can be made again.
     Unmade,
 }
 
@@ -98,6 +105,9 @@ pub enum Sign {
     Hung,
     /// There was no connection, which no message can cause.
     Unreachable,
+    /// The gateway's own credentials are refused, or not to be had: no message can cause that, and the probe, which
+    /// carries none, cannot see it.
+    Barred,
     /// Nothing: the attempt was not made, or the gateway cut it short for a reason of its own.
     Nothing,
 }
@@ -127,6 +137,8 @@ impl FailureKind {
             Self::AttemptTimeout    => row("deadline", 504,    "timeout",            T::Transient,   S::Hung),
             Self::Deadline(_)       => row("deadline", 504,    "deadline",           T::Final,       S::Nothing),
             Self::Expired           => row("expired", 504,     "expired",            T::Final,       S::Nothing),
+            Self::Barred(_)         => row("credentials", 502, "credentials",        T::Unmade,      S::Barred),
+            Self::NoToken(_)        => row("credentials", 502, "token",              T::Unmade,      S::Barred),
             Self::Throttled(_)      => row("throttled", 429,   "throttled",          T::Final,       S::Nothing),
         }
     }

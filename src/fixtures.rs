@@ -31,6 +31,7 @@ pub(crate) fn call(name: &str, device: &str) -> Call {
         method: Method::POST,
         path: "/".into(),
         headers: Arc::default(),
+        sign: None,
         body: None,
         content_type: CONTENT_TYPE_JSON,
         authorization: Authorization::None,

@@ -34,6 +34,7 @@ mod secret;
 mod secrets;
 pub mod sender;
 mod shares;
+mod sign;
 mod table;
 pub mod telemetry;
 pub mod template;

@@ -30,9 +30,12 @@ pub struct Template {
     pieces: Vec<Piece>,
 }
 
+/// A part of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Piece {
+pub(crate) enum Piece {
+    /// Text that stands for itself.
     Literal(Box<str>),
+    /// `{name}`.
     Name(Box<str>),
     /// `{$name}`, without the `$`.
     Secret(Arc<str>),
@@ -117,6 +120,11 @@ impl Template {
     /// The template as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// Its parts, in order.
+    pub(crate) fn pieces(&self) -> &[Piece] {
+        &self.pieces
     }
 
     /// The names that need a value.

@@ -28,7 +28,7 @@ use crate::{
         route::{Credentials, Route},
     },
     template::Template,
-    upstream,
+    upstream::{self, Auth},
 };
 
 #[derive(Debug, Args)]
@@ -192,6 +192,22 @@ fn request(config: &Config, taken: &Taken<'_>) -> Result<Option<String>, Refusal
     }))
 }
 
+/// What the gateway shows of its own beside those headers.
+fn own(settings: &upstream::Settings, call: &Call) -> String {
+    let mut text = match settings.auth.as_deref() {
+        Some(Auth::Basic(user)) => format!("         authorization: Basic {user}\n"),
+        Some(Auth::ClientCredentials(credentials)) => {
+            let from = &credentials.token_url;
+            format!("         authorization: Bearer <a token of {from}>\n")
+        }
+        None => String::new(),
+    };
+    if let Some(sign) = &call.sign {
+        let _ = writeln!(text, "         {sign}");
+    }
+    text
+}
+
 fn http(config: &Config, taken: &Taken<'_>, call: &Call) -> String {
     let settings = &config.upstream;
     let base = settings.base();
@@ -220,6 +236,7 @@ fn http(config: &Config, taken: &Taken<'_>, call: &Call) -> String {
         let from = from(template).map_or(String::new(), |from| format!("  {from}"));
         let _ = writeln!(text, "         {header}{from}");
     }
+    text.push_str(&own(settings, call));
     if call.authorization.speakers_key().is_some() && !call.places_key() {
         let _ = writeln!(text, "         {}: <redacted: {whose}>", settings.key_header);
     }

@@ -70,7 +70,8 @@ fn entries(entry: &Section<'_>, row: Option<&Endpoint>) -> Option<Entries> {
         entry.mistake(None, "join", text);
     }
     let headers = row.map(|row| row.headers.clone()).unwrap_or_default();
-    let endpoint = Endpoint { headers, ..call? };
+    let sign = row.and_then(|row| row.sign.clone());
+    let endpoint = Endpoint { headers, sign, ..call? };
     Some(Entries { endpoint, key: key.unwrap_or_default().into(), error })
 }
 

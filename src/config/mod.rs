@@ -1,6 +1,7 @@
 //! The configuration: a text and the environment become a [`Config`], or a list of every mistake in
 //! them. It is complete before any socket opens and never changes afterwards.
 
+mod auth;
 mod batch;
 mod body;
 mod broker;
@@ -158,7 +159,7 @@ impl Config {
         let broker = broker::read(&root);
         let device = root.section("device");
         let secrets = Secrets::read(&root);
-        let (upstream, headers) = upstream::read(&root, &device, &secrets);
+        let (upstream, common) = upstream::read(&root, &device, &secrets);
         let identity = Identity {
             capture: device.value("capture", capture).into(),
             id_property: device.value("id_property", non_empty).into(),
@@ -167,7 +168,7 @@ impl Config {
         let remembered_devices = device.value("remembered", number);
         let credentials = device.value("credentials", |text| one_of(text, &Credentials::WORDS));
         let keys = key_list::read(&device);
-        let requests = Requests::new(&secrets, headers, &upstream);
+        let requests = Requests::new(&secrets, common, &upstream);
         let is_member = broker.share_group.is_some();
         let table = table::read(&reader, &root, identity, credentials, &requests, is_member);
         let table = Table { replays: replays(&broker.client_id), ..table };

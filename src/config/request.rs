@@ -1,9 +1,12 @@
 //! Reads what a row says of its requests: `call` and `headers`.
 
-use http::HeaderName;
+use std::sync::Arc;
+
+use http::{HeaderName, header::AUTHORIZATION};
 use toml::de::DeValue;
 
 use super::{
+    auth::sign,
     reader::Section,
     secrets::Secrets,
     values::{endpoint, is_reserved_header},
@@ -11,6 +14,7 @@ use super::{
 use crate::{
     call::Endpoint,
     headers::Headers,
+    sign::Sign,
     template::{Template, is_printable},
     upstream::Settings,
 };
@@ -18,19 +22,23 @@ use crate::{
 /// What the requests of all rows have in common.
 pub(super) struct Requests<'s, 'a> {
     pub(super) secrets: &'s Secrets<'a>,
-    /// The headers of `[upstream]`.
-    pub(super) headers: Vec<(HeaderName, Template)>,
+    pub(super) common: Common,
     /// Where a device's key goes if nothing else is said.
     pub(super) key_header: HeaderName,
+    /// Whether `[upstream.auth]` makes the header `Authorization`.
+    pub(super) has_auth: bool,
+}
+
+/// What `[upstream]` says of them.
+pub(super) struct Common {
+    pub(super) headers: Vec<(HeaderName, Template)>,
+    pub(super) sign: Option<Arc<Sign>>,
 }
 
 impl<'s, 'a> Requests<'s, 'a> {
-    pub(super) fn new(
-        secrets: &'s Secrets<'a>,
-        headers: Vec<(HeaderName, Template)>,
-        upstream: &Settings,
-    ) -> Self {
-        Self { secrets, headers, key_header: upstream.key_header.clone() }
+    pub(super) fn new(secrets: &'s Secrets<'a>, common: Common, upstream: &Settings) -> Self {
+        let (key_header, has_auth) = (upstream.key_header.clone(), upstream.auth.is_some());
+        Self { secrets, common, key_header, has_auth }
     }
 
     /// The call of a row, with its headers; `None` if it has none, or it is wrong, which is noted.
@@ -41,14 +49,29 @@ impl<'s, 'a> Requests<'s, 'a> {
         if !own.is_empty() && !has_call {
             row.mistake(None, "headers", "a row without `call` sends none; take them out");
         }
+        let own_sign = sign(row, self.secrets).map(Arc::new);
+        if row.is_written("sign") && !has_call {
+            row.mistake(None, "sign", "a row without `call` sends nothing to sign; take it out");
+        }
         let call = call?;
         self.check_secrets(row, "call", &call);
-        let mut merged = self.headers.clone();
+        let mut merged = self.common.headers.clone();
         for (name, value) in own {
             merged.retain(|(other, _)| *other != name);
             merged.extend(value.map(|value| (name, value)));
         }
-        Some(Endpoint { headers: Headers::new(merged), ..call })
+        if self.has_auth && merged.iter().any(|(name, _)| name == AUTHORIZATION) {
+            let text = "`Authorization` is made by [upstream.auth]; take one of the two out";
+            row.mistake(None, "headers", text);
+        }
+        let sign = own_sign.or_else(|| self.common.sign.clone());
+        let taken = sign.as_ref().filter(|s| merged.iter().any(|(name, _)| *name == s.header));
+        if let Some(sign) = taken {
+            let text =
+                format!("`{}` is the header of `sign`; take one of the two out", sign.header);
+            row.mistake(None, "headers", text);
+        }
+        Some(Endpoint { headers: Headers::new(merged), sign, ..call })
     }
 
     /// Notes an unknown secret in the path.
@@ -64,6 +87,11 @@ impl<'s, 'a> Requests<'s, 'a> {
         match (has_key, call.places_key()) {
             (false, true) => Some(
                 "`{$key}` has no value, since the row asks for no key (`credentials`)".to_owned(),
+            ),
+            (true, false) if self.has_auth && header == AUTHORIZATION => Some(
+                "`Authorization` carries the device's key on this row ([device] key_header), and [upstream.auth] \
+                 makes it; write another key_header, or `{$key}` where the key belongs"
+                    .to_owned(),
             ),
             (true, false) if call.headers.templates().any(|(name, _)| name == header) => {
                 Some(format!(

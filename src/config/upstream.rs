@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use http::HeaderName;
+use http::StatusCode;
 
 use super::{
+    auth::{auth, sign},
+    fetch::statuses,
     files::certificates,
     reader::Section,
-    request::headers,
+    request::{Common, headers},
     secrets::Secrets,
     values::{
         base_url, duration, key_header, key_prefix, number, positive_duration, probe_path, proxy,
@@ -16,16 +18,15 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    template::Template,
     upstream::{BreakerSettings, Rates, Settings},
 };
 
-/// And the headers of all calls. `device` says in which header a device's key goes upstream.
+/// And what all calls have in common. `device` says in which header a device's key goes upstream.
 pub(super) fn read<'a>(
     root: &Section<'a>,
     device: &Section<'a>,
     secrets: &Secrets<'a>,
-) -> (Settings, Vec<(HeaderName, Template)>) {
+) -> (Settings, Common) {
     let section = root.section("upstream");
     let url = section.required_value("url", base_url, "missing: where the REST API lives");
     let attempt_timeout = section.value("attempt_timeout", positive_duration);
@@ -46,6 +47,8 @@ pub(super) fn read<'a>(
         key_prefix: device.value("key_prefix", key_prefix).into(),
         // They come with the table, which uses them too.
         secrets: Arc::default(),
+        auth: auth(&section, secrets).map(Arc::new),
+        refused_on: refused_on(&section),
         proxy: section.parsed("proxy", proxy),
         tls: certificates(&section, url.scheme() == "https"),
         backoff: backoff(&section),
@@ -56,8 +59,22 @@ pub(super) fn read<'a>(
     };
     let headers = headers(&section, secrets).into_iter();
     let headers = headers.filter_map(|(name, value)| Some((name, value?))).collect();
+    let common = Common { headers, sign: sign(&section, secrets).map(Arc::new) };
     section.finish();
-    (settings, headers)
+    (settings, common)
+}
+
+/// Left out it is 401.
+fn refused_on(section: &Section<'_>) -> Box<[StatusCode]> {
+    let statuses = statuses(section, "refused_on");
+    if !section.is_written("refused_on") {
+        return [StatusCode::UNAUTHORIZED].into();
+    }
+    if statuses.iter().any(|status| status.as_u16() < 400) {
+        let text = "only statuses from 400 on refuse anything; take the others out";
+        section.mistake(None, "refused_on", text);
+    }
+    statuses.into()
 }
 
 fn backoff(upstream: &Section<'_>) -> Backoff {

@@ -52,7 +52,7 @@ pub(super) fn base_url(text: &str) -> Result<Url, String> {
         return Err(format!("unknown scheme `{}`; write http:// or https://", url.scheme()));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("the URL has credentials; take them out, devices bring their own".to_owned());
+        return Err("the URL has credentials; take them out: devices bring their own, and the gateway's go into [upstream.auth]".to_owned());
     }
     if url.query().is_some() || url.fragment().is_some() {
         return Err(
@@ -208,7 +208,7 @@ pub(super) fn endpoint(text: &str) -> Result<Endpoint, String> {
     if !path.starts_with('/') || path.contains(['#', ' ']) {
         return Err(wanted());
     }
-    Ok(Endpoint { method, path: Template::parse(path)?, headers: Headers::default() })
+    Ok(Endpoint { method, path: Template::parse(path)?, headers: Headers::default(), sign: None })
 }
 
 pub(super) fn topic_template(text: &str) -> Result<Template, String> {

@@ -93,6 +93,7 @@ impl Fetch {
             method: endpoint.method.clone(),
             path,
             headers,
+            sign: endpoint.sign.clone(),
             body: None,
             content_type: CONTENT_TYPE_JSON,
             authorization: Authorization::None,

@@ -162,6 +162,7 @@ impl Taken<'_> {
             method: endpoint.method.clone(),
             path,
             headers,
+            sign: endpoint.sign.clone(),
             body: None,
             content_type: CONTENT_TYPE_JSON,
             authorization: self.authorization.clone(),

@@ -25,7 +25,8 @@ use crate::{
     failure::{ProbeFailure, Sign},
 };
 
-/// After this many attempts in a row that found no connection, the API counts as unreachable.
+/// After this many attempts in a row that found no connection, the API counts as unreachable; after as many on a row whose
+/// credentials were refused, the row is down.
 const UNREACHABLE_ATTEMPTS: u32 = 3;
 /// The longest `Retry-After` that a call waits for. After a longer one its message ends, if the API serves others.
 pub(super) const MAX_OBEYED_RETRY_AFTER: Duration = Duration::from_mins(5);
@@ -218,17 +219,24 @@ impl Breaker {
         };
         *unreachable = match sign {
             Sign::Unreachable => unreachable.saturating_add(1),
-            Sign::Served | Sign::Refused | Sign::Failed | Sign::Hung | Sign::Nothing => 0,
+            Sign::Served
+            | Sign::Refused
+            | Sign::Failed
+            | Sign::Hung
+            | Sign::Barred
+            | Sign::Nothing => 0,
         };
+        row.barred = if sign == Sign::Barred { row.barred.saturating_add(1) } else { 0 };
         match sign {
             Sign::Served => {
                 row.served(device, now, changes);
                 answering.proves(now);
             }
             Sign::Refused => row.forget(device),
-            Sign::Failed | Sign::Hung | Sign::Unreachable => {
+            Sign::Failed | Sign::Hung | Sign::Unreachable | Sign::Barred => {
                 row.failed(device, sign == Sign::Hung);
-                let sign = if *unreachable >= UNREACHABLE_ATTEMPTS {
+                let in_a_row = (*unreachable).max(row.barred);
+                let sign = if in_a_row >= UNREACHABLE_ATTEMPTS {
                     how.to_string()
                 } else if row.is_down_for_all(settings.devices) {
                     format!(

@@ -26,7 +26,7 @@ use super::{
     coding::Coding,
     connections::{Connections, Which},
     connector::Resolver,
-    credentials::Credentials,
+    credentials::{Credentials, Shown},
 };
 use crate::{
     call::{Answer, Call, Retry, SMALL_ANSWER, StatusCode},
@@ -95,14 +95,44 @@ impl Client {
     }
 
     async fn attempt(self, call: Call) -> Result<Answer, Failure> {
-        let began = Instant::now();
         if let Some(queued) = call.queued {
             // Waiting for a place among those under way is our own limit.
-            call.trial.excuse(began - queued);
+            call.trial.excuse(queued.elapsed());
         }
         let time = self.shared.attempt_timeout;
         let time = if call.hurried { time / HURRIED } else { time };
-        let result = self.exchange(&call, began + time).await;
+        let Shared { credentials, connections, .. } = &*self.shared;
+        let mut shown = credentials.next(&call, connections).await?;
+        let mut result = self.counted(&call, &shown, time).await;
+        let refused = |result: &Result<Answer, FailureKind>| {
+            let status = result.as_ref().ok()?.status;
+            credentials.are_refused(&call, status).then_some(status)
+        };
+        if refused(&result).is_some() && credentials.can_show_others(&call, &shown).await {
+            shown = credentials.next(&call, connections).await?;
+            result = self.counted(&call, &shown, time).await;
+            if refused(&result).is_some() {
+                credentials.forget(&shown).await;
+            }
+        }
+        match refused(&result) {
+            // Where a device's key went along it may be that key: one device is no outage.
+            Some(status) if call.authorization.speakers_key().is_none() => {
+                Err(FailureKind::Barred(status).into())
+            }
+            _ => result.map_err(Failure::from),
+        }
+    }
+
+    /// One exchange, which is counted.
+    async fn counted(
+        &self,
+        call: &Call,
+        shown: &Shown,
+        time: Duration,
+    ) -> Result<Answer, FailureKind> {
+        let began = Instant::now();
+        let result = self.exchange(call, shown, began + time).await;
         let ended = match &result {
             Ok(answer) => AttemptResult::Answered(answer.status.as_u16()),
             Err(kind) => AttemptResult::Failed(kind.attempt()),
@@ -112,10 +142,15 @@ impl Client {
             route = %call.name, device = ?call.device, method = %call.method, ?ended,
             elapsed = ?began.elapsed(), "attempt"
         );
-        result.map_err(Failure::from)
+        result
     }
 
-    async fn exchange(&self, call: &Call, end: Instant) -> Result<Answer, FailureKind> {
+    async fn exchange(
+        &self,
+        call: &Call,
+        shown: &Shown,
+        end: Instant,
+    ) -> Result<Answer, FailureKind> {
         let clock = Clock { end, expires: call.expires };
         let Shared { connections, credentials, .. } = &*self.shared;
         // A repetition goes to where the name points to now. What may not be sent twice must not meet
@@ -130,9 +165,12 @@ impl Client {
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = connections.origin().uri(&credentials.path(call)?)?;
         let headers = request.headers_mut();
-        credentials.put(call, headers)?;
+        credentials.put(call, shown, headers)?;
         if call.body.is_some() {
             headers.insert(CONTENT_TYPE, call.content_type.clone());
+        }
+        if let Some(sign) = &call.sign {
+            credentials.sign(sign, call.body.as_deref().unwrap_or_default(), &mut request)?;
         }
         let response = clock.bound(connections.send(request, which)).await?;
         let response = response.map_err(|error| unsent(&error))?;
@@ -230,7 +268,7 @@ impl tower::Service<Call> for Client {
 }
 
 /// Why a request has no answer.
-fn unsent(error: &legacy::Error) -> FailureKind {
+pub(super) fn unsent(error: &legacy::Error) -> FailureKind {
     match classify(error) {
         FailureKind::Broken(text) if error.is_connect() => FailureKind::Unreachable(text),
         kind => kind,
@@ -238,7 +276,7 @@ fn unsent(error: &legacy::Error) -> FailureKind {
 }
 
 /// What an error of the HTTP library means for the next attempt. The text names causes, never the request.
-fn classify(error: &(dyn Error + 'static)) -> FailureKind {
+pub(super) fn classify(error: &(dyn Error + 'static)) -> FailureKind {
     let (mut text, mut system) = (error.to_string(), None);
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{
     HeaderName, HeaderValue, Request,
     header::{ACCEPT, PROXY_AUTHORIZATION, USER_AGENT},
+    uri::Scheme,
 };
 use http_body_util::Full;
 use hyper_util::{
@@ -64,8 +65,8 @@ pub(super) struct Connections {
 struct Clients {
     kept: Client<Connector, Full<Bytes>>,
     fresh: Client<Connector, Full<Bytes>>,
-    /// `Proxy-Authorization`, for a proxy that reads the requests.
-    proxy_authorization: Option<HeaderValue>,
+    /// It knows the `Proxy-Authorization` for a proxy that reads the requests.
+    connector: Connector,
     made: Instant,
 }
 
@@ -86,12 +87,13 @@ pub enum ClientError {
 }
 
 impl Clients {
-    fn new(settings: &Settings, origin: &Origin, resolver: &Resolver) -> Result<Self, ClientError> {
+    fn new(settings: &Settings, resolver: &Resolver) -> Result<Self, ClientError> {
         let Settings { in_process, .. } = settings;
         let is_network = in_process.is_none();
         let proxy = settings.proxy.as_ref().map(Secret::expose).filter(|_| is_network);
         let encrypted = settings.url.scheme() == "https"
-            || proxy.is_some_and(|proxy| proxy.starts_with("https:"));
+            || proxy.is_some_and(|proxy| proxy.starts_with("https:"))
+            || settings.token_url().is_some_and(|url| url.scheme() == Some(&Scheme::HTTPS));
         let tls =
             if encrypted && is_network { settings.tls.client()? } else { tls::Settings::unused()? };
         let connector = Connector::new(tls, proxy, resolver.clone(), settings.attempt_timeout)
@@ -108,7 +110,7 @@ impl Clients {
         Ok(Self {
             kept: client(settings.max_in_flight),
             fresh: client(0),
-            proxy_authorization: connector.proxy_authorization(origin.base()).cloned(),
+            connector,
             made: Instant::now(),
         })
     }
@@ -121,7 +123,7 @@ impl Connections {
     /// [`ClientError`] when a certificate file or the proxy cannot be used.
     pub(super) fn new(settings: &Settings, resolver: Resolver) -> Result<Self, ClientError> {
         let origin = Origin::new(&settings.url)?;
-        let clients = Mutex::new(Clients::new(settings, &origin, &resolver)?);
+        let clients = Mutex::new(Clients::new(settings, &resolver)?);
         Ok(Self { settings: settings.clone(), origin, resolver, clients })
     }
 
@@ -135,7 +137,7 @@ impl Connections {
         // No code that can panic runs under this lock.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if clients.made.elapsed() >= MAX_AGE {
-            match Clients::new(&self.settings, &self.origin, &self.resolver) {
+            match Clients::new(&self.settings, &self.resolver) {
                 Ok(new) => *clients = new,
                 Err(error) => {
                     clients.made = Instant::now();
@@ -143,12 +145,13 @@ impl Connections {
                 }
             }
         }
+        let authorization = clients.connector.proxy_authorization(request.uri()).cloned();
         let headers = request.headers_mut();
         for (name, value) in always_sent() {
             headers.entry(name).or_insert(value);
         }
-        if let Some(authorization) = &clients.proxy_authorization {
-            headers.insert(PROXY_AUTHORIZATION, authorization.clone());
+        if let Some(authorization) = authorization {
+            headers.insert(PROXY_AUTHORIZATION, authorization);
         }
         match which {
             Which::Kept => clients.kept.request(request),

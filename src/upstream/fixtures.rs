@@ -40,6 +40,8 @@ pub(super) fn settings(url: &str, retry: Backoff, breaker: BreakerSettings) -> S
         key_header: http::header::AUTHORIZATION,
         key_prefix: "".into(),
         secrets: Arc::default(),
+        auth: None,
+        refused_on: Box::default(),
         proxy: None,
         tls: tls::Settings::default(),
         backoff: retry,

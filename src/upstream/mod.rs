@@ -18,6 +18,7 @@ mod origin;
 mod retry;
 mod shared_breaker;
 mod throttle;
+mod token;
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,6 +43,7 @@ pub(crate) use self::{
     connections::{ClientError, always_sent},
     in_process::InProcess,
     throttle::Rates,
+    token::ClientCredentials,
 };
 use crate::{
     backoff::Backoff,
@@ -50,6 +52,7 @@ use crate::{
     metrics::Metrics,
     secret::Secret,
     secrets::Secrets,
+    template::Rendered,
     tls,
 };
 
@@ -78,6 +81,10 @@ pub struct Settings {
     pub key_prefix: Box<str>,
     /// The gateway's own secrets, which calls name.
     pub secrets: Arc<Secrets>,
+    /// What goes into `Authorization` of every call.
+    pub auth: Option<Arc<Auth>>,
+    /// Statuses by which the API refuses them.
+    pub refused_on: Box<[StatusCode]>,
     /// URL of an HTTP proxy; it may hold a password.
     pub proxy: Option<Secret>,
     /// Certificates.
@@ -92,10 +99,27 @@ pub struct Settings {
     pub in_process: Option<InProcess>,
 }
 
+/// `[upstream.auth]`: what goes into `Authorization` of every call.
+#[derive(Debug, Clone)]
+pub enum Auth {
+    /// A user and its password.
+    Basic(Rendered),
+    /// A token.
+    ClientCredentials(ClientCredentials),
+}
+
 impl Settings {
     /// The URL without a trailing slash: what paths are appended to.
     pub fn base(&self) -> &str {
         self.url.as_str().trim_end_matches('/')
+    }
+
+    /// Where tokens are had.
+    pub fn token_url(&self) -> Option<&http::Uri> {
+        match self.auth.as_deref() {
+            Some(Auth::ClientCredentials(credentials)) => Some(&credentials.token_url),
+            Some(Auth::Basic(_)) | None => None,
+        }
     }
 }
 

@@ -24,11 +24,6 @@ impl Origin {
         Ok(Self { base, path: url.path().trim_end_matches('/').into(), url: url.clone() })
     }
 
-    /// The URL itself.
-    pub(super) fn base(&self) -> &Uri {
-        &self.base
-    }
-
     /// The URL of a path and query below the base.
     ///
     /// # Errors

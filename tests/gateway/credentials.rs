@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::symlink, path::Path, time::Duration};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::sleep;
 use wiremock::{Request, matchers};
@@ -153,4 +153,93 @@ async fn what_cannot_stand_in_a_header_refuses_the_message() {
     device.publish(message).await;
     gateway.metric_is("gateway_messages_settled_total", &["bad_segment"], 1).await;
     assert_eq!(upstream.requests().await.len(), 0);
+}
+
+/// A row for devices without keys, and the token that goes along.
+const KEYLESS: &str = r#"
+[[route]]
+name        = "up"
+on          = "v1/device/{device_id}/up"
+call        = "POST /{device_id}/up"
+credentials = "none"
+retry       = "never"
+headers     = { X-Token = "Token {$token}" }
+"#;
+
+/// A gateway with a deadline that passes many times over, for an API that takes the token `one`.
+async fn keyless(mount: &Mount) -> (Broker, Upstream, Gateway) {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    upstream.responds_to(matchers::any(), 401, json!({"error": "token"})).await;
+    takes(&upstream, "one").await;
+    let gateway = Options::default()
+        .config(&table(&mount.file(), "", KEYLESS))
+        .set("UPSTREAM_DEADLINE", "300ms")
+        .set("UPSTREAM_ATTEMPT_TIMEOUT", "200ms")
+        .set("UPSTREAM_BREAKER_PROBE", "50ms")
+        .set("UPSTREAM_BREAKER_PROBE_MAX", "100ms")
+        .start(&broker, &upstream)
+        .await;
+    (broker, upstream, gateway)
+}
+
+/// This token is in order, others are as they were.
+async fn takes(upstream: &Upstream, token: &str) {
+    let right = matchers::header("x-token", format!("Token {token}").as_str());
+    upstream.responds_to(right, 200, json!({})).await;
+}
+
+#[tokio::test]
+async fn a_token_that_was_replaced_costs_one_more_attempt() {
+    let mut mount = Mount::new("one");
+    let (broker, upstream, gateway) = keyless(&mount).await;
+    let mut device = broker.device("d1").await;
+    device.send("up", json!({})).await;
+    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+    mount.swap("two");
+    upstream.responds_to(matchers::any(), 401, json!({})).await;
+    takes(&upstream, "two").await;
+    device.send("up", json!({})).await;
+    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 2).await;
+    gateway.metric_is("gateway_attempts_total", &["status=\"401\""], 1).await;
+    gateway.metric_is("gateway_upstream_outages_total", &[], 0).await;
+}
+
+#[tokio::test]
+async fn credentials_that_are_refused_hold_everything_until_they_are_replaced() {
+    let mut mount = Mount::new("one");
+    let (broker, upstream, gateway) = keyless(&mount).await;
+    let mut dead = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
+    upstream.responds_to(matchers::any(), 401, json!({})).await;
+    let mut d1 = broker.device("d1").await;
+    d1.send("up", json!({"n": 0})).await;
+    // One device alone is enough to see it, whatever the probe is answered.
+    eventually("it is down", || async {
+        let (status, reasons) = gateway.get("/readyz").await;
+        let told = reasons.contains("the upstream refuses our credentials: it answers 401");
+        (status == 503 && told).then_some(())
+    })
+    .await;
+    let mut d2 = broker.device("d2").await;
+    for n in 1..4 {
+        d1.send("up", json!({"n": n})).await;
+        d2.send("up", json!({"n": n})).await;
+    }
+    // Longer than the deadline.
+    sleep(Duration::from_millis(700)).await;
+    dead.silent().await;
+    gateway.metric_is("gateway_messages_pending", &[], 7).await;
+    gateway.metric_is("gateway_upstream_up", &[], 0).await;
+
+    mount.swap("two");
+    takes(&upstream, "two").await;
+    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 7).await;
+    gateway.ready().await;
+    dead.silent().await;
+    let requests = upstream.requests().await;
+    let taken = requests.iter().filter(|request| header(request, "x-token") == "Token two");
+    for (device, expected) in [("d1", &[0, 1, 2, 3][..]), ("d2", &[1, 2, 3])] {
+        let own = taken.clone().filter(|request| request.url.path() == format!("/{device}/up"));
+        let numbers: Vec<_> = own.map(|r| r.body_json::<Value>().unwrap()["n"].as_u64()).collect();
+        assert_eq!(numbers, expected.iter().map(|n| Some(*n)).collect::<Vec<_>>(), "{device}");
+    }
 }

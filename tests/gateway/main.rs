@@ -11,6 +11,7 @@ mod fixture;
 
 mod admin;
 mod answers;
+mod authorization;
 mod batch;
 mod broker_rules;
 mod connections;

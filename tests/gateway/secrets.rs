@@ -205,7 +205,7 @@ async fn commands() -> Vec<(String, String)> {
         "[secrets]\nheader = \"{IN_HEADER}\"\npath = \"{IN_PATH}\"\nquery = \"{IN_QUERY}\"\nidle = \"{KEY}\"\n"
     );
     for (with_mistake, values) in [(false, values.replace("idle", "#")), (true, values)] {
-        std::fs::write(&file, config().replace("[secrets]", &values)).unwrap();
+        std::fs::write(&file, config().replacen("\n[secrets]", &format!("\n{values}"), 1)).unwrap();
         let topic = ["v1/device/d1/cloud_settings/update", "--payload", "-"];
         let credentials = ["--property", "device_id=d1", "--property", &property];
         let explain = [&["explain"][..], &topic, &credentials].concat();
@@ -262,4 +262,64 @@ async fn configuration_mistakes_do_not_show_the_password() {
     assert_eq!(code, 78);
     assert!(error.contains("do you mean `password`"), "{error}");
     assert!(!format!("{out}{error}").contains(PASSWORD), "{error}");
+}
+
+#[tokio::test]
+async fn no_path_prints_what_authorizes_the_gateway() {
+    const TOKEN: &str = "RECOGNISABLE-c0ffee-TOKEN";
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let row = "[[route]]\nname = \"up\"\non = \"v1/device/{device_id}/up\"\ncall = \"POST /up\"\n\
+               credentials = \"none\"\nsign = { secret = \"{$sign}\", over = \"{body}\", header = \"X-S\", \
+               value = \"{hex}\" }\n";
+    let oauth2 = |within: &str| {
+        format!(
+            "[upstream.auth.oauth2]\ntoken_url = \"{}/token\"\nclient_id = \"gateway\"\n\
+             client_secret = \"{{$own}}\"\nsecret_in = \"{within}\"\n{row}",
+            upstream.url()
+        )
+    };
+    let basic = format!("[upstream.auth]\nbasic = \"gateway:{{$own}}\"\n{row}");
+    // `gateway:` and the secret begin so in base64.
+    let shown = ["RECOGNISABLE", "Z2F0ZXdheTpSRUNPR05JU0FCTE"];
+    let grant = json!({"access_token": TOKEN, "expires_in": 3600});
+    for config in [oauth2("body"), oauth2("header"), basic] {
+        upstream.answers("POST", "/token", 200, grant.clone()).await;
+        upstream.answers("POST", "/up", 200, json!({})).await;
+        let gateway = Options::default()
+            .config(&config)
+            .set("LOG_LEVEL", "trace")
+            .set("SECRETS_OWN", IN_HEADER)
+            .set("SECRETS_SIGN", IN_PATH)
+            .start(&broker, &upstream)
+            .await;
+        let mut device = broker.device("d1").await;
+        device.send("up", json!({})).await;
+        gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 1).await;
+        let denied = json!({"error": IN_HEADER, "error_description": IN_HEADER});
+        upstream.answers("POST", "/token", 400, denied).await;
+        upstream.answers("POST", "/up", 401, json!({})).await;
+        device.send("up", json!({})).await;
+        gateway.metric_reaches("gateway_upstream_outages_total", &[], 1).await;
+        let mut texts = vec![gateway.log()];
+        for path in ["/readyz", "/metrics", "/routes"] {
+            texts.push(gateway.get(path).await.1);
+        }
+        assert!(texts.concat().contains("no token") || texts.concat().contains("our credentials"));
+        for text in texts {
+            for secret in shown {
+                let before = text.split_once(secret).map(|(before, _)| before);
+                let line = before.map(|before| before.lines().next_back().unwrap_or_default());
+                assert_eq!(line, None, "{secret} is shown");
+            }
+        }
+        // What is held goes to the next one.
+        upstream.answers("POST", "/token", 200, grant.clone()).await;
+        upstream.answers("POST", "/up", 200, json!({})).await;
+        gateway.settles().await;
+    }
+    let seen = upstream.requests().await;
+    let authorized = |r: &Request| {
+        r.headers.get("authorization").is_some_and(|v| *v == format!("Bearer {TOKEN}"))
+    };
+    assert!(seen.iter().any(authorized) && seen.iter().any(|r| r.headers.contains_key("x-s")));
 }

@@ -15,7 +15,7 @@ use crate::{
 fn form() -> BatchForm {
     let path = Template::parse("/all").unwrap();
     BatchForm::Entries(Entries {
-        endpoint: Endpoint { method: Method::POST, path, headers: Headers::default() },
+        endpoint: Endpoint { method: Method::POST, path, headers: Headers::default(), sign: None },
         key: "token".into(),
         error: "error".into(),
     })

@@ -115,6 +115,8 @@ pub(super) struct Row {
     failing_now: usize,
     /// How many of these do not fail for a reason of their own.
     witnesses: usize,
+    /// How many attempts in a row, the last one included, the gateway's own credentials were refused.
+    pub(super) barred: u32,
     pub(super) waiting: Vec<Waiting>,
     /// How many calls may be tried again now.
     retries: u32,
@@ -140,6 +142,7 @@ impl Row {
             failing_devices: LruCache::unbounded(),
             failing_now: 0,
             witnesses: 0,
+            barred: 0,
             waiting: Vec::new(),
             retries: FREE_RETRIES,
             refill_at: now,
@@ -236,9 +239,11 @@ impl Row {
     }
 
     /// Whether an answer to the probe says something about this row. When several devices fail on it and none is served, the
-    /// row itself may be down although the probe's path is answered.
+    /// row itself may be down although the probe's path is answered. When the gateway's credentials are refused it says
+    /// nothing either: the probe carries none.
     pub(super) fn believes_probe(&self, devices: usize) -> bool {
-        self.failing_now < 2 || self.witnesses == 0 && self.failing_now < devices
+        let by_themselves = self.witnesses == 0 && self.failing_now < devices;
+        self.barred == 0 && (self.failing_now < 2 || by_themselves)
     }
 
     /// Whether the probe should be sent: calls wait or the row is down, and nothing has been heard for `silence`.
@@ -260,7 +265,9 @@ impl Row {
         now: Instant,
         changes: &mut Vec<OutageChange>,
     ) {
-        if self.outage.is_some() {
+        if let Some(outage) = &mut self.outage {
+            // What is wrong may change: an API that could not be reached is back, and refuses our credentials.
+            outage.sign = sign;
             return;
         }
         self.serving.interrupt();

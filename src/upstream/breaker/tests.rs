@@ -234,3 +234,33 @@ fn retry_after_for_one_device_is_obeyed_and_for_everybody_until_a_call_is_served
     assert_eq!(scene.later(SECOND), [general]);
     assert_eq!(scene.later(60 * SECOND), [for_device]);
 }
+
+#[test]
+fn credentials_that_are_refused_are_an_outage_that_no_probe_ends() {
+    let mut scene = Scene::new(Some("/"));
+    scene.serves(9);
+    for _ in 0..3 {
+        assert!(!scene.is_down());
+        scene.breaker.learn(&scene.row, 1, Sign::Barred, &"it answers 401", scene.now);
+    }
+    assert_eq!(scene.breaker.outages()[0].sign, "it answers 401");
+    let other: Arc<str> = "other".into();
+    scene.breaker.learn(&other, 9, Sign::Served, &"", scene.now);
+    // The call waits long past its deadline, and the probe, which carries no credentials, is answered all the time.
+    let mut waiting = vec![scene.waits(3)];
+    for _ in 0..100 {
+        let released = scene.later(SECOND);
+        if !released.is_empty() {
+            assert_eq!(released, waiting);
+            scene.breaker.learn(&scene.row, 1, Sign::Barred, &"it answers 403", scene.now);
+            waiting = vec![scene.waits(9)];
+        }
+        scene.breaker.learn_from_probe(Ok(()), scene.now);
+        assert!(scene.is_down());
+    }
+    assert_eq!(scene.breaker.outages()[0].sign, "it answers 403", "it says what is wrong now");
+    // Let in, and refused for another reason: whoever answers so knows our credentials.
+    scene.learn(1, Sign::Refused);
+    scene.breaker.learn_from_probe(Ok(()), scene.now);
+    assert!(!scene.is_down());
+}

@@ -36,6 +36,8 @@ async fn every_result_has_its_verdict() {
         (failed(FailureKind::Unreachable(String::new())), [true, true, true, false]),
         // No attempt at all.
         (failed(FailureKind::Local(String::new())), [true, true, true, true]),
+        // The API has not let it in.
+        (failed(FailureKind::Barred(StatusCode::UNAUTHORIZED)), [true, true, true, true]),
         (failed(FailureKind::AttemptTimeout), [true, true, false, false]),
         (failed(FailureKind::Broken(String::new())), [true, true, false, false]),
         (failed(FailureKind::AnswerTooLarge(1)), [false, false, false, false]),
@@ -70,6 +72,7 @@ fn every_result_says_something_about_the_api_or_nothing() {
     }
     let failed = |kind| sign(&call, Err(&Failure::from(kind)));
     assert_eq!(failed(FailureKind::Unreachable(String::new())), Sign::Unreachable);
+    assert_eq!(failed(FailureKind::Barred(StatusCode::UNAUTHORIZED)), Sign::Barred);
     assert_eq!(failed(FailureKind::AttemptTimeout), Sign::Hung);
     assert_eq!(failed(FailureKind::Broken(String::new())), Sign::Failed);
     assert_eq!(failed(FailureKind::AnswerTooLarge(1)), Sign::Refused);
