@@ -196,7 +196,7 @@ pub struct Entries {
     pub error: Box<str>,
 }
 
-/// Makes one body of several, of at most so many bytes, or says why it cannot.
+/// Makes one body of several, of at most this many bytes, or says why it cannot.
 type Joining = dyn Fn(Vec<Bytes>, usize) -> Result<Bytes, String> + Send + Sync;
 
 /// How bodies become one.

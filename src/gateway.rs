@@ -253,7 +253,7 @@ impl Gateway {
         // No further call begins. Those under way are finished, their answers published, their messages acknowledged, then
         // the gateway disconnects. It does not unsubscribe and does not end the session: the broker keeps new messages.
         let finish_calls = async {
-            // Nobody waits for what they would fetch.
+            // They are ended at once: no message waits for what they would fetch.
             drop(polls);
             lanes.close();
             upstream.stop();

@@ -37,7 +37,7 @@ pub enum KeyListError {
     /// The file cannot be read.
     #[error("{0}")]
     Unreadable(#[from] io::Error),
-    /// Nobody has so many devices.
+    /// No fleet has as many devices as such a file could list.
     #[error("it is larger than {} MiB", MAX_BYTES >> 20)]
     TooLarge,
     /// It is not what it should be.

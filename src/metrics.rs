@@ -95,9 +95,9 @@ struct DeadLetterLabels {
 /// Whether any subscriber got a dead letter, as far as the broker tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kept {
-    /// Somebody is subscribed.
+    /// A client is subscribed.
     Yes,
-    /// The broker took it and nobody is subscribed: PUBACK No matching subscribers [MQTT 5.0,
+    /// The broker took it and no client is subscribed: PUBACK No matching subscribers [MQTT 5.0,
     /// 3.4.2.1].
     No,
     /// The broker refused it.

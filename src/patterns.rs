@@ -104,7 +104,7 @@ impl Patterns {
     }
 }
 
-/// Whether the second row hears somebody else on a topic below what belongs to a sender of the first.
+/// Whether the second row takes messages of another sender on topics below the levels of a sender of the first.
 fn hears_others((on, sender): &(Pattern, Sender), (other, others): &(Pattern, Sender)) -> bool {
     let Some(levels) = sender.levels(on) else { return false };
     let is_same =
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn below_a_sender_another_one_may_speak() {
-        // Wherever every row names the device by the same levels nobody does.
+        // No other one may where every row names the device by the same levels.
         let alike = patterns(&[("d/{device}/a", ""), ("d/{device}/b/{what...}", "")]);
         assert!(!alike.is_mixed && !alike.is_anothers("d/d2/a", "d1"));
         let rows =

@@ -39,7 +39,7 @@ impl Sender {
         Ok(Self::Made(made))
     }
 
-    /// Who has sent what was captured so; nobody where the name captures nothing.
+    /// The sender of a message whose topic has these captures; `None` if it names no sender.
     pub fn of(&self, captures: &Captures) -> Option<Arc<str>> {
         match self {
             Self::Captured(name) => captures.up_to(name),

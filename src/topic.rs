@@ -239,14 +239,14 @@ impl Pattern {
         covers(&self.levels, &inner.levels)
     }
 
-    /// Whether the other one hears some topic below so many first levels of this one.
+    /// Whether the other one matches some topic below the first `levels` levels of this one.
     pub fn leads_to(&self, levels: usize, other: &Self) -> bool {
         let mut below: Vec<_> = self.levels.iter().take(levels).cloned().collect();
         below.push(Level::Rest("".into()));
         overlap(&below, &other.levels)
     }
 
-    /// Whether so many first levels of both are the same, none of them a rest.
+    /// Whether the first `levels` levels of both are the same, and none of them is a rest.
     pub fn begins_like(&self, levels: usize, other: &Self) -> bool {
         let (Some(own), Some(others)) = (self.levels.get(..levels), other.levels.get(..levels))
         else {

@@ -101,7 +101,7 @@ impl Script {
         answer
     }
 
-    /// Whether nobody takes the next connection.
+    /// Whether the next connection is refused.
     fn refuses(&mut self) -> bool {
         let unreachable = |answer: &Answer| matches!(answer, Answer::Fails(Fails::Unreachable));
         match self.next() {

@@ -78,7 +78,7 @@ enum Answer {
 /// How the API fails to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fails {
-    /// Nobody takes the connection.
+    /// The connection is refused.
     Unreachable,
     /// The connection is closed before the answer.
     Broken,

@@ -214,7 +214,7 @@ fn http(config: &Config, taken: &Taken<'_>, call: &Call) -> String {
     let whose = match taken.route.credentials {
         Credentials::Remembered => "the message's key, or the one remembered",
         Credentials::Listed => "the message's key, or the one listed",
-        // Without a key nobody asks whose it is.
+        // A row without keys has no call that would carry one.
         Credentials::Message | Credentials::MessageOrIgnore | Credentials::None => {
             "the message's key"
         }

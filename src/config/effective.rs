@@ -24,7 +24,7 @@ use crate::{secret::sounds_secret, table::describe};
 
 /// Tables that are the file's own: no default stands behind them.
 const OWN_TABLES: [&str; 3] = ["filters", "fetch", "route"];
-/// Where a value comes from that nobody has set.
+/// The source of a value that neither the file nor the environment sets.
 const DEFAULT: &str = "default";
 /// What stands in place of a secret.
 const HIDDEN: &str = "<hidden>";

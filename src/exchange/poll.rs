@@ -1,7 +1,7 @@
 //! Fetches that no message sets off: each asks the API again and again, and what is news is published.
 //!
 //! A run begins when the one before has ended: an outage holds one call of each fetch, and queues none. A fetch speaks
-//! for no device and shows nobody's key.
+//! for no device and carries no device's key.
 
 use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc};
 

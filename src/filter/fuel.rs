@@ -43,8 +43,8 @@ pub(super) enum Spent {
 pub(super) fn metered<T>(fuel: u64, run: impl FnOnce() -> T) -> Result<(T, u64), Spent> {
     LEFT.set(fuel);
     STACK.set(here());
-    // What a run leaves half-done is dropped with it: values belong to one run, and are not changed in place
-    // where somebody else has them.
+    // Values that a run leaves half-done are dropped with it: they belong to that run, and a value with another owner
+    // is never changed in place.
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(value) => Ok((value, LEFT.get())),
         Err(payload) => Err(payload.downcast_ref().copied().unwrap_or(Spent::Defect)),

@@ -1,4 +1,4 @@
-//! What of the message filters read: each part is made only where somebody reads it.
+//! Which parts of a message filters read. A part that no filter reads is not made.
 
 use std::iter::Sum;
 

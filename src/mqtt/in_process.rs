@@ -1,5 +1,5 @@
-//! The broker's place, taken by whoever delivers messages from this process: what the command `test` does. Publisher and
-//! receipts are those that work with a connection.
+//! A broker in this process, for the command `test`: it delivers messages and hears what is published. Publisher and receipts
+//! are those that a connection has.
 
 use std::sync::{Arc, atomic::AtomicUsize};
 

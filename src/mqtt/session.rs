@@ -280,7 +280,7 @@ impl Session {
     }
 
     fn arrived(&mut self, publish: Publish, now: Instant, deliver: &mut impl FnMut(Delivery)) {
-        // Without a sender the exchange is gone: nobody could settle the message.
+        // Without a sender the exchange is gone, and nothing could settle the message.
         let Some(commands) = self.commands.upgrade() else { return };
         let state = self.intake.state;
         // 1. The message is accepted, gets its ticket, and goes to its lane.

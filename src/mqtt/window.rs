@@ -2,7 +2,7 @@
 //!
 //! PUBACKs are sent in the order in which the messages arrived [MQTT-4.6.0-2], on the connection that
 //! brought them. When a settled message has waited `ack_hold` for earlier ones, the senders of those are
-//! *overdue*: their messages hold back nobody, until one of them is settled within `ack_hold` again.
+//! *overdue*: the window does not wait for their messages, until one of them is settled within `ack_hold` again.
 //!
 //! A PUBACK out of order is withheld in two cases. The broker counts packet identifiers in a circle: they
 //! must not come round to one whose message is not acknowledged. And a PUBACK must not overtake as many

@@ -55,8 +55,8 @@ impl Every {
         self.on_change.is_some() || !self.values.is_empty()
     }
 
-    /// The levels that a push names. What the API says is somebody's word: a level that were two could reach the
-    /// topics of another device.
+    /// The levels that a push names. They come from the API and are checked: a text with a `/` in it could reach the topics
+    /// of another device.
     ///
     /// # Errors
     /// [`Unpublishable`] when a filter fails, or puts out what is no level.

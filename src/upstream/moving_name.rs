@@ -106,7 +106,7 @@ async fn a_server_that_fails_where_the_name_pointed_is_left_at_the_next_attempt(
 #[tokio::test]
 async fn a_name_that_moves_in_an_outage_ends_it() {
     let world = World::new().await;
-    // Nobody listens there.
+    // No server listens at this address.
     world.moves_to(3);
     let moved = async {
         timeout(PATIENCE, async {

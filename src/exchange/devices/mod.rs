@@ -1,10 +1,9 @@
 //! What the gateway knows of each device, for as long as the process lives: the key last accepted, the values last
 //! seen, the items pushed, and what the table's `remember` has made.
 //!
-//! Only devices that the upstream has accepted get a place, so that strangers cannot push anybody
-//! out; the least recently used one makes room. A device of which the table asks a key on some rows and none on
-//! others has two places: what was learnt with its key nobody reads without it, and nobody plants without a key what
-//! is read with it.
+//! Only devices that the upstream has accepted get a place, so that a stranger cannot push another device out; a new device
+//! replaces the one that was used least recently. A device that needs a key on some rows of the table and none on others has
+//! two places: what was learnt with its key cannot be read without it, and what is read with it cannot be planted without it.
 
 mod filter_state;
 
@@ -272,8 +271,8 @@ impl Devices {
     }
 }
 
-/// What is known of the device, for whoever holds the accepted key, or for whoever shows none where none is asked: a
-/// stranger reads and changes nothing.
+/// What is known of the device, for a speaker with the accepted key, or with no key where none is asked for. A stranger
+/// neither reads nor changes it.
 fn known_to<'k>(
     speaker: &Speaker,
     known: &'k mut LruCache<Name, Device>,

@@ -88,7 +88,7 @@ impl Window {
         self.due.push_back(packet_id);
     }
 
-    /// From now on PUBACKs are sent in order of arrival only: nobody is overdue any more.
+    /// From now on PUBACKs are sent in order of arrival only: no sender is overdue any more.
     pub(super) fn keep_order(&mut self) {
         self.overdue.clear();
         self.overtaken.clear();
