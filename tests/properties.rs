@@ -408,7 +408,9 @@ proptest! {
         let text = plain();
         let lines: Vec<&str> = text.lines().collect();
         let settings = lines.iter().enumerate().take_while(|(_, line)| !line.starts_with("[["));
-        let keys: Vec<_> = settings.filter(|(_, line)| line.contains(" = ")).collect();
+        // Those that take an array or a table may take an empty one.
+        let is_scalar = |line: &str| line.contains(" = ") && !line.contains(['[', '{']);
+        let keys: Vec<_> = settings.filter(|(_, line)| is_scalar(line)).collect();
         let (at, line) = index.get(&keys);
         let line = format!("{}= {value}", line.split('=').next().unwrap());
         let mut lines = lines.clone();
