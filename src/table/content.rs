@@ -30,6 +30,11 @@ impl Takes {
     pub const WORDS: [(&'static str, Self); 3] =
         [("json", Self::Json), ("text", Self::Text), ("bytes", Self::Bytes)];
 
+    /// As it is written in the table.
+    pub(crate) fn as_str(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, value)| *value == self).map_or("", |(word, _)| word)
+    }
+
     /// Checks a payload that goes as it came.
     ///
     /// # Errors

@@ -10,7 +10,8 @@ use super::{
     fetch::{Condition, Then},
 };
 use crate::{
-    call::{BatchForm, Endpoint},
+    call::{BatchForm, Endpoint, StatusCode},
+    filter::Filter,
     headers::{HIDDEN, is_in_plain_sight},
     secret,
     template::Template,
@@ -120,6 +121,11 @@ pub(crate) fn table_json(table: &Table) -> String {
             "headers": headers(&route.call),
             "reply": text(&route.reply),
             "retain": route.retain,
+            "when": route.when.as_ref().map(Filter::as_str),
+            "values": route.values.iter().map(|(name, _)| &**name).collect::<Vec<_>>(),
+            "takes": route.takes.as_str(),
+            "content_type": String::from_utf8_lossy(route.content_type.header.as_bytes()),
+            "ok_on": route.ok_on.iter().map(StatusCode::as_u16).collect::<Vec<_>>(),
             "credentials": route.credentials.as_str(),
             "batch": route.batch.as_ref().map(|batch| match &batch.form {
                 BatchForm::Entries(entries) => endpoint(Some(&entries.endpoint)),

@@ -180,3 +180,20 @@ async fn explain_says_that_a_message_is_skipped() {
     let (_, out, _) = explain(r#"{"p": 5}"#).await;
     assert!(out.contains("request  POST http://hub/power"), "{out}");
 }
+
+#[tokio::test]
+async fn routes_show_what_a_row_takes_and_lets_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, CONFIG).unwrap();
+    let (code, out, _) = run(&["--config", file.to_str().unwrap(), "routes", "--json"], "").await;
+    assert_eq!(code, 0);
+    let table: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let (power, things) = (&table["routes"][0], &table["routes"][1]);
+    assert!(power["when"].as_str().unwrap().starts_with(".p as $now"), "{power}");
+    assert_eq!(
+        (&power["takes"], &power["content_type"]),
+        (&json!("json"), &json!("application/json"))
+    );
+    assert_eq!((&things["when"], &things["ok_on"]), (&json!(null), &json!([409])));
+}
