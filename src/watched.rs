@@ -4,7 +4,7 @@
 //! used, what was read before stays.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -17,14 +17,12 @@ use tokio::time::Instant;
 pub(crate) const PAUSE: Duration = Duration::from_secs(5);
 
 /// A file, and what was read in it.
-#[derive(Debug)]
 pub struct Watched<T, E> {
     file: PathBuf,
     read: fn(&Path) -> Result<T, E>,
     last: Mutex<Last<T>>,
 }
 
-#[derive(Debug)]
 struct Last<T> {
     value: T,
     /// The file as it was when the value was read.
@@ -35,7 +33,7 @@ struct Last<T> {
 
 /// What tells that a file is another one than before, or has another content. A link is followed: Kubernetes changes
 /// where one points to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     device: u64,
     inode: u64,
@@ -101,6 +99,13 @@ impl<T: Clone + PartialEq, E: From<io::Error>> Watched<T, E> {
     fn last(&self) -> MutexGuard<'_, Last<T>> {
         // What is behind it is changed in one step.
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Without what is in it.
+impl<T, E> fmt::Debug for Watched<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Watched").field(&self.file).finish()
     }
 }
 

@@ -201,3 +201,12 @@ fn explain_ends_with_3_where_the_message_would_be_refused_and_reads_no_secret() 
     let (code, out, _) = explain(&["--property", "device_id=a", "--property", "access_key=k"]);
     assert!(code == 0 && out.contains("request  GET https://api.invalid/base/a?x=a"), "{out}");
 }
+
+#[test]
+fn a_key_that_only_a_running_gateway_knows_is_shown_by_its_name() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/config");
+    let (table, payload) = (format!("{folder}/valid/listed.toml"), format!("{folder}/keys.json"));
+    let (code, out, error) = run(&["--config", &table, "explain", "up/d1", "--payload", &payload]);
+    assert_eq!(code, 0, "{out}{error}");
+    assert!(out.contains("request  POST http://hub/api/up/<key>\n"), "{out}");
+}

@@ -99,7 +99,7 @@ pub(super) fn message(config: &Config, message: &Message) -> Explained {
     let device = sender.unwrap_or_default();
     let incoming = table.incoming(message, subscription, &captures, &device);
     // Which key would be remembered only a running gateway knows; it is not shown anyway.
-    let taken = table.take(&incoming, || Some(Secret::new("")));
+    let taken = table.take(&incoming, || Some(Secret::new("<key>")));
     let request = taken.and_then(|taken| Ok(request(config, &taken)?));
     let outer = subscription.and_then(|row| table.route(table.patterns.outer(row)));
     let inside = outer.map_or(String::new(), |outer| format!(", which lies inside {}", outer.name));
