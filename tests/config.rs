@@ -535,3 +535,47 @@ fn a_secret_in_plain_sight_is_said() {
     assert_eq!(warned("X-Token = \"s3cret\", X-A = \"{$t}\""), 1);
     assert_eq!(warned("X-Token = \"Token {$t}\", X-Version = \"2\""), 0);
 }
+
+#[test]
+fn a_client_secret_in_clear_text_is_said() {
+    let warned = |url: &str| {
+        let auth = format!(
+            "[upstream.auth.oauth2]\ntoken_url = \"{url}\"\nclient_id = \"c\"\nclient_secret = \"{{$t}}\"\n\
+             [device]\nkey_header = \"X-Key\"\n[[route]]"
+        );
+        let text = naming("x").replacen("[[route]]", &auth, 1);
+        let config = Config::parse(&text, &env([("GATEWAY_SECRETS_T", "t")])).unwrap();
+        config.warnings().iter().filter(|w| w.contains("the client's secret travels")).count()
+    };
+    assert_eq!(warned("http://idp/token"), 1);
+    assert_eq!((warned("https://idp/token"), warned("http://127.0.0.1/token")), (0, 0));
+}
+
+#[test]
+fn what_authorizes_the_gateway_is_explained_by_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("own.toml");
+    let explain = |auth: &str| {
+        let text = format!(
+            "[secrets]\ns = \"s3cret\"\n[upstream]\nurl = \"http://hub\"\n[upstream.auth]\n{auth}\n[[route]]\n\
+             name = \"r\"\non = \"{{device_id}}\"\ncall = \"GET /\"\ncredentials = \"none\"\n\
+             sign = {{ secret = \"{{$s}}\", over = \"{{body}}\", header = \"X-S\", value = \"v1={{hex}}\" }}\n"
+        );
+        fs::write(&file, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mqtt-rest-gateway"));
+        let output = command.arg("--config").arg(&file).args(["explain", "d1"]).output().unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    let oauth2 =
+        "oauth2 = { token_url = \"http://idp/t\", client_id = \"c\", client_secret = \"{$s}\" }";
+    for (auth, shown) in [
+        ("basic = \"me:{$s}\"", "authorization: Basic me:<s>"),
+        (oauth2, "authorization: Bearer <a token of http://idp/t>"),
+    ] {
+        let text = explain(auth);
+        for line in [shown, "x-s: v1={hex} with <s>"] {
+            assert!(text.lines().any(|l| l.trim() == line), "{line}: {text}");
+        }
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+}

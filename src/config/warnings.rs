@@ -33,6 +33,7 @@ impl Config {
                 "[upstream] url: {what} travel in clear text to {url}; write https://"
             ));
         }
+        warnings.extend(self.plain_token_url());
         if ["example.com", "example.org", "example.net"].iter().any(|e| host.ends_with(e)) {
             warnings.push(format!(
                 "[upstream] url: {url} is a placeholder; set it, or GATEWAY_UPSTREAM_URL, to your API"
@@ -107,6 +108,17 @@ impl Config {
                      lets anybody do that"
                 )
             })
+        })
+    }
+
+    /// The secret of `[upstream.auth.oauth2]`, where it is not encrypted on its way.
+    fn plain_token_url(&self) -> Option<String> {
+        let url = self.upstream.token_url()?;
+        let plain = url.scheme_str() == Some("http") && !is_here(url.host().unwrap_or_default());
+        plain.then(|| {
+            format!(
+                "[upstream.auth.oauth2] token_url: the client's secret travels in clear text to {url}; write https://"
+            )
         })
     }
 }
