@@ -129,8 +129,11 @@ async fn a_phone_of_owntracks_hears_what_the_recorder_answers() {
     let takes = {
         let location = location.clone();
         move |request: &Request| {
-            let headers =
-                [("x-limit-u", "ann"), ("x-limit-d", "phone"), ("authorization", "Basic s3cret")];
+            let headers = [
+                ("x-limit-u", "ann"),
+                ("x-limit-d", "phone"),
+                ("authorization", "Basic Z2F0ZXdheTpzM2NyZXQ="),
+            ];
             is(request, "POST /pub", &headers)
                 && request.body_json::<Value>().ok().as_ref() == Some(&location)
         }
