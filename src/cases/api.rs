@@ -48,6 +48,7 @@ pub(super) struct Api {
     origin: Arc<str>,
     path: Arc<str>,
     probe: Option<Arc<str>>,
+    refused_on: Arc<[StatusCode]>,
     script: Arc<Mutex<Script>>,
 }
 
@@ -67,10 +68,12 @@ impl Default for Answer {
 }
 
 impl Answer {
-    /// Whether a call is made again after it.
-    fn is_transient(&self) -> bool {
+    /// Whether a call is made again after it; `refused_on` says which statuses refuse the gateway itself.
+    fn is_transient(&self, refused_on: &[StatusCode]) -> bool {
         match self {
-            Self::Answers { status, .. } => Transience::of(*status) != Transience::Final,
+            Self::Answers { status, .. } => {
+                Transience::of(*status) != Transience::Final || refused_on.contains(status)
+            }
             Self::Fails(_) => true,
         }
     }
@@ -84,13 +87,14 @@ impl Script {
 
     /// Hears a call; what is answered. One that is made again is a call of its own where the case goes on with it, else
     /// it meets what the first met.
-    fn hear(&mut self, heard: Heard) -> Answer {
+    fn hear(&mut self, heard: Heard, refused_on: &[StatusCode]) -> Answer {
         let is_again = match (self.heard.last(), &heard) {
             (Some(Heard::Request { call: last, .. }), Heard::Request { call, .. }) => call == last,
             (Some(Heard::Refused), _) => true,
             _ => false,
         };
-        if let Some(last) = self.last.clone().filter(|last| is_again && last.is_transient())
+        if let Some(last) =
+            self.last.clone().filter(|last| is_again && last.is_transient(refused_on))
             && self.next().is_none()
         {
             return last;
@@ -106,7 +110,7 @@ impl Script {
         let unreachable = |answer: &Answer| matches!(answer, Answer::Fails(Fails::Unreachable));
         match self.next() {
             Some(next) if unreachable(&next.answer) => {
-                self.hear(Heard::Refused);
+                self.hear(Heard::Refused, &[]);
                 true
             }
             Some(_) => false,
@@ -121,7 +125,8 @@ impl Api {
         let origin = settings.url.origin().ascii_serialization();
         let probe = settings.breaker.probe_path.as_deref().map(Arc::from);
         let path = settings.url.path().trim_end_matches('/');
-        Self { origin: origin.into(), path: path.into(), probe, script: Arc::default() }
+        let refused_on = settings.refused_on.iter().copied().collect();
+        Self { origin: origin.into(), path: path.into(), probe, refused_on, script: Arc::default() }
     }
 
     /// The door to it.
@@ -170,7 +175,7 @@ impl Api {
             if self.is_probe(&script, &call) {
                 Answer::default()
             } else {
-                script.hear(Heard::Request { call, headers: head.headers, body })
+                script.hear(Heard::Request { call, headers: head.headers, body }, &self.refused_on)
             }
         };
         let (status, headers, body) = match answer {
@@ -198,7 +203,7 @@ impl Api {
     /// Whether it is the gateway's own question whether anybody is there, and not what the case waits for.
     fn is_probe(&self, script: &Script, call: &str) -> bool {
         let expected = script.next().and_then(|next| next.call.as_deref());
-        let waits = script.last.as_ref().is_some_and(Answer::is_transient);
+        let waits = script.last.as_ref().is_some_and(|last| last.is_transient(&self.refused_on));
         let path = call.strip_prefix("GET ");
         waits
             && path.is_some_and(|path| self.probe.as_deref() == Some(path))
