@@ -445,44 +445,63 @@ own = "s3cret"
     assert!(!written.contains("s3cret"), "{written}");
 }
 
+/// The tables of a folder, by name.
+fn tables(folder: &str) -> Vec<(String, String)> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let tables = files.filter_map(|file| {
+        let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+        let is_table = file.extension().is_some_and(|end| end == "toml") && !name.contains(".test");
+        is_table.then(|| (name, fs::read_to_string(&file).unwrap()))
+    });
+    tables.collect()
+}
+
+/// The table is valid, with secrets from elsewhere, and does what its cases say.
+fn is_valid_and_plays(folder: &str, name: &str, text: &str) {
+    let parsed = DeTable::parse(text).unwrap();
+    let secrets = parsed.get_ref().get("secrets").and_then(|value| value.get_ref().as_table());
+    let names = secrets.into_iter().flatten().map(|(key, _)| {
+        let name = key.get_ref().trim_end_matches("_file").to_uppercase();
+        (format!("GATEWAY_SECRETS_{name}"), "s3cret".to_owned())
+    });
+    let mut env: BTreeMap<_, _> = names.collect();
+    let keys = tempfile::NamedTempFile::new().unwrap();
+    fs::write(keys.path(), "{\"d1\": \"s3cret\"}").unwrap();
+    if text.contains("\nkeys_file ") {
+        env.insert("GATEWAY_DEVICE_KEYS_FILE".into(), keys.path().display().to_string());
+    }
+    assert_eq!(mistakes(text, &env), Vec::<String>::new(), "{name}");
+    let out = play(&format!("{folder}/{name}.test.toml"));
+    assert!(!out.contains("rows without a case"), "{name}: {out}");
+}
+
 #[test]
 fn every_example_is_valid_and_does_what_its_cases_say() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples");
-    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let tables = files.filter(|file| {
-        let name = file.file_stem().unwrap().to_str().unwrap();
-        file.extension().is_some_and(|end| end == "toml") && !name.contains(".test")
-    });
-    let mut count = 0;
-    for table in tables {
-        let text = fs::read_to_string(&table).unwrap();
-        let name = table.file_stem().unwrap().to_str().unwrap();
-        // Each is tried as its first lines say, and its secrets are elsewhere.
+    let tables = tables("examples");
+    assert!(tables.len() > 8, "{} examples", tables.len());
+    for (name, text) in tables {
+        // Each is tried as its first lines say.
         for command in ["check", "test"] {
             let said = text.lines().take_while(|line| line.starts_with('#'));
-            let file = if command == "test" { format!("{name}.test") } else { name.to_owned() };
+            let file = if command == "test" { format!("{name}.test") } else { name.clone() };
             let call = format!("examples/{file}.toml");
             let mut said = said.filter(|line| line.contains("mqtt-rest-gateway"));
             assert!(said.any(|line| line.contains(command) && line.contains(&call)), "{name}");
         }
-        let parsed = DeTable::parse(&text).unwrap();
-        let secrets = parsed.get_ref().get("secrets").and_then(|value| value.get_ref().as_table());
-        let names = secrets.into_iter().flatten().map(|(key, _)| {
-            let name = key.get_ref().trim_end_matches("_file").to_uppercase();
-            (format!("GATEWAY_SECRETS_{name}"), "s3cret".to_owned())
-        });
-        let mut env: BTreeMap<_, _> = names.collect();
-        let keys = tempfile::NamedTempFile::new().unwrap();
-        fs::write(keys.path(), "{\"d1\": \"s3cret\"}").unwrap();
-        if text.contains("\nkeys_file ") {
-            env.insert("GATEWAY_DEVICE_KEYS_FILE".into(), keys.path().display().to_string());
-        }
-        assert_eq!(mistakes(&text, &env), Vec::<String>::new(), "{name}");
-        let out = play(&format!("examples/{name}.test.toml"));
-        assert!(!out.contains("rows without a case"), "{name}: {out}");
-        count += 1;
+        is_valid_and_plays("examples", &name, &text);
     }
-    assert!(count >= 1, "{count} examples");
+}
+
+/// What people bridge MQTT to REST for: each is a table, and says so in its first line.
+#[test]
+fn every_situation_is_a_table_that_does_what_its_cases_say() {
+    let tables = tables("tests/situations");
+    assert!(tables.len() > 30, "{} situations", tables.len());
+    for (name, text) in tables {
+        assert!(text.starts_with("# "), "{name}");
+        is_valid_and_plays("tests/situations", &name, &text);
+    }
 }
 
 /// A row that names these secrets.

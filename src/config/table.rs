@@ -38,7 +38,7 @@ pub(super) fn read<'a>(
         .collect();
     let rows = rows(root, "route");
     if rows.is_empty() {
-        reader.mistake(None, "route", "the table has no [[route]]; the gateway would do nothing");
+        reader.mistake(None, "route", "the table has no [[route]], so nothing would be subscribed to; write one, also beside fetches that run by themselves");
     }
     let mut routes: Vec<Route> = Vec::new();
     let mut read: Vec<Section<'a>> = Vec::new();

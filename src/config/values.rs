@@ -48,6 +48,12 @@ pub(super) fn address(text: &str) -> Result<Address, String> {
 pub(super) fn base_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text)
         .map_err(|error| format!("invalid URL ({error}); write `https://host/path`"))?;
+    if text.contains(['{', '}']) {
+        return Err(
+            "nothing is filled into the URL; names and secrets in braces stand in `call` and in headers"
+                .to_owned(),
+        );
+    }
     if !matches!(url.scheme(), "http" | "https") {
         return Err(format!("unknown scheme `{}`; write http:// or https://", url.scheme()));
     }
