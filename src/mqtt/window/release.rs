@@ -16,10 +16,15 @@ impl Window {
             self.held_from += 1;
         }
         self.clock.released(self.held_from);
-        for number in self.withheld.clone() {
-            if self.may_be_acknowledged(number) {
+        let mut next = 0;
+        // Where one would overtake too many, all behind it would: they need not be looked at.
+        while let Some(number) = self.withheld.range(next..).next().copied()
+            && self.overtakes(number) < self.receive_maximum
+        {
+            if self.cannot_come_round(number) {
                 self.acknowledge(number);
             }
+            next = number + 1;
         }
         self.slots.trim();
     }
