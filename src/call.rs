@@ -135,6 +135,38 @@ impl Trial {
 }
 
 impl Call {
+    /// A call of this row for this device that carries nothing, and that no attempt has been made of.
+    pub fn new(
+        name: Arc<str>,
+        device: Arc<str>,
+        method: Method,
+        path: Rendered,
+        deadline: Duration,
+    ) -> Self {
+        Self {
+            name,
+            device,
+            method,
+            path,
+            headers: Arc::default(),
+            sign: None,
+            body: None,
+            content_type: CONTENT_TYPE_JSON,
+            authorization: Authorization::None,
+            retry: Retry::Always,
+            deadline,
+            since: None,
+            ok_on: Arc::default(),
+            trial: Trial::default(),
+            has_turn: false,
+            attempts: 0,
+            queued: None,
+            hurried: false,
+            expires: None,
+            batch: None,
+        }
+    }
+
     /// Whether an answer with this status is a success.
     pub fn accepts(&self, status: StatusCode) -> bool {
         status.is_success() || self.ok_on.contains(&status)

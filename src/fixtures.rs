@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
-    call::{Answer, Authorization, CONTENT_TYPE_JSON, Call, Method, Retry, StatusCode, Trial},
+    call::{Answer, Call, Method, StatusCode},
     config::Config,
     message::{Message, Properties},
 };
@@ -25,28 +25,8 @@ pub(crate) fn message(topic: &str, user: &[(&str, &str)], payload: &[u8]) -> Mes
 
 /// A call of this row for this device, not sent yet, that carries nothing.
 pub(crate) fn call(name: &str, device: &str) -> Call {
-    Call {
-        name: Arc::from(name),
-        device: Arc::from(device),
-        method: Method::POST,
-        path: "/".into(),
-        headers: Arc::default(),
-        sign: None,
-        body: None,
-        content_type: CONTENT_TYPE_JSON,
-        authorization: Authorization::None,
-        retry: Retry::Always,
-        deadline: Duration::from_secs(30),
-        since: None,
-        ok_on: Arc::default(),
-        trial: Trial::default(),
-        has_turn: false,
-        attempts: 0,
-        queued: None,
-        hurried: false,
-        expires: None,
-        batch: None,
-    }
+    let deadline = Duration::from_secs(30);
+    Call::new(Arc::from(name), Arc::from(device), Method::POST, "/".into(), deadline)
 }
 
 /// An empty answer, got by one attempt.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::every::Every;
 use crate::{
-    call::{Authorization, CONTENT_TYPE_JSON, Call, Endpoint, Retry, StatusCode, Trial, Unfit},
+    call::{Call, Endpoint, StatusCode, Unfit},
     filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Val},
     json,
     template::Template,
@@ -87,28 +87,9 @@ impl Fetch {
     /// [`Unfit`] when it has a name in it, which the configuration rules out.
     pub fn call_by_itself(&self, endpoint: &Endpoint, deadline: Duration) -> Result<Call, Unfit> {
         let (path, headers) = endpoint.request(|_| None, None)?;
-        Ok(Call {
-            name: self.name.clone(),
-            device: format!("#{}", self.name).into(),
-            method: endpoint.method.clone(),
-            path,
-            headers,
-            sign: endpoint.sign.clone(),
-            body: None,
-            content_type: CONTENT_TYPE_JSON,
-            authorization: Authorization::None,
-            retry: Retry::Always,
-            deadline,
-            since: None,
-            ok_on: Arc::default(),
-            trial: Trial::default(),
-            has_turn: false,
-            attempts: 0,
-            queued: None,
-            hurried: false,
-            expires: None,
-            batch: None,
-        })
+        let device = format!("#{}", self.name).into();
+        let call = Call::new(self.name.clone(), device, endpoint.method.clone(), path, deadline);
+        Ok(Call { headers, sign: endpoint.sign.clone(), ..call })
     }
 
     /// Takes the answer apart into pushes; none when there is nothing to push. Without a filter it is pushed as

@@ -25,7 +25,7 @@ use self::{
     values::Values,
 };
 use crate::{
-    call::{Authorization, CONTENT_TYPE_JSON, Call, Endpoint, Lifetime, Retry, Trial, Unfit},
+    call::{Authorization, Call, Endpoint, Lifetime, Unfit},
     filter::Val,
     message::{Message, VIA},
     patterns::Patterns,
@@ -156,28 +156,10 @@ impl Taken<'_> {
         let Lifetime { deadline, expires, since } = lifetime;
         let key = self.authorization.speakers_key();
         let (path, headers) = endpoint.request(value, key)?;
-        Ok(Call {
-            name: name.clone(),
-            device: self.speaker.device.clone(),
-            method: endpoint.method.clone(),
-            path,
-            headers,
-            sign: endpoint.sign.clone(),
-            body: None,
-            content_type: CONTENT_TYPE_JSON,
-            authorization: self.authorization.clone(),
-            retry: Retry::Always,
-            deadline,
-            since,
-            ok_on: Arc::default(),
-            trial: Trial::default(),
-            has_turn: false,
-            attempts: 0,
-            queued: None,
-            hurried: false,
-            expires,
-            batch: None,
-        })
+        let (sign, authorization) = (endpoint.sign.clone(), self.authorization.clone());
+        let (device, method) = (self.speaker.device.clone(), endpoint.method.clone());
+        let call = Call::new(name.clone(), device, method, path, deadline);
+        Ok(Call { headers, sign, authorization, since, expires, ..call })
     }
 }
 

@@ -250,6 +250,7 @@ fn granted(
         serde_json::Value::String(text) => text.parse().ok(),
         other => other.as_f64(),
     });
+    let seconds = seconds.map(|seconds| seconds.max(0.0));
     let life = seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(MAX_LIFE));
     let value = sensitive(format!("Bearer {}", granted.access_token));
     let value = value.filter(|_| !granted.access_token.is_empty());
@@ -274,6 +275,7 @@ mod tests {
             (r#"{"access_token":"t","expires_in":"3600"}"#, hour),
             (r#"{"access_token":"t","token_type":"Bearer","more":1}"#, None),
             (r#"{"access_token":"t","expires_in":1e300}"#, Some(MAX_LIFE)),
+            (r#"{"access_token":"t","expires_in":-1}"#, Some(Duration::ZERO)),
         ] {
             assert_eq!(read(200, body), Ok(("Bearer t".to_owned(), life)), "{body}");
         }
