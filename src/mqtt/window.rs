@@ -14,6 +14,8 @@
 //! not handled twice.
 
 mod clock;
+mod overdue;
+mod reach;
 mod redelivery;
 mod release;
 mod slots;
@@ -31,6 +33,7 @@ use tokio::time::Instant;
 
 use self::{
     clock::Clock,
+    reach::Reach,
     redelivery::{Known, Recognised, Redelivery, Stage},
     slots::{Slot, Slots},
     strictness::Strictness,
@@ -90,6 +93,8 @@ pub struct Window {
     overtaken: BTreeSet<u64>,
     /// Those of them that are settled.
     withheld: BTreeSet<u64>,
+    /// How far PUBACKs may go.
+    reach: Reach,
     /// How many are not acknowledged.
     unacknowledged: usize,
     /// The broker has exceeded the Receive Maximum.
@@ -119,6 +124,7 @@ impl Window {
             held_from: 0,
             overtaken: BTreeSet::new(),
             withheld: BTreeSet::new(),
+            reach: Reach::new(receive_maximum.into()),
             unacknowledged: 0,
             overrun: false,
             by_ticket: HashMap::new(),
@@ -235,37 +241,6 @@ impl Window {
         self.release();
     }
 
-    /// When [`Window::advance`] has something to do.
-    pub fn next_timeout(&self) -> Option<Instant> {
-        let overdue = self.hold().and_then(|hold| self.clock.next_look(hold));
-        let quiet = self.strictness.next_look(self.redelivery.is_read()).filter(|_| self.is_idle());
-        overdue.into_iter().chain(quiet).min()
-    }
-
-    /// Makes those senders overdue that have held back settled messages for `ack_hold`.
-    pub fn advance(&mut self, now: Instant) {
-        if self.is_idle() {
-            self.strictness.look(now, self.redelivery.is_read());
-        }
-        let Some(hold) = self.hold() else { return };
-        let Some(waits) = self.clock.front() else { return };
-        let stands_still = !self.clock.has_moved() && self.others_are_held(waits);
-        self.clock.look(now, stands_still, self.unacknowledged);
-        while let Some(number) = self.clock.expired(hold) {
-            for sender in self.holding_back(number) {
-                self.overdue.put(sender, ());
-            }
-            for number in self.held_from..self.slots.numbers().end {
-                let Some(slot) = self.slots.get_mut(number) else { break };
-                if slot.holds_back() && self.overdue.contains(&slot.sender) {
-                    slot.overdue = true;
-                    self.overtaken.insert(number);
-                }
-            }
-            self.release();
-        }
-    }
-
     /// Whether a ping is wanted, to learn what the broker has read; `true` once for each.
     pub fn wants_ping(&mut self) -> bool {
         self.strictness.wants_ping()
@@ -308,6 +283,7 @@ impl Window {
         self.clock.clear();
         self.overtaken.clear();
         self.withheld.clear();
+        self.reach.disconnected();
         self.by_ticket.clear();
         self.by_id.clear();
         self.at_most_once.clear();
@@ -339,6 +315,7 @@ impl Window {
         }
         self.unacknowledged += 1;
         self.overrun |= self.unacknowledged > self.receive_maximum;
+        self.reach.extend(&self.slots);
         self.release();
         self.strictness.come(self.slots.numbers().end, self.receive_maximum);
     }
@@ -346,19 +323,6 @@ impl Window {
     /// Whether only overdue messages are unsettled, and no PUBACK is withheld.
     fn is_idle(&self) -> bool {
         self.held_from == self.slots.numbers().end && self.withheld.is_empty()
-    }
-
-    /// The senders of the messages that this one waits for.
-    fn holding_back(&self, number: u64) -> HashSet<Arc<str>> {
-        let before = self.slots.range(self.held_from..number);
-        before.filter(|slot| slot.holds_back()).map(|slot| slot.sender.clone()).collect()
-    }
-
-    /// Whether messages of other senders than those could be settled.
-    fn others_are_held(&self, number: u64) -> bool {
-        let waits_for = self.holding_back(number);
-        let mut behind = self.slots.range(number..self.slots.numbers().end);
-        behind.any(|slot| slot.holds_back() && !waits_for.contains(&slot.sender))
     }
 
     /// How many PUBACKs the broker may not have read, at most: as many as it may have in flight. How many

@@ -17,9 +17,8 @@ impl Window {
         }
         self.clock.released(self.held_from);
         let mut next = 0;
-        // Where one would overtake too many, all behind it would: they need not be looked at.
         while let Some(number) = self.withheld.range(next..).next().copied()
-            && self.overtakes(number) < self.receive_maximum
+            && self.reach.contains(number)
         {
             if self.cannot_come_round(number) {
                 self.acknowledge(number);
@@ -44,7 +43,7 @@ impl Window {
     }
 
     pub(super) fn may_be_acknowledged(&self, number: u64) -> bool {
-        self.cannot_come_round(number) && self.overtakes(number) < self.receive_maximum
+        self.cannot_come_round(number) && self.reach.contains(number)
     }
 
     /// Whether this message can be acknowledged without the broker's packet identifiers coming round to one
@@ -64,17 +63,6 @@ impl Window {
         number == oldest || round < self.identifiers
     }
 
-    /// How many unacknowledged messages this one would overtake; 0 while the broker keeps to its Receive
-    /// Maximum.
-    fn overtakes(&self, number: u64) -> usize {
-        if self.unacknowledged <= self.receive_maximum {
-            return 0;
-        }
-        let behind = self.slots.range(self.held_from..number);
-        let open = behind.filter(|slot| !slot.overdue && !slot.is(Stage::Acknowledged));
-        self.overtaken.range(..number).count() + open.count()
-    }
-
     pub(super) fn acknowledge(&mut self, number: u64) {
         if number != self.oldest() {
             self.strictness.out_of_order(self.slots.numbers().end);
@@ -89,6 +77,7 @@ impl Window {
             self.by_id.remove(&packet_id);
         }
         self.unacknowledged -= 1;
+        self.reach.acknowledged(number, &self.slots);
         self.redelivery.acknowledged(packet_id, known, most);
         self.due.push_back(packet_id);
     }

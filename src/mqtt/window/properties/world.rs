@@ -345,7 +345,12 @@ impl World {
         prop_assert_eq!(self.window.pending(), open + self.qos_0.len());
         // What is settled is acknowledged unless there is a reason.
         let mut held_back = false;
-        for (number, message) in (0_u64..).zip(&self.came).filter(|(_, m)| !m.acknowledged) {
+        let unacknowledged = (0_u64..).zip(&self.came).filter(|(_, m)| !m.acknowledged);
+        for (overtakes, (number, message)) in unacknowledged.enumerate() {
+            prop_assert_eq!(
+                self.window.reach.contains(number),
+                overtakes < self.window.receive_maximum
+            );
             let slot = self.window.slots.get(number).expect("it is not acknowledged");
             held_back |= slot.holds_back();
             let reason = held_back || !self.window.may_be_acknowledged(number);
