@@ -21,13 +21,13 @@ use crate::{
     admin::{self, Health, Pages},
     config::Config,
     exchange::{Exchange, Lanes, Poller},
+    log,
     metrics::Metrics,
     mqtt::{
         Connection, ConnectionSetupError, Delivery, Ended, Mode, Publisher, Status, Subscriptions,
     },
     shares::{Place, Window},
     table::{describe, refusal::Refusal},
-    telemetry,
     upstream::{ClientError, Upstream},
 };
 
@@ -217,7 +217,7 @@ impl Gateway {
             let pages = Pages::new(health.clone(), metrics.clone(), routes);
             tokio::spawn(admin::serve(listener, Arc::new(pages)))
         });
-        let log = tokio::spawn(telemetry::write_summaries());
+        let log = tokio::spawn(log::write_summaries());
         let lanes = Lanes::new(config.broker.max_pending.into(), {
             let (exchange, upstream) = (exchange.clone(), upstream.clone());
             move |Arrived { delivery, clock, place }| {

@@ -19,30 +19,21 @@ pub mod fingerprint;
 #[cfg(test)]
 mod fixtures;
 pub mod gateway;
-mod headers;
 pub mod json;
-mod key_list;
+pub mod log;
 pub mod message;
 mod metrics;
 mod mqtt;
-pub mod patterns;
-mod printable;
 mod rate;
-mod repeats;
 mod replay;
-mod secret;
 mod secrets;
-pub mod sender;
 mod shares;
-mod sign;
 mod table;
-pub mod telemetry;
 pub mod template;
 mod tls;
 pub mod topic;
 mod upstream;
 mod wall_clock;
-mod watched;
 
 pub use self::{
     mqtt::{Status, window},

@@ -23,18 +23,16 @@ use tokio::{
 use crate::{
     config::Config,
     exchange::device_property,
+    log::printable,
     message::{Message, Properties, Publication, Purpose},
     metrics::Metrics,
     mqtt::{Connection, Delivery, Mode, Publisher, Settings, Status, Subscriptions},
-    patterns::Patterns,
-    printable,
-    secret::Secret,
-    sender::Sender,
+    secrets::Secret,
     table::{
         Table,
         route::{Credentials, Route},
     },
-    topic::{Pattern, PatternIndex},
+    topic::{Pattern, PatternIndex, patterns::Patterns, sender::Sender},
 };
 
 /// The level below a device's own where answers to replayed messages come.

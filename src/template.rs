@@ -9,7 +9,7 @@ use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::secret::Secret;
+use crate::secrets::{Secret, is_printable};
 
 /// Everything but the unreserved characters of RFC 3986, section 2.3.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -232,11 +232,6 @@ pub(crate) fn check_segment(name: &str, level: &str) -> Result<(), BadSegment> {
         _ if level.contains(char::is_control) => Err(BadSegment::Control(name.into())),
         _ => Ok(()),
     }
-}
-
-/// Whether a text can stand in a header.
-pub(crate) fn is_printable(text: &str) -> bool {
-    text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
 }
 
 impl Rendered {

@@ -10,9 +10,9 @@ use mqtt_rest_gateway::{
     config::{Config, SHIPPED},
     filter, json,
     message::{Message, Properties},
-    sender::Sender,
     template::Template,
     topic::Pattern,
+    topic::sender::Sender,
 };
 use proptest::{
     collection::{btree_map, vec},

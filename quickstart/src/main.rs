@@ -27,7 +27,7 @@ use mqtt_rest_gateway::{
     Status,
     config::{Config, SHIPPED},
     gateway::{Gateway, StartError, Stopped},
-    telemetry,
+    log,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -152,7 +152,7 @@ impl Running {
     /// Starts it and waits until it is subscribed: what is published before is not for it.
     async fn start(broker: &str, api: &str, deadline: Instant) -> Result<Self, Box<dyn Error>> {
         let config = config(broker, api, USUAL_ADMIN)?;
-        telemetry::install(&config.log);
+        log::install(&config.log);
         let rows = config.table.routes.iter().map(|row| row.name.to_string()).collect();
         let gateway = match Gateway::bind(config).await {
             // Another gateway has the port; any other one will do.

@@ -195,7 +195,7 @@ fn cut(value: &Value) -> String {
 
 /// Bytes for people.
 pub(super) fn shown(bytes: &Bytes) -> String {
-    crate::printable::short_line(&String::from_utf8_lossy(bytes), SHOWN)
+    crate::log::printable::short_line(&String::from_utf8_lossy(bytes), SHOWN)
 }
 
 /// Whether two JSON values mean the same: 1 and 1.0 do.

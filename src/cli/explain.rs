@@ -18,9 +18,9 @@ use crate::{
     config::Config,
     exchange::{self, Destinations, Outcome, push_topic},
     filter::Val,
+    log::printable,
     message::{Message, Properties, VIA},
-    printable,
-    secret::Secret,
+    secrets::Secret,
     table::{
         Ignored, Incoming, NotTaken, Taken,
         describe::{shown, then},

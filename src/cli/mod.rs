@@ -19,9 +19,10 @@ use self::error::CommandError;
 use crate::{
     config::{self, Config, SHIPPED},
     gateway::{Gateway, Stopped},
-    mqtt, printable, replay,
+    log::{self, printable},
+    mqtt, replay,
     table::describe,
-    telemetry, upstream,
+    upstream,
 };
 
 /// Exit code of `explain` for a message that would be refused.
@@ -116,7 +117,7 @@ fn execute(
         Command::Check { connect } => runtime.block_on(check(&config()?, file, connect))?,
         Command::Replay(arguments) => {
             let config = config()?;
-            telemetry::install(&config.log);
+            log::install(&config.log);
             runtime.block_on(replay::replay(config, arguments))?;
         }
         Command::Routes { json } => {
@@ -173,7 +174,7 @@ async fn drain(
 }
 
 fn start(config: &Config) {
-    telemetry::install(&config.log);
+    log::install(&config.log);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"), broker = %config.broker.address,
         upstream = %config.upstream.url, routes = config.table.routes.len(), "starting"

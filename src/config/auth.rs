@@ -12,7 +12,7 @@ use super::{
     values::{is_reserved_header, one_of},
 };
 use crate::{
-    sign::{SIGNED, Sign, WRITTEN},
+    call::sign::{SIGNED, Sign, WRITTEN},
     template::{KEY, Rendered, Template},
     upstream::{Auth, ClientCredentials},
 };

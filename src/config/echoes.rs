@@ -5,13 +5,12 @@
 use super::{reader::Section, route::Known};
 use crate::{
     message::VIA,
-    patterns::Patterns,
     table::{
         fetch::Fetch,
         route::{Credentials, Route},
     },
     template::Template,
-    topic::{Pattern, PatternIndex},
+    topic::{Pattern, PatternIndex, patterns::Patterns},
 };
 
 /// Notes each row that asks for no credentials and listens where a row replies or pushes, or a fetch pushes that runs by

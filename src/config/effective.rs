@@ -20,7 +20,7 @@ use super::{
     text,
     written::value,
 };
-use crate::{secret::sounds_secret, table::describe};
+use crate::{secrets::sounds_secret, table::describe};
 
 /// Tables that are the file's own: no default stands behind them.
 const OWN_TABLES: [&str; 3] = ["filters", "fetch", "route"];

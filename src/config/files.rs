@@ -7,7 +7,7 @@ use std::{
 
 use super::reader::Section;
 use crate::{
-    secret::Secret,
+    secrets::Secret,
     tls::{Settings, TlsError},
 };
 

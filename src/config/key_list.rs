@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use super::{files::shown, reader::Section};
 use crate::{
-    key_list::{KeyList, KeyListError},
+    secrets::key_list::{KeyList, KeyListError},
     table::{Table, route::Credentials},
 };
 

@@ -46,14 +46,13 @@ pub use self::{
     mistake::{Mistake, Mistakes},
 };
 use crate::{
-    exchange,
+    exchange, log,
     mqtt::{self, Mode, Subscriptions},
     table::{
         Table,
         identity::Identity,
         route::{Credentials, MaxBytes},
     },
-    telemetry,
     topic::is_publishable,
     upstream as api,
 };
@@ -79,7 +78,7 @@ pub struct Config {
     /// How long stopping may take.
     pub grace: Duration,
     /// Logs.
-    pub log: telemetry::Settings,
+    pub log: log::Settings,
     /// Keys that were left out and whose default does not fit the table, which does without them.
     pub unfit_defaults: Vec<&'static str>,
     /// Variables that Kubernetes sets for a Service whose name begins like ours.
@@ -111,10 +110,10 @@ fn text(file: Option<&Path>) -> Result<(String, String), ConfigError> {
 }
 
 /// `[log]`.
-fn log_settings(root: &Section<'_>) -> telemetry::Settings {
+fn log_settings(root: &Section<'_>) -> log::Settings {
     let log = root.section("log");
-    let settings = telemetry::Settings {
-        level: log.value("level", telemetry::level),
+    let settings = log::Settings {
+        level: log.value("level", log::level),
         json: log.value("format", |text| one_of(text, &[("text", false), ("json", true)])),
     };
     log.finish();

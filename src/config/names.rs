@@ -1,6 +1,6 @@
 //! Names that nothing asked for: the nearest known one, and variables that Kubernetes sets by itself.
 
-use crate::secret::sounds_secret;
+use crate::secrets::sounds_secret;
 
 /// From which likeness on, between 0 and 1, a known name is suggested: `ulr` and `url` have 0.67, names that have
 /// little more than a letter in common are below.

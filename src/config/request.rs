@@ -12,10 +12,9 @@ use super::{
     values::{endpoint, is_reserved_header},
 };
 use crate::{
-    call::Endpoint,
-    headers::Headers,
-    sign::Sign,
-    template::{Template, is_printable},
+    call::{Endpoint, headers::Headers, sign::Sign},
+    secrets::is_printable,
+    template::Template,
     upstream::Settings,
 };
 

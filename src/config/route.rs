@@ -17,7 +17,6 @@ use super::{
 use crate::{
     call::{Batch, BatchForm, Endpoint, Retry, StatusCode},
     filter::Filter,
-    sender::Sender,
     table::{
         content::Takes,
         fetch::{Condition, Fetch, Then},
@@ -25,7 +24,7 @@ use crate::{
         route::{Credentials, Route},
     },
     template::Template,
-    topic::Pattern,
+    topic::{Pattern, sender::Sender},
 };
 
 const RETRY: [(&str, Retry); 3] =

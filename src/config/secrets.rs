@@ -11,8 +11,7 @@ use std::{
 
 use super::{files::shown, names::nearest, reader::Section, scalar::Scalar};
 use crate::{
-    secret::Secret,
-    secrets::{self, SecretError, Source},
+    secrets::{self, Secret, SecretError, Source},
     template::{KEY, Template},
     topic,
 };

@@ -11,12 +11,12 @@ use super::{
     values::label,
 };
 use crate::{
-    patterns::Patterns,
     table::{
         Table,
         identity::Identity,
         route::{Credentials, Route},
     },
+    topic::patterns::Patterns,
 };
 
 /// `credentials` is what a row asks for that says nothing of it; `is_member` says that the gateway is one of a share group.

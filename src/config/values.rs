@@ -6,10 +6,9 @@ use bytesize::ByteSize;
 use url::Url;
 
 use crate::{
-    call::{Endpoint, Method},
-    headers::Headers,
+    call::{Endpoint, Method, headers::Headers},
     mqtt::{Address, Transport},
-    secret::Secret,
+    secrets::Secret,
     template::Template,
     topic,
 };

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::outcome::Outcome;
 use crate::{
+    log::printable,
     message::{DeadLetter, Message, Properties, Publication, Purpose, VIA},
-    printable,
-    secret::Secret,
+    secrets::Secret,
     table::keys::{Keys, MAX_PROPERTY_BYTES},
 };
 

@@ -36,12 +36,11 @@ pub(crate) use self::{
 use crate::{
     call::{Answer, Call, Endpoint, JSON, Lifetime, StatusCode},
     failure::{Failure, FailureKind, Stopping, Unanswered},
-    key_list::KeyList,
+    log::printable,
     message::Publication,
     metrics::{Kept, Metrics},
     mqtt::{Delivery, Publisher},
-    printable,
-    secret::Secret,
+    secrets::{Secret, key_list::KeyList},
     table::{
         Incoming, Table, Taken,
         refusal::Refusal,

@@ -28,7 +28,7 @@ use super::{
     socket::{self, Input, Output},
     traffic::Traffic,
 };
-use crate::{backoff::Backoff, metrics::Metrics, secret::Secret, tls::TlsError};
+use crate::{backoff::Backoff, metrics::Metrics, secrets::Secret, tls::TlsError};
 
 /// The first wait before another attempt to reach the broker.
 const RECONNECT: Duration = Duration::from_millis(200);

@@ -41,10 +41,9 @@ pub(crate) use self::{
 };
 use crate::{
     message::{Message, Publication, Purpose},
-    patterns::Patterns,
-    secret::Secret,
+    secrets::Secret,
     tls,
-    topic::{Captures, PatternIndex},
+    topic::{Captures, PatternIndex, patterns::Patterns},
 };
 
 /// How many commands may wait for the connection task; a sender of more waits.

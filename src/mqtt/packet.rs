@@ -11,7 +11,7 @@ use rumqttc::v5::mqttbytes::{
 };
 
 use super::{Settings, window::PacketId};
-use crate::{message::Publication, secret::Secret, topic::Pattern};
+use crate::{message::Publication, secrets::Secret, topic::Pattern};
 
 /// Largest packet that MQTT knows, in bytes [MQTT 5.0, 2.1.4].
 const LARGEST: usize = 5 + 268_435_455;

@@ -37,7 +37,7 @@ use crate::{
     fingerprint::fingerprint,
     message::{Message, Publication},
     metrics::Metrics,
-    secret::Secret,
+    secrets::Secret,
     topic::{Captures, Pattern},
 };
 

@@ -10,10 +10,12 @@ use super::{
     fetch::{Condition, Then},
 };
 use crate::{
-    call::{BatchForm, Endpoint, StatusCode},
+    call::{
+        BatchForm, Endpoint, StatusCode,
+        headers::{HIDDEN, is_in_plain_sight},
+    },
     filter::Filter,
-    headers::{HIDDEN, is_in_plain_sight},
-    secret,
+    secrets,
     template::Template,
     topic::PatternIndex,
 };
@@ -75,7 +77,7 @@ pub(crate) fn shown(path: &str) -> String {
     let Some((path, query)) = path.split_once('?') else { return path.to_owned() };
     let pairs = query.split('&').map(|pair| match pair.split_once('=') {
         // What is filled in is the device's name for something, or stands there by its own name only.
-        Some((name, value)) if secret::sounds_secret(name) && !value.starts_with(['{', '<']) => {
+        Some((name, value)) if secrets::sounds_secret(name) && !value.starts_with(['{', '<']) => {
             format!("{name}=<hidden>")
         }
         _ => pair.to_owned(),

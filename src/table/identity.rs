@@ -4,10 +4,14 @@
 use std::sync::Arc;
 
 use super::refusal::Refusal;
-use crate::{message::Message, secret::Secret, sender::Sender, topic::Captures};
-
-/// Longest key that is accepted from a message, in bytes; servers refuse longer headers.
-pub(crate) const MAX_KEY_BYTES: usize = 4096;
+use crate::{
+    message::Message,
+    secrets::{
+        Secret,
+        key_list::{MAX_KEY_BYTES, is_key},
+    },
+    topic::{Captures, sender::Sender},
+};
 
 /// The names by which a message says who speaks.
 #[derive(Debug, Clone)]
@@ -95,9 +99,4 @@ fn once<'m>(message: &'m Message, name: &str) -> Result<Option<&'m str>, Refusal
         (value, None) => Ok(value),
         _ => Err(Refusal::Identity(format!("the user property `{name}` is there twice"))),
     }
-}
-
-/// Whether a text can be the key of a device.
-pub(crate) fn is_key(key: &str) -> bool {
-    (1..=MAX_KEY_BYTES).contains(&key.len()) && key.bytes().all(|b| (0x21..0x7f).contains(&b))
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::{
     message::Message,
-    secret::{self, Secret, plain},
+    secrets::{self, Secret, plain},
 };
 
 /// How many of the device's properties are taken over, and how many bytes of names and values.
@@ -46,7 +46,7 @@ impl<'k> Keys<'k> {
 
     /// Whether it is the key, or is called nearly as the key is.
     fn is_key(&self, name: &str, value: &str) -> bool {
-        let sounds_secret = secret::sounds_secret(name);
+        let sounds_secret = secrets::sounds_secret(name);
         let name = plain(name);
         let slips = if self.name.len() < 6 { 1 } else { 2 };
         sounds_secret

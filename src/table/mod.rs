@@ -28,9 +28,8 @@ use crate::{
     call::{Authorization, Call, Endpoint, Lifetime, Unfit},
     filter::Val,
     message::{Message, VIA},
-    patterns::Patterns,
-    secret::Secret,
-    topic::{Captures, PatternIndex},
+    secrets::Secret,
+    topic::{Captures, PatternIndex, patterns::Patterns},
 };
 
 /// The label of messages that no row takes.

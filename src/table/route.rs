@@ -12,9 +12,8 @@ use crate::{
     filter::{Filter, Reads},
     message::Message,
     rate::Rate,
-    sender::Sender,
     template::Template,
-    topic::{self, Pattern},
+    topic::{self, Pattern, sender::Sender},
 };
 
 /// How many levels and bytes a Response Topic may have below the device's own part. Some brokers end the connection over

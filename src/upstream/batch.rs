@@ -29,7 +29,7 @@ use tower::{Service, ServiceExt};
 use crate::{
     call::{Answer, Authorization, Batch, BatchForm, Call, Entries, StatusCode},
     failure::{Failure, FailureKind},
-    secret::Secret,
+    secrets::Secret,
 };
 
 /// What bounds batches.

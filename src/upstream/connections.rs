@@ -24,7 +24,7 @@ use super::{
     origin::Origin,
 };
 use crate::{
-    secret::Secret,
+    secrets::Secret,
     tls::{self, TlsError},
 };
 

@@ -16,16 +16,16 @@ use super::{
     token::{Token, Tokens, basic, sensitive},
 };
 use crate::{
-    call::{Authorization, Call, StatusCode},
+    call::{
+        Authorization, Call, StatusCode,
+        headers::Value,
+        sign::{Sign, Signed},
+    },
     failure::FailureKind,
-    headers::Value,
     metrics::Metrics,
-    secret::Secret,
-    secrets::Secrets,
-    sign::{Sign, Signed},
+    secrets::{Secret, Secrets, watched::Look},
     template::{KEY, Rendered},
     wall_clock,
-    watched::Look,
 };
 
 /// Fills them in, for each attempt.

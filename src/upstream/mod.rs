@@ -50,8 +50,7 @@ use crate::{
     call::{Answer, Call, Lifetime, StatusCode, Trial},
     failure::{FailureKind, Unanswered},
     metrics::Metrics,
-    secret::Secret,
-    secrets::Secrets,
+    secrets::{Secret, Secrets},
     template::Rendered,
     tls,
 };

@@ -20,7 +20,7 @@ use super::{
     client::{classify, unsent},
     connections::{Connections, Which},
 };
-use crate::{failure::FailureKind, secret::Secret, template::Rendered};
+use crate::{failure::FailureKind, secrets::Secret, template::Rendered};
 
 /// A token is not used in the last part of its life, nor in the last seconds of a long one: it has to arrive.
 const LAST_PART: u32 = 10;

@@ -25,7 +25,7 @@ use crate::{
     call::{Authorization, StatusCode},
     filter::{self, MAX_OUTPUTS, Val},
     fingerprint::fingerprint,
-    secret::Secret,
+    secrets::Secret,
     table::identity::Speaker,
 };
 

@@ -8,9 +8,8 @@ use crate::mqtt::Mode;
 use crate::{
     message::{Properties, Publication, Purpose},
     mqtt::{Address, Transport, reader::Limits},
-    patterns::Patterns,
-    sender::Sender,
     tls,
+    topic::{patterns::Patterns, sender::Sender},
 };
 
 /// A session, what it delivered, and what it was told back.

@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    call::{Endpoint, Join, Method},
-    headers::Headers,
+    call::{Endpoint, Join, Method, headers::Headers},
     template::Template,
     upstream::fixtures,
 };

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use http::{HeaderName, HeaderValue};
 
 use crate::{
-    secret::sounds_secret,
+    secrets::sounds_secret,
     template::{BadHeader, Rendered, Template},
 };
 

@@ -3,6 +3,9 @@
 //! A line may contain text from a device. So its characters are escaped that would begin another line or control a
 //! terminal, and lines that repeat are summed up.
 
+pub(crate) mod printable;
+mod repeats;
+
 use std::{
     fmt::{Debug, Write as _},
     io::{self, IsTerminal, Write},
@@ -26,10 +29,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::{
-    printable,
-    repeats::{Kind, Repeats},
-};
+use self::repeats::{Kind, Repeats};
 
 /// How often summaries of repeated lines are looked for.
 const SUMMARY_CHECK: Duration = Duration::from_secs(5);

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use crate::topic::{Captures, Pattern};
+use super::{Captures, Pattern};
 
 /// How a topic says who sends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,6 +4,9 @@
 //! Each name captures exactly one level; `{name...}`, the last one, captures all that are left, at least one, as one value.
 //! As a subscription every name becomes `+`, and the last one of that kind `#` [MQTT-4.7.1].
 
+pub mod patterns;
+pub mod sender;
+
 use std::sync::Arc;
 
 /// Longest topic that fits in a packet, in bytes [MQTT-4.7.3-3].

@@ -1,5 +1,8 @@
 //! What crosses the HTTP side: calls and their answers. How they fail: [`failure`](crate::failure).
 
+pub(crate) mod headers;
+pub(crate) mod sign;
+
 use std::{
     fmt,
     sync::{
@@ -14,11 +17,13 @@ use http::HeaderValue;
 pub(crate) use http::{Method, StatusCode};
 use tokio::time::Instant;
 
+use self::{
+    headers::{Header, Headers},
+    sign::Sign,
+};
 use crate::{
     failure::FailureKind,
-    headers::{Header, Headers},
-    secret::Secret,
-    sign::Sign,
+    secrets::Secret,
     template::{self, BadHeader, BadSegment, Rendered, Template},
 };
 

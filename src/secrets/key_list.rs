@@ -8,11 +8,13 @@ use std::{
     sync::Arc,
 };
 
-use crate::{
-    secret::Secret,
-    table::identity,
+use super::{
+    Secret,
     watched::{Look, Watched},
 };
+
+/// Longest key that is accepted from a message or a list, in bytes; servers refuse longer headers.
+pub(crate) const MAX_KEY_BYTES: usize = 4096;
 
 /// Largest file, in bytes: a hundred thousand devices. While it is read, nothing else is done.
 const MAX_BYTES: u64 = 8 * 1024 * 1024;
@@ -46,7 +48,7 @@ pub enum KeyListError {
     /// A key that no message could bring.
     #[error(
         "the key of `{0}` is none: 1 to {MAX} printable ASCII characters, none of them a space",
-        MAX = identity::MAX_KEY_BYTES
+        MAX = MAX_KEY_BYTES
     )]
     NoKey(Box<str>),
 }
@@ -87,13 +89,14 @@ fn read(file: &Path) -> Result<Listed, KeyListError> {
     let listed = serde_json::from_slice::<HashMap<Box<str>, Box<str>>>(&text)
         .map_err(|error| KeyListError::NotKeys(error.line()))?;
     let listed = listed.into_iter().map(|(device, key)| {
-        if identity::is_key(&key) {
-            Ok((device, Secret::new(key)))
-        } else {
-            Err(KeyListError::NoKey(device))
-        }
+        if is_key(&key) { Ok((device, Secret::new(key))) } else { Err(KeyListError::NoKey(device)) }
     });
     listed.collect::<Result<_, _>>().map(Arc::new)
+}
+
+/// Whether a text can be the key of a device.
+pub(crate) fn is_key(key: &str) -> bool {
+    (1..=MAX_KEY_BYTES).contains(&key.len()) && key.bytes().all(|b| (0x21..0x7f).contains(&b))
 }
 
 #[cfg(test)]
@@ -101,7 +104,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::watched::PAUSE;
+    use crate::secrets::watched::PAUSE;
 
     #[tokio::test(start_paused = true)]
     async fn a_device_that_is_added_is_known_and_a_file_that_is_broken_changes_nothing() {

@@ -5,10 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::{
-    sender::Sender,
-    topic::{Captures, Pattern, PatternIndex},
-};
+use super::{Captures, Pattern, PatternIndex, sender::Sender};
 
 /// The patterns of all rows, each with who sends there.
 #[derive(Debug, Clone, Default)]

@@ -1,7 +1,11 @@
 //! The gateway's own secrets, by name. Those that come from files are read again when their file changes, so that a
 //! token can be replaced while the gateway runs.
 //!
-//! How a file is watched: `watched.rs`.
+//! How a file is watched: `watched.rs`. The keys of devices are another list: `key_list.rs`.
+
+pub(crate) mod key_list;
+mod secret;
+pub(crate) mod watched;
 
 use std::{
     collections::BTreeMap,
@@ -14,11 +18,9 @@ use std::{
     },
 };
 
-use crate::{
-    secret::Secret,
-    template::is_printable,
-    watched::{Look, Watched},
-};
+pub(crate) use self::secret::Secret;
+pub(crate) use self::secret::{is_printable, plain, sounds_secret};
+use self::watched::{Look, Watched};
 
 /// Longest secret, in bytes: it has to fit into the head of a request.
 const MAX_BYTES: u64 = 4096;
@@ -125,7 +127,7 @@ mod tests {
     use std::{fs, os::unix::fs::symlink};
 
     use super::*;
-    use crate::watched::PAUSE;
+    use crate::secrets::watched::PAUSE;
 
     fn secrets(file: &Path) -> Secrets {
         let fixed = Source::value("f").unwrap();
