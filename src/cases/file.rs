@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::{HeaderName, StatusCode};
 use toml::{Spanned, de::DeValue};
 
-use super::{Answer, Case, Exchanged, Fails, Published, Step, content::Content};
+use super::{Answer, Case, CasesError, Exchanged, Fails, Input, Published, Step, content::Content};
 use crate::{
     config::{
         Mistake, Mistakes,
@@ -23,6 +23,18 @@ use crate::{
 
 /// What time it is at the beginning of a case that does not say.
 const BEGINNING: &str = "2026-01-01T00:00:00Z";
+
+/// The keys of a message.
+const OF_MESSAGES: [&str; 8] = [
+    "topic",
+    "payload",
+    "payload_file",
+    "properties",
+    "response_topic",
+    "content_type",
+    "correlation",
+    "expiry",
+];
 
 /// A file of cases.
 #[derive(Debug)]
@@ -36,12 +48,13 @@ pub(crate) struct CaseFile {
 /// Reads a file.
 ///
 /// # Errors
-/// Sentences with every mistake in it.
-pub(crate) fn read(file: &Path) -> Result<CaseFile, String> {
-    let source = file.display().to_string();
-    let text = fs::read_to_string(file).map_err(|error| format!("{source}: {error}"))?;
+/// [`CasesError`], with every mistake in it.
+pub(crate) fn read(file: &Path) -> Result<CaseFile, CasesError> {
+    let text = fs::read_to_string(file)
+        .map_err(|error| CasesError::Unreadable { file: file.to_owned(), error })?;
     let folder = file.parent().unwrap_or(Path::new(""));
-    parse(&text, folder).map_err(|mistakes| Mistakes { source, mistakes }.to_string())
+    let source = file.display().to_string();
+    parse(&text, folder).map_err(|mistakes| CasesError::Mistakes(Mistakes { source, mistakes }))
 }
 
 /// `folder` is where names of files are looked up.
@@ -66,10 +79,9 @@ fn case(row: Section<'_>, properties: Option<&Pairs>, folder: &Path) -> Option<C
     let line = row.line();
     let name = row.required("name", |text| Ok(text.to_owned()), "missing: what the case shows");
     let at = row.optional("at", time).or_else(|| time(BEGINNING).ok());
-    let topic = row.required("topic", text, "missing: the topic of the message that comes in");
     let sections = list(&row, "next", |section| section).unwrap_or_default();
     let user = properties.cloned().unwrap_or_default();
-    let mut before = Sent { topic: topic.unwrap_or_default(), user, ..Sent::default() };
+    let mut before = Sent { user, ..Sent::default() };
     let mut steps = Vec::new();
     for section in std::iter::once(row).chain(sections) {
         let step = step(section, &mut before, folder);
@@ -92,23 +104,47 @@ struct Sent {
 }
 
 fn step(section: Section<'_>, sent: &mut Sent, folder: &Path) -> Step {
-    let payload = content(&section, "payload").map(|payload| payload.bytes());
-    let file = section.optional("payload_file", |name| {
-        let file = folder.join(name);
-        fs::read(&file).map(Bytes::from).map_err(|error| format!("{}: {error}", file.display()))
-    });
-    if payload.is_some() && file.is_some() {
-        let text = "`payload` and `payload_file` exclude each other; take one out";
-        section.mistake(None, "payload_file", text);
-    }
+    let input = match section.optional("fetch", text) {
+        Some(fetch) => {
+            for key in OF_MESSAGES {
+                if let Some(value) = section.take(key) {
+                    let text = "no message comes where a fetch runs by itself; take it out";
+                    section.mistake(Some(value.span()), key, text);
+                }
+            }
+            Input::Fetch(fetch)
+        }
+        None => message(&section, sent, folder),
+    };
+    let published = |section| published(section, folder);
+    let step = Step {
+        line: section.line(),
+        after: section.optional("after", duration).unwrap_or_default(),
+        input,
+        calls: list(&section, "calls", |section| exchanged(section, folder)),
+        pushes: list(&section, "pushes", published),
+        reply: one(&section, "reply", published),
+        dead_letter: one(&section, "dead_letter", published),
+        outcome: section.optional("outcome", text),
+    };
+    section.finish();
+    step
+}
+
+fn message(section: &Section<'_>, sent: &mut Sent, folder: &Path) -> Input {
     let keep = |kept: &mut Option<_>, key| *kept = section.optional(key, text).or(kept.take());
     if let Some(topic) = section.optional("topic", text) {
         sent.topic = topic;
     }
-    if let Some(payload) = payload.or(file) {
-        sent.payload = payload;
+    if sent.topic.is_empty() {
+        let text = "missing: the topic of the message that comes in, or `fetch`, the name of a fetch that \
+                    runs by itself";
+        section.mistake(None, "topic", text);
     }
-    if let Some(user) = texts(&section, "properties") {
+    if let Some(payload) = content(section, "payload", "payload_file", folder) {
+        sent.payload = payload.bytes();
+    }
+    if let Some(user) = texts(section, "properties") {
         sent.user = user;
     }
     keep(&mut sent.response_topic, "response_topic");
@@ -116,35 +152,23 @@ fn step(section: Section<'_>, sent: &mut Sent, folder: &Path) -> Step {
     let correlation = section.optional("correlation", text).map(Bytes::from);
     sent.correlation = correlation.or(sent.correlation.take());
     let Sent { topic, payload, user, response_topic, correlation, content_type } = sent.clone();
-    let step = Step {
-        line: section.line(),
-        after: section.optional("after", duration).unwrap_or_default(),
-        topic,
-        payload,
-        properties: Properties {
-            user,
-            response_topic,
-            correlation_data: correlation,
-            content_type,
-            expiry: section.optional("expiry", duration),
-        },
-        calls: list(&section, "calls", exchanged),
-        pushes: list(&section, "pushes", published),
-        reply: one(&section, "reply"),
-        dead_letter: one(&section, "dead_letter"),
-        outcome: section.optional("outcome", text),
+    let properties = Properties {
+        user,
+        response_topic,
+        correlation_data: correlation,
+        content_type,
+        expiry: section.optional("expiry", duration),
     };
-    section.finish();
-    step
+    Input::Message { topic, payload, properties }
 }
 
 /// A call that must be made, and what is answered.
-fn exchanged(section: Section<'_>) -> Exchanged {
+fn exchanged(section: Section<'_>, folder: &Path) -> Exchanged {
     let call = section.optional("call", call);
     let headers = headers_of(&section, "headers");
-    let body = content(&section, "body");
+    let body = content(&section, "body", "body_file", folder);
     let status = section.optional("status", status);
-    let answer = content(&section, "answer");
+    let answer = content(&section, "answer", "answer_file", folder);
     let answer_headers = headers_of(&section, "answer_headers");
     let fails = section.optional("fails", |text| one_of(text, &Fails::WORDS));
     if fails.is_some() && (status.is_some() || answer.is_some()) {
@@ -163,13 +187,13 @@ fn exchanged(section: Section<'_>) -> Exchanged {
     Exchanged { call, headers, body, answer }
 }
 
-fn published(section: Section<'_>) -> Published {
+fn published(section: Section<'_>, folder: &Path) -> Published {
     let mut properties = texts(&section, "properties").unwrap_or_default();
     let status = section.optional("status", status);
     properties.extend(status.map(|status| ("status".to_owned(), status.as_str().to_owned())));
     let published = Published {
         topic: section.optional("topic", text),
-        payload: content(&section, "payload"),
+        payload: content(&section, "payload", "payload_file", folder),
         correlation: section.optional("correlation", text),
         response_topic: section.optional("response_topic", text),
         content_type: section.optional("content_type", text),
@@ -181,12 +205,16 @@ fn published(section: Section<'_>) -> Published {
 }
 
 /// A publication; `false`: there must be none.
-fn one(section: &Section<'_>, key: &'static str) -> Option<Vec<Published>> {
+fn one<'a>(
+    section: &Section<'a>,
+    key: &'static str,
+    read: impl Fn(Section<'a>) -> Published,
+) -> Option<Vec<Published>> {
     let value = section.take(key)?;
     let span = value.span();
     match value.into_inner() {
         DeValue::Boolean(false) => Some(Vec::new()),
-        DeValue::Table(table) => Some(vec![published(section.inline(span, table))]),
+        DeValue::Table(table) => Some(vec![read(section.inline(span, table))]),
         _ => {
             let text =
                 format!("write `{key} = false` for none, or {{ topic = \"..\", payload = .. }}");
@@ -219,11 +247,27 @@ fn list<'a, T>(
     Some(items.collect())
 }
 
-/// What stands under a key as a payload or a body, if it is there.
-fn content(section: &Section<'_>, key: &'static str) -> Option<Content> {
-    let value = section.take(key)?;
-    let span = value.span();
-    Content::of(value.into_inner()).map_err(|text| section.mistake(Some(span), key, text)).ok()
+/// What stands under a key as a payload or a body, or in the file that another key names, if either is there.
+fn content(
+    section: &Section<'_>,
+    key: &'static str,
+    file_key: &'static str,
+    folder: &Path,
+) -> Option<Content> {
+    let written = section.take(key).and_then(|value| {
+        let span = value.span();
+        Content::of(value.into_inner()).map_err(|text| section.mistake(Some(span), key, text)).ok()
+    });
+    let file = section.optional(file_key, |name| {
+        let file = folder.join(name);
+        let bytes = fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        Ok(Content::Bytes(bytes.into()))
+    });
+    if written.is_some() && file.is_some() {
+        let text = format!("`{key}` and `{file_key}` exclude each other; take one out");
+        section.mistake(None, file_key, text);
+    }
+    written.or(file)
 }
 
 /// A table of names and texts, if it is there.

@@ -11,6 +11,7 @@ mod report;
 
 use std::{
     collections::BTreeSet,
+    io,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -20,7 +21,11 @@ use http::{HeaderName, StatusCode};
 
 pub(crate) use self::file::read;
 use self::{compare::Difference, content::Content};
-use crate::{config::Config, message::Properties};
+use crate::{
+    config::{Config, Mistakes},
+    message::Properties,
+    upstream::ClientError,
+};
 
 /// A case: messages in sequence, of devices that nothing is known of at first.
 #[derive(Debug)]
@@ -34,15 +39,13 @@ pub(crate) struct Case {
     steps: Vec<Step>,
 }
 
-/// One message, and what must come of it. What is `None` is not looked at.
+/// One message or one run of a fetch, and what must come of it. What is `None` is not looked at.
 #[derive(Debug)]
 struct Step {
     line: usize,
     /// How much time passes before.
     after: Duration,
-    topic: String,
-    payload: Bytes,
-    properties: Properties,
+    input: Input,
     /// All calls, in order.
     calls: Option<Vec<Exchanged>>,
     /// All pushes, in order.
@@ -53,6 +56,15 @@ struct Step {
     dead_letter: Option<Vec<Published>>,
     /// How it ends, in a word.
     outcome: Option<String>,
+}
+
+/// What begins a step.
+#[derive(Debug)]
+enum Input {
+    /// A device sends a message.
+    Message { topic: String, payload: Bytes, properties: Properties },
+    /// The time has come for a fetch that runs by itself; its name.
+    Fetch(String),
 }
 
 /// A call that must be made, and what the API answers.
@@ -129,15 +141,26 @@ impl PlayedFile {
     }
 }
 
+/// Why a file of cases cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CasesError {
+    /// The file cannot be read.
+    #[error("{}: {error}", .file.display())]
+    Unreadable { file: PathBuf, error: io::Error },
+    /// Its text is wrong.
+    #[error("{0}")]
+    Mistakes(Mistakes),
+}
+
 /// Plays all cases of a file against this table.
 ///
 /// # Errors
-/// A sentence when they cannot be played.
+/// [`ClientError`] when the table's upstream cannot be set up.
 pub(crate) async fn play(
     file: PathBuf,
     cases: &[Case],
     config: &Config,
-) -> Result<PlayedFile, String> {
+) -> Result<PlayedFile, ClientError> {
     let mut tried = BTreeSet::new();
     let mut played = Vec::new();
     for case in cases {

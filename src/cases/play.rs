@@ -1,29 +1,31 @@
 //! Plays one case: its messages go through an exchange of their own, one after the other.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io, mem,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 use tracing::Level;
 
 use super::{
-    Case, Played, Step,
+    Case, Input, Played, Step,
     api::Api,
     compare::{Differences, PUSH},
 };
 use crate::{
     config::Config,
-    exchange::Exchange,
+    exchange::{Exchange, Poller, Seen},
     message::{Message, Publication, Purpose},
     metrics::Metrics,
-    mqtt::in_process::InProcess,
-    topic::{Captures, PatternIndex},
-    upstream::{Rates, Settings, Upstream},
+    mqtt::{Status, in_process::InProcess},
+    upstream::{ClientError, Rates, Settings, Upstream},
     wall_clock,
 };
 
@@ -39,17 +41,20 @@ struct Rig<'c> {
     upstream: Upstream,
     broker: InProcess,
     exchange: Exchange,
+    poller: Poller,
+    /// What each fetch has published.
+    seen: BTreeMap<Arc<str>, Seen>,
 }
 
 /// Plays a case. The rows that its messages come to are added to `tried`.
 ///
 /// # Errors
-/// A sentence when the table's upstream cannot be set up.
+/// [`ClientError`] when the table's upstream cannot be set up.
 pub(super) async fn case(
     case: &Case,
     config: &Config,
     tried: &mut BTreeSet<String>,
-) -> Result<Played, String> {
+) -> Result<Played, ClientError> {
     wall_clock::set(case.at);
     let log = Log::default();
     let lines = {
@@ -86,7 +91,7 @@ pub(super) async fn case(
 }
 
 impl<'c> Rig<'c> {
-    fn new(config: &'c Config) -> Result<Self, String> {
+    fn new(config: &'c Config) -> Result<Self, ClientError> {
         let api = Api::new(&config.upstream);
         let settings = Settings {
             in_process: Some(api.door()),
@@ -95,20 +100,28 @@ impl<'c> Rig<'c> {
             ..config.upstream.clone()
         };
         let metrics = Arc::<Metrics>::default();
-        let upstream = Upstream::new(&settings, metrics.clone()).map_err(|e| e.to_string())?;
+        let upstream = Upstream::new(&settings, metrics.clone())?;
         let (broker, publisher) = InProcess::new();
         let exchange = Exchange::new(
             config.exchange.clone(),
             config.table.clone(),
             config.remembered_devices,
             upstream.clone(),
-            publisher,
-            metrics,
+            publisher.clone(),
+            metrics.clone(),
         );
-        Ok(Self { config, api, upstream, broker, exchange })
+        let poller = Poller {
+            settings: config.exchange.clone(),
+            upstream: upstream.clone(),
+            publisher,
+            broker: watch::channel(Status::Subscribed).1,
+            metrics,
+        };
+        let seen = BTreeMap::new();
+        Ok(Self { config, api, upstream, broker, exchange, poller, seen })
     }
 
-    /// Whether the message has come to an end.
+    /// Whether the step has come to an end.
     async fn step(
         &mut self,
         step: &Step,
@@ -117,25 +130,19 @@ impl<'c> Rig<'c> {
     ) -> bool {
         sleep(step.after).await;
         self.api.expect(step.calls.clone());
-        let message = Message {
-            topic: step.topic.clone(),
-            payload: step.payload.clone(),
-            properties: step.properties.clone(),
-            received_at: wall_clock::now(),
-            arrived: Instant::now(),
+        let (outcome, published) = match &step.input {
+            Input::Message { topic, payload, properties } => {
+                let message = Message {
+                    topic: topic.clone(),
+                    payload: payload.clone(),
+                    properties: properties.clone(),
+                    received_at: wall_clock::now(),
+                    arrived: Instant::now(),
+                };
+                self.serve(message, differences, tried).await
+            }
+            Input::Fetch(name) => self.fetch(name, differences).await,
         };
-        let patterns = &self.config.table.patterns;
-        let (subscription, captures) = patterns.find(&message.topic).unzip();
-        let captures = captures.unwrap_or_default();
-        let sender = subscription.and_then(|row| patterns.sender(row, &captures));
-        let sender = sender.unwrap_or_else(|| step.topic.as_str().into());
-        if subscription.is_some() {
-            tried.insert(self.exchange.route_name(subscription).to_string());
-        } else {
-            let topic = format!("a row that listens on `{}`", step.topic);
-            differences.add("topic", Some(topic), None);
-        }
-        let (outcome, published) = self.serve(message, subscription, captures, sender).await;
         if let Some(expected) = &step.outcome
             && expected != outcome
         {
@@ -159,32 +166,70 @@ impl<'c> Rig<'c> {
     async fn serve(
         &mut self,
         message: Message,
-        subscription: Option<PatternIndex>,
-        captures: Captures,
-        sender: Arc<str>,
+        differences: &mut Differences,
+        tried: &mut BTreeSet<String>,
     ) -> (&'static str, Vec<Publication>) {
-        let Self { broker, exchange, config, .. } = self;
-        let mut published = Vec::new();
-        let delivery = broker.deliver(message, subscription, captures, sender);
-        let clock = exchange.clock(subscription);
-        let patience = (config.upstream.deadline + Duration::from_mins(1)) * DEADLINES;
-        let mut serve = pin!(timeout(patience, exchange.serve(delivery, Ok(clock))));
-        let outcome = loop {
-            tokio::select! {
-                biased;
-                publication = broker.published() => published.push(publication),
-                outcome = &mut serve => break outcome.ok().flatten(),
-            }
-        };
-        // What was handed over last.
-        while let Ok(publication) = timeout(Duration::ZERO, broker.published()).await {
-            published.push(publication);
+        let patterns = &self.config.table.patterns;
+        let (subscription, captures) = patterns.find(&message.topic).unzip();
+        let captures = captures.unwrap_or_default();
+        let sender = subscription.and_then(|row| patterns.sender(row, &captures));
+        let sender = sender.unwrap_or_else(|| message.topic.as_str().into());
+        if subscription.is_some() {
+            tried.insert(self.exchange.route_name(subscription).to_string());
+        } else {
+            let topic = format!("a row that listens on `{}`", message.topic);
+            differences.add("topic", Some(topic), None);
         }
-        if outcome.is_none() {
-            self.upstream.stop();
-        }
-        (outcome.unwrap_or(HELD), published)
+        let delivery = self.broker.deliver(message, subscription, captures, sender);
+        let clock = self.exchange.clock(subscription);
+        let serve = self.exchange.serve(delivery, Ok(clock));
+        to_its_end(serve, &mut self.broker, &self.upstream, self.config.upstream.deadline).await
     }
+
+    /// Runs a fetch once: what came of it, and what was published.
+    async fn fetch(
+        &mut self,
+        name: &str,
+        differences: &mut Differences,
+    ) -> (&'static str, Vec<Publication>) {
+        let fetches = &self.config.table.fetches;
+        let fetch = fetches.iter().find(|fetch| &*fetch.name == name);
+        let Some((fetch, every)) = fetch.and_then(|fetch| Some((fetch, fetch.every.as_ref()?)))
+        else {
+            let expected = format!("a fetch `{name}` with `every`");
+            differences.add("fetch", Some(expected), None);
+            return ("failed", Vec::new());
+        };
+        let seen = self.seen.entry(fetch.name.clone()).or_default();
+        let run = self.poller.once(fetch, every, seen);
+        to_its_end(run, &mut self.broker, &self.upstream, self.config.upstream.deadline).await
+    }
+}
+
+/// Waits for an end, and collects what is published until then. What has none is ended.
+async fn to_its_end(
+    end: impl Future<Output = Option<&'static str>>,
+    broker: &mut InProcess,
+    upstream: &Upstream,
+    deadline: Duration,
+) -> (&'static str, Vec<Publication>) {
+    let mut published = Vec::new();
+    let mut end = pin!(timeout((deadline + Duration::from_mins(1)) * DEADLINES, end));
+    let outcome = loop {
+        tokio::select! {
+            biased;
+            publication = broker.published() => published.push(publication),
+            outcome = &mut end => break outcome.ok().flatten(),
+        }
+    };
+    // What was handed over last.
+    while let Ok(publication) = timeout(Duration::ZERO, broker.published()).await {
+        published.push(publication);
+    }
+    if outcome.is_none() {
+        upstream.stop();
+    }
+    (outcome.unwrap_or(HELD), published)
 }
 
 fn kind_of(publication: &Publication) -> &'static str {

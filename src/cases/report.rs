@@ -6,6 +6,11 @@ use serde_json::json;
 
 use super::{Played, PlayedFile, compare::Difference};
 
+/// So many differences of a case are shown: what comes after is often the same mistake again.
+const SHOWN: usize = 20;
+/// So many lines of its log.
+const LINES: usize = 50;
+
 /// For people.
 pub(super) fn text(files: &[PlayedFile]) -> String {
     let mut text = String::new();
@@ -32,7 +37,7 @@ pub(super) fn text(files: &[PlayedFile]) -> String {
 }
 
 fn differences(text: &mut String, case: &Played) {
-    for Difference { line, part, expected, found } in &case.differences {
+    for Difference { line, part, expected, found } in case.differences.iter().take(SHOWN) {
         let value = |value: &Option<String>| match value {
             Some(value) => format!(" {value}"),
             None => " (nothing)".to_owned(),
@@ -41,8 +46,17 @@ fn differences(text: &mut String, case: &Played) {
         let _ = writeln!(text, "          -{}", value(expected));
         let _ = writeln!(text, "          +{}", value(found));
     }
-    for line in case.log.lines() {
+    more(text, case.differences.len(), SHOWN, "differences");
+    for line in case.log.lines().take(LINES) {
         let _ = writeln!(text, "        log: {}", line.trim());
+    }
+    more(text, case.log.lines().count(), LINES, "lines of the log");
+}
+
+/// Says how many are not shown.
+fn more(text: &mut String, count: usize, shown: usize, what: &str) {
+    if count > shown {
+        let _ = writeln!(text, "        and {} more {what}", count - shown);
     }
 }
 

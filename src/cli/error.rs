@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{config::ConfigError, gateway::StartError};
+use crate::{config::ConfigError, gateway::StartError, replay::ReplayError, upstream::ClientError};
 
 /// Exit code for a configuration that cannot be used, `EX_CONFIG` of sysexits.
 const BAD_CONFIGURATION: u8 = 78;
@@ -19,6 +19,12 @@ pub(super) enum CommandError {
     /// Files of cases, or the tables that they name, cannot be used: a line for each mistake.
     #[error("{}", .0.join("\n"))]
     Cases(Vec<String>),
+    /// `replay`.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// `test`: the upstream of a table cannot be set up.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// Tokio.
     #[error("the runtime cannot start: {0}")]
     Runtime(io::Error),

@@ -36,8 +36,8 @@ pub(super) async fn test(
     for file in &arguments.files {
         let cases = match cases::read(file) {
             Ok(cases) => cases,
-            Err(text) => {
-                mistakes.push(text);
+            Err(error) => {
+                mistakes.push(error.to_string());
                 continue;
             }
         };

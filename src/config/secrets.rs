@@ -81,7 +81,10 @@ impl<'a> Secrets<'a> {
 
     /// Notes every secret that nothing names; the others, as they are used.
     pub(super) fn finish(self) -> secrets::Secrets {
-        let is_idle = |named: &&Named| named.source.is_some() && !named.is_used.get();
+        // Where secrets are not read, the environment may be that of another table.
+        let is_of_this = |named: &Named| named.span.is_some() || self.section.reads_secrets();
+        let is_idle =
+            |named: &&Named| named.source.is_some() && !named.is_used.get() && is_of_this(named);
         for Named { span, place, .. } in self.named.values().filter(is_idle) {
             let scalar = Scalar { text: "".into(), span: span.clone(), place: place.clone() };
             let text = "unused: nothing names this secret; take it out";

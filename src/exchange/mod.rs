@@ -30,8 +30,12 @@ use self::{
     push::Pusher,
 };
 pub(crate) use self::{
-    dead_letter::device_property, lanes::Lanes, outcome::Outcome, poll::Poller,
-    push::topic as push_topic, reply::Destinations,
+    dead_letter::device_property,
+    lanes::Lanes,
+    outcome::Outcome,
+    poll::{Poller, Seen},
+    push::topic as push_topic,
+    reply::Destinations,
 };
 use crate::{
     call::{Answer, Call, Endpoint, JSON, Lifetime, StatusCode},

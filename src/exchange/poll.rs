@@ -50,7 +50,8 @@ pub(crate) struct Poller {
 
 /// The value that each item had when it was last published. Those that an answer does not have are forgotten, so there
 /// are no more than one run puts out.
-type Seen = HashMap<Item, u64>;
+#[derive(Debug, Default)]
+pub(crate) struct Seen(HashMap<Item, u64>);
 
 impl Poller {
     /// Begins to run the table's fetches that run by themselves. They end when what is returned is dropped.
@@ -65,7 +66,7 @@ impl Poller {
 
     async fn run(&self, fetch: &Fetch) {
         let Some(every) = &fetch.every else { return };
-        let (mut broker, mut seen) = (self.broker.clone(), Seen::new());
+        let (mut broker, mut seen) = (self.broker.clone(), Seen::default());
         loop {
             // What cannot be published need not be asked for; and a gateway that drains asks for nothing new.
             let stands =
@@ -73,15 +74,12 @@ impl Poller {
             if broker.wait_for(stands).await.is_err() {
                 return;
             }
-            let name = &*fetch.name;
-            match AssertUnwindSafe(self.fetch(fetch, every, &mut seen)).catch_unwind().await {
-                Ok(Ok(fetched)) => self.metrics.fetched(&fetch.name, fetched.label()),
-                Ok(Err(Unfetched::Stopping)) => return,
-                Ok(Err(Unfetched::Trouble(trouble))) => {
-                    self.metrics.fetched(&fetch.name, "failed");
-                    tracing::warn!(fetch = name, %trouble, "nothing pushed");
-                }
+            let run = AssertUnwindSafe(self.once(fetch, every, &mut seen)).catch_unwind();
+            match run.await {
+                Ok(Some(_)) => {}
+                Ok(None) => return,
                 Err(_) => {
+                    let name = &*fetch.name;
                     tracing::error!(fetch = name, "a fetch failed on a defect of the gateway");
                 }
             }
@@ -89,7 +87,25 @@ impl Poller {
         }
     }
 
-    /// One run.
+    /// Runs a fetch once. Returns what came of it, in a word, or `None` when the gateway stops.
+    pub(crate) async fn once(
+        &self,
+        fetch: &Fetch,
+        every: &Every,
+        seen: &mut Seen,
+    ) -> Option<&'static str> {
+        let outcome = match self.fetch(fetch, every, seen).await {
+            Ok(fetched) => fetched.label(),
+            Err(Unfetched::Stopping) => return None,
+            Err(Unfetched::Trouble(trouble)) => {
+                tracing::warn!(fetch = &*fetch.name, %trouble, "nothing pushed");
+                "failed"
+            }
+        };
+        self.metrics.fetched(&fetch.name, outcome);
+        Some(outcome)
+    }
+
     async fn fetch(
         &self,
         fetch: &Fetch,
@@ -147,8 +163,8 @@ impl Poller {
             let Some(value) = Every::compared(on_change, &input)? else { return Ok(false) };
             let item = Item::new(&topic, push.correlation.as_deref().unwrap_or_default());
             let value = fingerprint(&value);
-            seen.insert(item, value);
-            if before.get(&item) == Some(&value) {
+            seen.0.insert(item, value);
+            if before.0.get(&item) == Some(&value) {
                 return Ok(false);
             }
         }

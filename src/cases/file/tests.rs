@@ -26,11 +26,16 @@ properties = {}
     let read = parse(text, Path::new("cases")).unwrap();
     assert_eq!(read.table.as_deref(), Some(Path::new("cases/../config.toml")));
     let [first, second, third] = &read.cases[0].steps[..] else { panic!("{read:?}") };
-    assert_eq!((&*first.payload, &*second.payload), (&b"{\"a\":1}"[..], &b"{\"a\":1}"[..]));
-    assert_eq!((second.topic.as_str(), second.after.as_secs()), ("a/d1", 300));
-    assert_eq!(second.properties.response_topic.as_deref(), Some("a/d1/r"));
-    assert_eq!(second.properties.user, [("id".to_owned(), "d1".to_owned())]);
-    assert_eq!((&*third.payload, third.properties.user.len()), (&b"ON"[..], 0));
+    let [(_, first_payload, _), (topic, payload, properties), (_, third_payload, third_properties)] =
+        [first, second, third].map(|step| match &step.input {
+            Input::Message { topic, payload, properties } => (topic, payload, properties),
+            Input::Fetch(_) => panic!("{step:?}"),
+        });
+    assert_eq!((&**first_payload, &**payload), (&b"{\"a\":1}"[..], &b"{\"a\":1}"[..]));
+    assert_eq!((topic.as_str(), second.after.as_secs()), ("a/d1", 300));
+    assert_eq!(properties.response_topic.as_deref(), Some("a/d1/r"));
+    assert_eq!(properties.user, [("id".to_owned(), "d1".to_owned())]);
+    assert_eq!((&**third_payload, third_properties.user.len()), (&b"ON"[..], 0));
     assert_eq!((first.line, second.line, third.line), (4, 9, 11));
 }
 
@@ -47,10 +52,15 @@ reply   = true
 topic   = "a"
 fails   = "broken"
 calls   = [{ status = 99, fails = "never", headers = { "a b" = "c" } }, { fails = "hangs", answer = 1 }]
-pushes  = [{ payload_file = "x" }]
+pushes  = [{ payload_file = "/no/such/file" }]
 [[case.next]]
 at = "now"
 after = "soon"
+[[case]]
+name    = "y"
+fetch   = "f"
+expiry  = "1s"
+calls   = [{ body = 1, body_file = "/dev/null" }]
 "#;
     let found = mistakes(text);
     for expected in [
@@ -67,12 +77,14 @@ after = "soon"
         "line 11: case `?`: fails: unknown value `never`; write one of \"unreachable\"",
         "line 11: case `?`: headers: `a b` is no name of a header",
         "line 11: case `?`: fails: an API that fails does not answer",
-        "line 12: case `?`: payload_file: unknown key; do you mean `payload`?",
+        "line 12: case `?`: payload_file: /no/such/file: No such file",
         "line 14: case `?`: at: unknown key",
         "line 15: case `?`: after: invalid duration `soon`",
+        "line 19: case `y`: expiry: no message comes where a fetch runs by itself; take it out",
+        "line 20: case `y`: body_file: `body` and `body_file` exclude each other",
     ] {
         assert!(found.iter().any(|mistake| mistake.contains(expected)), "{expected}\n{found:#?}");
     }
-    assert_eq!(found.len(), 16, "{found:#?}");
+    assert_eq!(found.len(), 18, "{found:#?}");
     assert!(mistakes("").join("").contains("there is no [[case]]"));
 }

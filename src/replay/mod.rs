@@ -4,6 +4,8 @@
 //! The letters wait in a session of this command's own. A letter is acknowledged to the broker only when
 //! its message has been delivered, so whatever ends a replay, the rest is there the next time.
 
+mod error;
+
 use std::{
     collections::{HashMap, VecDeque},
     fs,
@@ -20,6 +22,8 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
+pub(crate) use self::error::ReplayError;
+use self::error::Unsendable;
 use crate::{
     config::Config,
     exchange::device_property,
@@ -97,13 +101,13 @@ struct Replay {
 /// Replays what is kept.
 ///
 /// # Errors
-/// A sentence for the operator: the broker cannot be used, or letters remain.
-pub(crate) async fn replay(config: Config, arguments: Arguments) -> Result<(), String> {
+/// [`ReplayError`]: the broker cannot be used, or letters remain.
+pub(crate) async fn replay(config: Config, arguments: Arguments) -> Result<(), ReplayError> {
     let keys = arguments.keys.as_deref().map_or_else(|| Ok(HashMap::new()), keys)?;
     let settings = settings(&config, &arguments)?;
     let (client_id, subscriptions) = (settings.client_id.clone(), subscriptions(&config)?);
     let connection = Connection::new(settings, subscriptions, Arc::new(Metrics::default()));
-    let (connection, publisher, mut status) = connection.map_err(|error| error.to_string())?;
+    let (connection, publisher, mut status) = connection?;
     let (sender, deliveries) = mpsc::channel(WAITING);
     let connection = tokio::spawn(connection.run(move |delivery| {
         // One that does not fit is not acknowledged and comes again.
@@ -113,7 +117,7 @@ pub(crate) async fn replay(config: Config, arguments: Arguments) -> Result<(), S
     let reached = timeout(PATIENCE, status.wait_for(settled)).await.is_ok();
     let stands = status.borrow().clone();
     if !reached || stands != Status::Subscribed {
-        return Err(format!("the letters of {client_id} cannot be read: {stands:?}"));
+        return Err(ReplayError::Unread { client_id, status: stands });
     }
     let run = format!("{:016x}", fastrand::u64(..));
     let letters = VecDeque::new();
@@ -126,7 +130,7 @@ pub(crate) async fn replay(config: Config, arguments: Arguments) -> Result<(), S
 }
 
 impl Replay {
-    async fn run(&mut self, client_id: &str) -> Result<(), String> {
+    async fn run(&mut self, client_id: &str) -> Result<(), ReplayError> {
         let (mut delivered, mut dropped, mut kept) = (0u64, 0u64, Vec::new());
         while let Some(letter) = self.next_letter().await {
             if self.is_echo(&letter.message) {
@@ -161,10 +165,7 @@ impl Replay {
         if kept.is_empty() || self.arguments.dry_run {
             Ok(())
         } else {
-            Err(format!(
-                "{} letters remain, and those behind them that the broker has not sent",
-                kept.len()
-            ))
+            Err(ReplayError::Remain(kept.len()))
         }
     }
 
@@ -192,7 +193,7 @@ impl Replay {
     async fn send(&mut self, letter: &Message) -> Fate {
         let publication = match self.message(letter) {
             Ok(publication) => publication,
-            Err(why) => return Fate::Kept(why),
+            Err(why) => return Fate::Kept(why.to_string()),
         };
         if self.arguments.dry_run {
             return Fate::Kept(format!("would be sent, {} bytes", publication.payload.len()));
@@ -224,22 +225,22 @@ impl Replay {
     }
 
     /// The message as the device sent it, with a key and a place for the answer, or why not.
-    fn message(&self, letter: &Message) -> Result<Publication, String> {
+    fn message(&self, letter: &Message) -> Result<Publication, Unsendable> {
         let table = &self.config.table;
-        let topic = letter.user_property("topic").next().ok_or("this is no dead letter")?;
+        let topic = letter.user_property("topic").next().ok_or(Unsendable::OtherMessage)?;
         if letter.user_property("payload").next().is_some() {
-            return Err("its payload was too large for the broker and is not there".to_owned());
+            return Err(Unsendable::PayloadCut);
         }
-        let unknown = "no row listens on its topic, or the topic was cut";
-        let (index, captures) = table.patterns.find(topic).ok_or(unknown)?;
-        let (route, identity) = (table.route(Some(index)).ok_or(unknown)?, &table.identity);
+        let (index, captures) = table.patterns.find(topic).ok_or(Unsendable::UnknownTopic)?;
+        let route = table.route(Some(index)).ok_or(Unsendable::UnknownTopic)?;
+        let identity = &table.identity;
         let device = &*route.sender.id(&captures).unwrap_or_default();
         let asks = route.credentials != Credentials::None;
         let brings_key =
             matches!(route.credentials, Credentials::Message | Credentials::MessageOrIgnore);
         let key = self.keys.get(device).filter(|_| asks);
         if key.is_none() && brings_key {
-            return Err("letters hold no keys: name the device's in the file for --keys".to_owned());
+            return Err(Unsendable::KeyMissing);
         }
         let own = letter.properties.user.iter().filter_map(|(name, value)| {
             let name = device_property(name)?;
@@ -263,7 +264,7 @@ impl Replay {
             retain: false,
             properties: Properties {
                 user,
-                response_topic: Some(answers.ok_or("its row has no place for an answer")?),
+                response_topic: Some(answers.ok_or(Unsendable::AnswerImpossible)?),
                 correlation_data: Some(Bytes::from(format!("{:016x}", fastrand::u64(..)))),
                 content_type: letter.properties.content_type.clone(),
                 ..Properties::default()
@@ -272,14 +273,14 @@ impl Replay {
     }
 }
 
-fn settings(config: &Config, arguments: &Arguments) -> Result<Settings, String> {
+fn settings(config: &Config, arguments: &Arguments) -> Result<Settings, ReplayError> {
     let broker = config.broker.clone();
     let client_id = match &arguments.client_id {
         Some(client_id) => client_id.as_str().into(),
         None => format!("{}-replay", broker.client_id).into(),
     };
     if client_id == broker.client_id {
-        return Err("--client-id: the gateway's own session would be taken from it".to_owned());
+        return Err(ReplayError::OwnSession);
     }
     let broker = match (&arguments.username, &arguments.password_file) {
         (None, None) => broker,
@@ -302,11 +303,11 @@ fn settings(config: &Config, arguments: &Arguments) -> Result<Settings, String> 
 }
 
 /// The letters first, then the places of answers: below every device, and one for all that have none.
-fn subscriptions(config: &Config) -> Result<Subscriptions, String> {
+fn subscriptions(config: &Config) -> Result<Subscriptions, ReplayError> {
     let letters = config.exchange.dead_letter.as_ref();
-    let letters = letters.ok_or("[dead_letter] topic: none is set, so nothing is kept")?;
+    let letters = letters.ok_or(ReplayError::NothingKept)?;
     // The letters first, see `LETTERS`.
-    let mut patterns = vec![Pattern::parse(letters.as_str())?];
+    let mut patterns = vec![pattern(letters.as_str())?];
     let table = &config.table;
     let Table { routes, replays, .. } = &**table;
     for route in routes {
@@ -321,31 +322,31 @@ fn subscriptions(config: &Config) -> Result<Subscriptions, String> {
     // Only where it is needed: a broker's access list has to allow it.
     let nowhere = |route: &Route| !route.swallows() && route.sender.levels(&route.on).is_none();
     if table.patterns.is_mixed() || routes.iter().any(nowhere) {
-        patterns.extend(replays.as_ref().map(|topic| Pattern::parse(topic)).transpose()?);
+        patterns.extend(replays.as_deref().map(pattern).transpose()?);
     }
     let rows = patterns.into_iter().map(|on| (on.clone(), Sender::Made(on)));
     Ok(Subscriptions { patterns: Arc::new(Patterns::new(rows.collect())), mode: Mode::Serve })
 }
 
-fn keys(file: &Path) -> Result<HashMap<String, Secret>, String> {
+fn pattern(topic: &str) -> Result<Pattern, ReplayError> {
+    Pattern::parse(topic).map_err(|trouble| ReplayError::Topic { topic: topic.to_owned(), trouble })
+}
+
+fn keys(file: &Path) -> Result<HashMap<String, Secret>, ReplayError> {
+    let text = fs::read_to_string(file)
+        .map_err(|error| ReplayError::Unreadable { file: file.to_owned(), error })?;
     let mut keys = HashMap::new();
-    for (number, line) in read(file)?.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
         // Not echoed: it holds a key.
         let pair =
             line.split_once(',').filter(|(device, key)| !device.is_empty() && !key.is_empty());
-        let (device, key) = pair.ok_or_else(|| {
-            format!("{}: line {}: write `device,key`", file.display(), number + 1)
-        })?;
+        let (device, key) =
+            pair.ok_or_else(|| ReplayError::NoKeys { file: file.to_owned(), line: number + 1 })?;
         keys.insert(device.trim().to_owned(), Secret::new(key.trim()));
     }
     Ok(keys)
 }
 
-fn read(file: &Path) -> Result<String, String> {
-    fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))
-}
-
-fn say(text: &str) -> Result<(), String> {
-    writeln!(io::stdout(), "{}", printable::line(text))
-        .map_err(|error| format!("standard output: {error}"))
+fn say(text: &str) -> Result<(), ReplayError> {
+    writeln!(io::stdout(), "{}", printable::line(text)).map_err(ReplayError::Output)
 }
