@@ -37,6 +37,13 @@ pub(super) struct Known {
     pub(super) fetch: Option<Arc<Fetch>>,
 }
 
+impl Known {
+    /// Whether it does so, or may be meant to.
+    pub(super) fn runs_by_itself(&self) -> bool {
+        self.fetch.as_ref().is_none_or(|fetch| fetch.every.is_some())
+    }
+}
+
 /// `None` if the row has no name or pattern, which is noted; the rest of it is checked all the same.
 pub(super) fn read<'a>(
     row: &Section<'a>,

@@ -37,8 +37,9 @@ pub(super) fn read<'a>(
         })
         .collect();
     let rows = rows(root, "route");
-    if rows.is_empty() {
-        reader.mistake(None, "route", "the table has no [[route]], so nothing would be subscribed to; write one, also beside fetches that run by themselves");
+    if rows.is_empty() && !fetches.iter().any(Known::runs_by_itself) {
+        let text = "the table has no [[route]] and no [[fetch]] with `every`, so nothing would be done; write one";
+        reader.mistake(None, "route", text);
     }
     let mut routes: Vec<Route> = Vec::new();
     let mut read: Vec<Section<'a>> = Vec::new();

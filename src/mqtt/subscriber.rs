@@ -146,6 +146,10 @@ impl Subscriber {
             let paths: Vec<_> = others.chain(inner(group)).collect();
             self.end(&paths, Why::OtherForm);
         }
+        if self.outermost().is_empty() {
+            // A table of fetches that run by themselves: there is no answer to wait for.
+            self.status.send_replace(Status::Subscribed);
+        }
     }
 
     /// The share groups that this session is or was a member of; `None` is no group.
@@ -184,6 +188,9 @@ impl Subscriber {
             self.drain_at = None;
             self.drain_began = true;
             let paths = self.paths(self.share_group.as_deref());
+            if paths.is_empty() {
+                self.status.send_replace(Status::Draining);
+            }
             self.end(&paths, Why::Drain);
         }
     }

@@ -111,6 +111,26 @@ async fn a_value_that_is_no_level_is_not_published_and_the_others_are() {
 }
 
 #[tokio::test]
+async fn a_table_that_only_polls_needs_no_row() {
+    let answer = rooms(&[room(1, "a", 1, 1)]);
+    let api = ScriptedApi::start(move |_| answer.clone()).await;
+    let broker = Broker::start().await;
+    let mut listener = broker.listener("listener", "rooms/#").await;
+    let (before, rest) = CONFIG.split_once("[[route]]").unwrap();
+    let table = format!("{before}[[fetch]]{}", rest.split_once("[[fetch]]").unwrap().1);
+    let options = || {
+        let options = Options::default().config(&table).set("UPSTREAM_URL", &api.url());
+        options.set("BROKER_URL", &broker.url())
+    };
+    let mut gateway = options().spawn().await;
+    gateway.ready().await;
+    assert_eq!(listener.next().await.topic, "rooms/1/a/state");
+    assert_eq!(gateway.stop().await.code(), Some(0));
+    let mut drain = options().drain("200ms").await;
+    assert_eq!(drain.ended().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn one_call_is_under_way_and_an_outage_queues_none() {
     let (tell, told) = watch::channel(None);
     let api = ScriptedApi::start(move |_| Reply::Later(told.clone())).await;
