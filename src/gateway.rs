@@ -26,6 +26,7 @@ use crate::{
     mqtt::{
         Connection, ConnectionSetupError, Delivery, Ended, Mode, Publisher, Status, Subscriptions,
     },
+    renewal::Renewal,
     shares::{Place, Window},
     table::{describe, refusal::Refusal},
     upstream::{ClientError, Upstream},
@@ -169,6 +170,11 @@ impl Gateway {
     /// What is counted; it outlives [`Gateway::run`].
     pub fn metrics(&self) -> Arc<Metrics> {
         self.metrics.clone()
+    }
+
+    /// What is renewed while it runs.
+    pub(crate) fn renewal(&self) -> Renewal {
+        Renewal::new(&self.config)
     }
 
     /// Waits until a gateway that drains has nothing left: everything is settled, and no message has

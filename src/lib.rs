@@ -25,6 +25,7 @@ pub mod message;
 mod metrics;
 mod mqtt;
 mod rate;
+mod renewal;
 mod replay;
 mod secrets;
 mod shares;

@@ -189,7 +189,7 @@ fn secrets_come_from_files_and_are_not_shown() {
     fs::write(&file, "s3cret\n").unwrap();
     let file = file.to_str().unwrap();
     let config = Config::parse(SHIPPED, &env([("GATEWAY_BROKER_PASSWORD_FILE", file)])).unwrap();
-    assert_eq!(config.broker.password.as_ref().unwrap().expose(), "s3cret");
+    assert_eq!(config.broker.password.as_ref().unwrap().now().expose(), "s3cret");
     assert!(!format!("{config:?}").contains("s3cret"));
     let url = [("GATEWAY_BROKER_URL", "wss://b.example.com/mqtt?token=s3cret")];
     let config = Config::parse(SHIPPED, &env(url)).unwrap();

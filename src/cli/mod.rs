@@ -142,7 +142,7 @@ fn execute(
 async fn run(config: Config) -> Result<(), CommandError> {
     start(&config);
     let gateway = Gateway::bind(config).await?;
-    run_until_signal(gateway, std::future::pending()).await.map(|_end| ())
+    Box::pin(run_until_signal(gateway, std::future::pending())).await.map(|_end| ())
 }
 
 async fn drain(
@@ -202,16 +202,9 @@ async fn run_until_signal(
     }
     let mut terminate = signal(SignalKind::terminate()).map_err(CommandError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CommandError::Signals)?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(CommandError::Signals)?;
     // SIGHUP asks many a daemon to read its files again; not caught, it would end the process at once.
-    let ignore_hangups = async move {
-        while hangup.recv().await.is_some() {
-            tracing::warn!(
-                "SIGHUP is ignored: the configuration is read at start; restart instead"
-            );
-        }
-        std::future::pending::<()>().await;
-    };
+    let hangups = signal(SignalKind::hangup()).map_err(CommandError::Signals)?;
+    let renewal = gateway.renewal().run(hangups);
     let (stop, stopped_by_signal) = tokio::sync::oneshot::channel::<()>();
     let second_signal = async move {
         let mut wait = async || {
@@ -234,7 +227,7 @@ async fn run_until_signal(
     };
     let stopped = tokio::select! {
         stopped = gateway.run(shutdown) => stopped,
-        () = ignore_hangups => Stopped::Failed,
+        () = renewal => Stopped::Failed,
         () = second_signal => return Err(CommandError::SecondSignal),
     };
     match stopped {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    files::{certificates, secret},
+    files::{certificates, password},
     reader::Section,
     values::{address, duration, non_empty, positive_duration, size},
 };
@@ -17,7 +17,6 @@ pub(super) fn read(root: &Section<'_>) -> Settings {
     let broker = root.section("broker");
     let address = broker.value("url", address);
     let encrypted = matches!(address.transport, Transport::Mqtts | Transport::Wss);
-    let (password, password_file) = secret(&broker, "password", "password_file");
     let settings = Settings {
         address,
         client_id: broker.value("client_id", non_empty).into(),
@@ -36,8 +35,7 @@ pub(super) fn read(root: &Section<'_>) -> Settings {
             text => duration(text).map(Some).map_err(|error| format!("{error}, or `forever`")),
         }),
         username: broker.parsed("username", |text| Ok(text.to_owned())),
-        password,
-        password_file,
+        password: password(&broker),
         tls: certificates(&broker, encrypted),
     };
     broker.finish();

@@ -1,32 +1,33 @@
 //! Values that come from files: certificates, keys and passwords.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use super::reader::Section;
 use crate::{
-    secrets::Secret,
-    tls::{Settings, TlsError},
+    secrets::{
+        Secret,
+        password::{Password, PasswordError},
+    },
+    tls::{Files, Settings, TlsError},
 };
 
 /// The certificates of a section; `encrypted` says whether its connection uses them.
 pub(super) fn certificates(section: &Section<'_>, encrypted: bool) -> Settings {
     let file = |key| section.parsed(key, |text| Ok(PathBuf::from(text)));
-    let settings = Settings {
+    let files = Files {
         ca_file: file("ca_file"),
         cert_file: file("cert_file"),
         key_file: file("key_file"),
     };
+    let settings = Settings::new(files.clone());
     let checked = if section.reads_secrets() { settings.check() } else { Ok(()) };
     let named = [
-        ("ca_file", settings.ca_file.is_some()),
-        ("cert_file", settings.cert_file.is_some()),
-        ("key_file", settings.key_file.is_some()),
+        ("ca_file", files.ca_file.is_some()),
+        ("cert_file", files.cert_file.is_some()),
+        ("key_file", files.key_file.is_some()),
     ];
     let named = named.into_iter().find_map(|(key, named)| named.then_some(key));
-    if settings.cert_file.is_some() != settings.key_file.is_some() {
+    if files.cert_file.is_some() != files.key_file.is_some() {
         section.mistake(
             None,
             "cert_file",
@@ -34,8 +35,8 @@ pub(super) fn certificates(section: &Section<'_>, encrypted: bool) -> Settings {
         );
     } else if let Err(error) = checked {
         let key = match &error {
-            TlsError::File { file, .. } if Some(file) == settings.key_file.as_ref() => "key_file",
-            TlsError::File { file, .. } if Some(file) == settings.cert_file.as_ref() => "cert_file",
+            TlsError::File { file, .. } if Some(file) == files.key_file.as_ref() => "key_file",
+            TlsError::File { file, .. } if Some(file) == files.cert_file.as_ref() => "cert_file",
             TlsError::File { .. } | TlsError::NoRoots => "ca_file",
             TlsError::Pair(_) | TlsError::Rustls(_) => "key_file",
         };
@@ -51,39 +52,30 @@ pub(super) fn certificates(section: &Section<'_>, encrypted: bool) -> Settings {
     settings
 }
 
-/// A secret given as a value or as the name of a file, and that file.
-pub(super) fn secret(
-    section: &Section<'_>,
-    key: &'static str,
-    file_key: &'static str,
-) -> (Option<Secret>, Option<PathBuf>) {
-    let named = || Secret::new(format!("<{key}>"));
+/// The password of a section, given as a value or as the name of a file.
+pub(super) fn password(section: &Section<'_>) -> Option<Password> {
+    let stand_in = || Password::Value(Secret::new("<password>"));
     let reads = section.reads_secrets();
-    let value = section.parsed(key, |text| Ok(if reads { Secret::new(text) } else { named() }));
-    let from_file = section.parsed(file_key, |file| {
-        let secret = if reads { read(file, key)? } else { named() };
-        Ok((secret, PathBuf::from(file)))
+    let value = section.parsed("password", |text| {
+        Ok(if reads { Password::Value(Secret::new(text)) } else { stand_in() })
+    });
+    let from_file = section.parsed("password_file", |file| {
+        if !reads {
+            return Ok(stand_in());
+        }
+        let named = shown(file);
+        Password::file(Path::new(file)).map_err(|error| match error {
+            PasswordError::Unreadable(error) => {
+                format!("{named}: {error}; write a file's name here, the value itself goes to `password`")
+            }
+            PasswordError::Empty => format!("{named} is empty"),
+        })
     });
     if value.is_some() && from_file.is_some() {
-        section.mistake(
-            None,
-            key,
-            format!("`{key}` and `{file_key}` exclude each other; take one out"),
-        );
+        let text = "`password` and `password_file` exclude each other; take one out";
+        section.mistake(None, "password", text);
     }
-    let (read, file) = from_file.unzip();
-    (value.or(read), file)
-}
-
-fn read(file: &str, key: &str) -> Result<Secret, String> {
-    let named = shown(file);
-    let text = fs::read_to_string(file).map_err(|error| {
-        format!("{named}: {error}; write a file's name here, the value itself goes to `{key}`")
-    })?;
-    match text.trim_end_matches(['\r', '\n']) {
-        "" => Err(format!("{named} is empty")),
-        text => Ok(Secret::new(text)),
-    }
+    value.or(from_file)
 }
 
 /// The name of a file with a secret. Not echoed unless it looks like a file: it may be the secret itself, in the wrong

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use http::HeaderName;
 
 use super::Config;
-use crate::{descriptors, mqtt::Transport, table::route::Credentials, topic::PatternIndex};
+use crate::{
+    descriptors, mqtt::Transport, table::route::Credentials, topic::PatternIndex, wall_clock,
+};
 
 impl Config {
     /// One sentence for each, beginning with its key.
@@ -22,7 +24,7 @@ impl Config {
                 broker.address
             ));
         }
-        if broker.username.is_none() && broker.tls.cert_file.is_none() {
+        if broker.username.is_none() && broker.tls.files().cert_file.is_none() {
             warnings.extend(self.trusting());
         }
         warnings.extend(self.idle());
@@ -61,7 +63,7 @@ impl Config {
                  {largest} needs with its properties; the broker silently drops messages above max_packet"
             ));
         }
-        warnings.extend(descriptors::warning(self.upstream.max_in_flight));
+        warnings.extend(self.ending().chain(descriptors::warning(self.upstream.max_in_flight)));
         if !self.service_links.is_empty() {
             warnings.push(format!(
                 "{}: ignored, since Kubernetes sets them for a Service of that name; \
@@ -70,6 +72,13 @@ impl Config {
             ));
         }
         warnings
+    }
+
+    /// The certificates that end soon.
+    fn ending(&self) -> impl Iterator<Item = String> {
+        let now = wall_clock::now();
+        let broker = self.broker.tls.warnings("broker", now);
+        broker.chain(self.upstream.tls.warnings("upstream", now))
     }
 
     /// The rows that swallow what no other row would have had.

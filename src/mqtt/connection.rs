@@ -5,8 +5,7 @@
 //! in [`Session`].
 
 use std::{
-    fs, io,
-    path::Path,
+    io,
     pin::pin,
     sync::{Arc, atomic::AtomicUsize},
     time::Duration,
@@ -28,7 +27,12 @@ use super::{
     socket::{self, Input, Output},
     traffic::Traffic,
 };
-use crate::{backoff::Backoff, metrics::Metrics, secrets::Secret, tls::TlsError};
+use crate::{
+    backoff::Backoff,
+    metrics::Metrics,
+    secrets::{Secret, password::Password},
+    tls::TlsError,
+};
 
 /// The first wait before another attempt to reach the broker.
 const RECONNECT: Duration = Duration::from_millis(200);
@@ -169,14 +173,13 @@ impl Connection {
         Ended::SessionInUse(text)
     }
 
-    /// Opens the socket and reads the password for a new connection.
+    /// Opens the socket and looks at the password for a new connection.
     async fn open(&self) -> Result<(Input, Output, Option<Secret>), Ending> {
         let connecting = timeout(CONNECTING, socket::connect(&self.settings)).await;
         let (input, output) = connecting
             .map_err(|_| Ending::no_connection("the broker did not answer in time"))?
             .map_err(Ending::no_connection)?;
-        let password = password(&self.settings).map_err(Ending::no_connection)?;
-        Ok((input, output, password))
+        Ok((input, output, self.settings.password.as_ref().map(Password::now)))
     }
 
     /// One connection, from CONNECT to its end.
@@ -271,19 +274,6 @@ fn patience(session: &Session) -> Duration {
         session.keep_alive() * 2 + Duration::from_secs(5)
     } else {
         CONNECTING
-    }
-}
-
-/// The password in force: that of the file as it is now, if it is in a file.
-pub(super) fn password(settings: &Settings) -> Result<Option<Secret>, String> {
-    let read = |file: &Path| {
-        let text = fs::read_to_string(file);
-        let text = text.map_err(|error| format!("password_file {}: {error}", file.display()))?;
-        Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
-    };
-    match &settings.password_file {
-        Some(file) => read(file).map(Some),
-        None => Ok(settings.password.clone()),
     }
 }
 

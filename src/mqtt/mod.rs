@@ -24,7 +24,6 @@ pub mod window;
 
 use std::{
     fmt,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -41,7 +40,7 @@ pub(crate) use self::{
 };
 use crate::{
     message::{Message, Publication, Purpose},
-    secrets::Secret,
+    secrets::{Secret, password::Password},
     tls,
     topic::{Captures, PatternIndex, patterns::Patterns},
 };
@@ -81,9 +80,7 @@ pub struct Settings {
     /// User Name.
     pub username: Option<String>,
     /// Password.
-    pub password: Option<Secret>,
-    /// The file that it comes from, read again for each connection.
-    pub password_file: Option<PathBuf>,
+    pub password: Option<Password>,
     /// Certificates.
     pub tls: tls::Settings,
 }

@@ -10,14 +10,13 @@ use tokio::{
 
 use super::{
     Settings, Transport,
-    connection::password,
     ending::Ending,
     limits, packet,
     reader::{ConnAck, Incoming, Limits, Reader},
     reason,
     socket::{self, Input, Output},
 };
-use crate::topic::Pattern;
+use crate::{secrets::password::Password, topic::Pattern};
 
 /// How long each answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -112,7 +111,8 @@ impl OneOff {
         let mut connection = Self { input, output, reader, incoming, answers, clean };
         let mut out = BytesMut::new();
         let start = packet::Start { clean, expiry };
-        packet::connect(settings, start, password(settings)?.as_ref(), &mut out);
+        let password = settings.password.as_ref().map(Password::now);
+        packet::connect(settings, start, password.as_ref(), &mut out);
         connection.send(&out).await?;
         loop {
             match connection.next(false).await? {

@@ -1,9 +1,6 @@
 //! The way to the broker: TCP, TLS, web sockets, as one stream of bytes each way.
 
-use std::{
-    io::{self, ErrorKind},
-    sync::Arc,
-};
+use std::io::{self, ErrorKind};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt, future::ready};
@@ -32,7 +29,7 @@ pub(super) type Input = Box<dyn AsyncRead + Send + Unpin>;
 /// What goes to the broker. Not everything has left before it is flushed.
 pub(super) type Output = Box<dyn AsyncWrite + Send + Unpin>;
 
-/// Opens a connection. Certificate files are read anew each time, so that they can be changed while the
+/// Opens a connection. Certificate files are looked at each time, so that they can be changed while the
 /// gateway runs.
 ///
 /// # Errors
@@ -52,10 +49,11 @@ pub(super) async fn connect(settings: &Settings) -> Result<(Input, Output), Stri
         }
         Transport::Ws => web_socket(settings, tcp).await,
         Transport::Mqtts | Transport::Wss => {
+            settings.tls.look_again();
             let config = settings.tls.client().map_err(|error| error.to_string())?;
             let name = ServerName::try_from(host.to_owned())
                 .map_err(|_| format!("{host}: this is no name that a certificate could have"))?;
-            let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
+            let tls = TlsConnector::from(config).connect(name, tcp).await;
             let tls = tls.map_err(|error| {
                 let remedy = match (tls::remedy(&error), error.kind()) {
                     ("", ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {

@@ -2,7 +2,10 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
-use crate::mqtt::{ConnectionSetupError, Status};
+use crate::{
+    mqtt::{ConnectionSetupError, Status},
+    secrets::password::PasswordError,
+};
 
 /// Why a replay does not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +19,9 @@ pub(crate) enum ReplayError {
     /// The topic of letters or answers cannot be subscribed to.
     #[error("`{topic}`: {trouble}")]
     Topic { topic: String, trouble: String },
+    /// The file has no password.
+    #[error("--password-file {}: {error}", .file.display())]
+    Password { file: PathBuf, error: PasswordError },
     /// The file with keys cannot be read.
     #[error("{}: {error}", .file.display())]
     Unreadable { file: PathBuf, error: io::Error },

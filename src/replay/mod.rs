@@ -31,7 +31,7 @@ use crate::{
     message::{Message, Properties, Publication, Purpose},
     metrics::Metrics,
     mqtt::{Connection, Delivery, Mode, Publisher, Settings, Status, Subscriptions},
-    secrets::Secret,
+    secrets::{Secret, password::Password},
     table::{
         Table,
         route::{Credentials, Route},
@@ -286,8 +286,7 @@ fn settings(config: &Config, arguments: &Arguments) -> Result<Settings, ReplayEr
         (None, None) => broker,
         (username, password_file) => Settings {
             username: username.clone(),
-            password: None,
-            password_file: password_file.clone(),
+            password: password_file.as_deref().map(password).transpose()?,
             ..broker
         },
     };
@@ -330,6 +329,10 @@ fn subscriptions(config: &Config) -> Result<Subscriptions, ReplayError> {
 
 fn pattern(topic: &str) -> Result<Pattern, ReplayError> {
     Pattern::parse(topic).map_err(|trouble| ReplayError::Topic { topic: topic.to_owned(), trouble })
+}
+
+fn password(file: &Path) -> Result<Password, ReplayError> {
+    Password::file(file).map_err(|error| ReplayError::Password { file: file.to_owned(), error })
 }
 
 fn keys(file: &Path) -> Result<HashMap<String, Secret>, ReplayError> {

@@ -67,6 +67,13 @@ impl KeyList {
         Self(Source::StandIn(Secret::new("<key>")))
     }
 
+    /// Looks at the file now; why the keys read before stay, if it cannot be used.
+    pub fn look_now(&self) -> Option<KeyListError> {
+        let Source::File(file) = &self.0 else { return None };
+        file.look_again();
+        file.look().error
+    }
+
     /// The key of a device as it is now; and why that is what was read before, if the file cannot be used.
     pub fn key(&self, device: &str) -> (Option<Secret>, Option<KeyListError>) {
         match &self.0 {

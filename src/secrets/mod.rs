@@ -1,9 +1,11 @@
 //! The gateway's own secrets, by name. Those that come from files are read again when their file changes, so that a
 //! token can be replaced while the gateway runs.
 //!
-//! How a file is watched: `watched.rs`. The keys of devices are another list: `key_list.rs`.
+//! How files are watched: `watched.rs`. The keys of devices are another list: `key_list.rs`; the password for the broker:
+//! `password.rs`.
 
 pub(crate) mod key_list;
+pub(crate) mod password;
 mod secret;
 pub(crate) mod watched;
 
@@ -97,6 +99,12 @@ impl Secrets {
                 watched.look_again();
             }
         }
+    }
+
+    /// Looks at every file now. A secret whose file cannot be used, and why: it stays as it was.
+    pub fn look_now(&self) -> impl Iterator<Item = (&str, SecretError)> {
+        self.look_again();
+        self.named.keys().filter_map(|name| Some((&**name, self.look(name)?.error?)))
     }
 
     /// How often one has changed so far.

@@ -1,7 +1,7 @@
-//! A file that is read again when it has changed, so that what is in it can be replaced while the gateway runs.
+//! Files that are read again when they have changed, so that what is in them can be replaced while the gateway runs.
 //!
-//! It is looked at when it is used, and then not again for a while. Where it cannot be read, or what is in it cannot be
-//! used, what was read before stays.
+//! They are looked at when they are used, and then not again for a while. Where one cannot be read, or what is in them
+//! cannot be used, what was read before stays: so of a certificate and its key never one is taken without the other.
 
 use std::{
     fmt, fs, io,
@@ -13,23 +13,26 @@ use std::{
 
 use tokio::time::Instant;
 
-/// A file is not looked at again sooner.
+/// Files are not looked at again sooner.
 pub(crate) const PAUSE: Duration = Duration::from_secs(5);
 
-/// A file, and what was read in it.
+/// Files, and what was read in them.
 pub struct Watched<T, E> {
-    file: PathBuf,
-    read: fn(&Path) -> Result<T, E>,
+    files: Box<[PathBuf]>,
+    read: Box<dyn Fn() -> Result<T, E> + Send + Sync>,
     last: Mutex<Last<T>>,
 }
 
 struct Last<T> {
     value: T,
-    /// The file as it was when the value was read.
-    stamp: Stamp,
-    /// When the file was looked at; none if it is to be looked at whenever that was.
+    /// The files as they were when the value was read.
+    stamps: Stamps,
+    /// When they were looked at; none if they are to be looked at whenever that was.
     looked: Option<Instant>,
 }
+
+/// For each file what tells that it is another; none if there is no such file.
+type Stamps = Box<[Option<Stamp>]>;
 
 /// What tells that a file is another one than before, or has another content. A link is followed: Kubernetes changes
 /// where one points to.
@@ -41,28 +44,40 @@ struct Stamp {
     modified: (i64, i64),
 }
 
-/// What is in a file now.
+/// What is in the files now.
 pub struct Look<T, E> {
     /// Its value.
     pub value: T,
     /// It is another one than at the last look.
     pub changed: bool,
-    /// Why it is the value read before, if the file cannot be used.
+    /// Why it is the value read before, if the files cannot be used.
     pub error: Option<E>,
 }
 
-impl<T: Clone + PartialEq, E: From<io::Error>> Watched<T, E> {
+impl<T: Clone + PartialEq + 'static, E: 'static> Watched<T, E> {
     /// A file that `read` reads, and has read.
     ///
     /// # Errors
     /// What `read` says.
     pub fn new(file: &Path, read: fn(&Path) -> Result<T, E>) -> Result<Self, E> {
-        let (stamp, value) = (Stamp::of(file)?, read(file)?);
-        let last = Mutex::new(Last { value, stamp, looked: Some(Instant::now()) });
-        Ok(Self { file: file.to_owned(), read, last })
+        let named = file.to_owned();
+        Self::files([file.to_owned()].into(), move || read(&named))
     }
 
-    /// What is in it now.
+    /// Several files that `read` reads, and has read.
+    ///
+    /// # Errors
+    /// What `read` says.
+    pub fn files(
+        files: Box<[PathBuf]>,
+        read: impl Fn() -> Result<T, E> + Send + Sync + 'static,
+    ) -> Result<Self, E> {
+        let (stamps, value) = (stamps(&files), read()?);
+        let last = Mutex::new(Last { value, stamps, looked: Some(Instant::now()) });
+        Ok(Self { files, read: Box::new(read), last })
+    }
+
+    /// What is in them now.
     pub fn look(&self) -> Look<T, E> {
         let mut last = self.last();
         let mut result = Ok(false);
@@ -77,22 +92,30 @@ impl<T: Clone + PartialEq, E: From<io::Error>> Watched<T, E> {
         }
     }
 
-    /// It is looked at when it is used next, however short ago it was.
+    /// What was read in them last.
+    pub fn last_read(&self) -> T {
+        self.last().value.clone()
+    }
+
+    /// They are looked at when they are used next, however short ago it was.
     pub fn look_again(&self) {
         self.last().looked = None;
     }
 
-    /// Reads the file if it is not as it was; whether there is another value.
+    /// Reads the files if they are not as they were; whether there is another value.
     fn change(&self, last: &mut Last<T>) -> Result<bool, E> {
-        // Before it is read: who writes meanwhile is noticed the next time.
-        let stamp = Stamp::of(&self.file)?;
-        if stamp == last.stamp {
+        // Before they are read: who writes meanwhile is noticed the next time.
+        let stamps = stamps(&self.files);
+        if stamps == last.stamps {
             return Ok(false);
         }
-        let value = (self.read)(&self.file)?;
-        last.stamp = stamp;
+        let value = (self.read)()?;
+        last.stamps = stamps;
         let changed = value != last.value;
         last.value = value;
+        if changed {
+            tracing::info!(files = ?self.files, "read again, since they have changed");
+        }
         Ok(changed)
     }
 
@@ -105,8 +128,13 @@ impl<T: Clone + PartialEq, E: From<io::Error>> Watched<T, E> {
 /// Without what is in it.
 impl<T, E> fmt::Debug for Watched<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Watched").field(&self.file).finish()
+        f.debug_tuple("Watched").field(&self.files).finish()
     }
+}
+
+fn stamps(files: &[PathBuf]) -> Stamps {
+    // Why one is not there is said by whoever reads it.
+    files.iter().map(|file| Stamp::of(file).ok()).collect()
 }
 
 impl Stamp {

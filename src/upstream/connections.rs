@@ -1,7 +1,7 @@
 //! HTTP/1.1 connections to the REST API: those that are kept for further requests, and those for one request alone.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -16,6 +16,7 @@ use hyper_util::{
     client::legacy::{Client, ResponseFuture},
     rt::{TokioExecutor, TokioTimer},
 };
+use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::{
@@ -31,8 +32,7 @@ use crate::{
 /// Idle connections are closed after this time. Many servers close them after 5 s; closing them earlier makes it rare that
 /// a request is sent just when the server closes the connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Connections and certificate files are used for this time at most, so that a host name that gets another address and a
-/// certificate that is renewed are noticed.
+/// Connections are used for this time at most, so that a host name that gets another address is noticed.
 const MAX_AGE: Duration = Duration::from_mins(1);
 
 const ANY_TYPE: HeaderValue = HeaderValue::from_static("*/*");
@@ -57,6 +57,8 @@ pub(super) enum Which {
 /// All connections.
 pub(super) struct Connections {
     settings: Settings,
+    /// Whether any connection is encrypted.
+    encrypted: bool,
     origin: Origin,
     resolver: Resolver,
     clients: Mutex<Clients>,
@@ -67,6 +69,8 @@ struct Clients {
     fresh: Client<Connector, Full<Bytes>>,
     /// It knows the `Proxy-Authorization` for a proxy that reads the requests.
     connector: Connector,
+    /// The certificates that new connections use; none where no connection is encrypted.
+    tls: Option<Arc<ClientConfig>>,
     made: Instant,
 }
 
@@ -87,18 +91,16 @@ pub enum ClientError {
 }
 
 impl Clients {
-    fn new(settings: &Settings, resolver: &Resolver) -> Result<Self, ClientError> {
-        let Settings { in_process, .. } = settings;
-        let is_network = in_process.is_none();
-        let proxy = settings.proxy.as_ref().map(Secret::expose).filter(|_| is_network);
-        let encrypted = settings.url.scheme() == "https"
-            || proxy.is_some_and(|proxy| proxy.starts_with("https:"))
-            || settings.token_url().is_some_and(|url| url.scheme() == Some(&Scheme::HTTPS));
-        let tls =
-            if encrypted && is_network { settings.tls.client()? } else { tls::Settings::unused()? };
-        let connector = Connector::new(tls, proxy, resolver.clone(), settings.attempt_timeout)
+    fn new(
+        settings: &Settings,
+        tls: Option<Arc<ClientConfig>>,
+        resolver: &Resolver,
+    ) -> Result<Self, ClientError> {
+        let config = tls.as_deref().cloned().map_or_else(tls::Settings::unused, Ok)?;
+        let resolver = resolver.clone();
+        let connector = Connector::new(config, proxy(settings), resolver, settings.attempt_timeout)
             .ok_or(ClientError::Proxy)?
-            .in_process(in_process.clone());
+            .in_process(settings.in_process.clone());
         // The library sends a request again by itself only when no byte of it has been sent.
         let client = |idle: usize| {
             Client::builder(TokioExecutor::new())
@@ -111,9 +113,33 @@ impl Clients {
             kept: client(settings.max_in_flight),
             fresh: client(0),
             connector,
+            tls,
             made: Instant::now(),
         })
     }
+
+    /// Whether they go on being used: they are not too old, and the certificate files say what they said.
+    fn are_current(&self, tls: Option<&Arc<ClientConfig>>) -> bool {
+        let same = match (&self.tls, tls) {
+            (Some(used), Some(tls)) => Arc::ptr_eq(used, tls),
+            (None, None) => true,
+            _ => false,
+        };
+        same && self.made.elapsed() < MAX_AGE
+    }
+}
+
+/// The proxy's URL, if connections lead to the network.
+fn proxy(settings: &Settings) -> Option<&str> {
+    settings.proxy.as_ref().map(Secret::expose).filter(|_| settings.in_process.is_none())
+}
+
+/// Whether any connection is encrypted: to the API, to the proxy or to where tokens are had.
+fn is_encrypted(settings: &Settings) -> bool {
+    settings.in_process.is_none()
+        && (settings.url.scheme() == "https"
+            || proxy(settings).is_some_and(|proxy| proxy.starts_with("https:"))
+            || settings.token_url().is_some_and(|url| url.scheme() == Some(&Scheme::HTTPS)))
 }
 
 impl Connections {
@@ -123,8 +149,10 @@ impl Connections {
     /// [`ClientError`] when a certificate file or the proxy cannot be used.
     pub(super) fn new(settings: &Settings, resolver: Resolver) -> Result<Self, ClientError> {
         let origin = Origin::new(&settings.url)?;
-        let clients = Mutex::new(Clients::new(settings, &resolver)?);
-        Ok(Self { settings: settings.clone(), origin, resolver, clients })
+        let encrypted = is_encrypted(settings);
+        let tls = encrypted.then(|| settings.tls.client()).transpose()?;
+        let clients = Mutex::new(Clients::new(settings, tls, &resolver)?);
+        Ok(Self { settings: settings.clone(), encrypted, origin, resolver, clients })
     }
 
     /// The URL that paths are appended to.
@@ -134,14 +162,17 @@ impl Connections {
 
     /// Sends a request. A redirect is not followed, since it could send a key to a host that the operator never named.
     pub(super) fn send(&self, mut request: Request<Full<Bytes>>, which: Which) -> ResponseFuture {
+        // They were read at start, so what cannot be used now changes nothing.
+        let tls = if self.encrypted { self.settings.tls.client().ok() } else { None };
         // No code that can panic runs under this lock.
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if clients.made.elapsed() >= MAX_AGE {
-            match Clients::new(&self.settings, &self.resolver) {
+        if !clients.are_current(tls.as_ref()) {
+            // Requests under way go on with their connections.
+            match Clients::new(&self.settings, tls, &self.resolver) {
                 Ok(new) => *clients = new,
                 Err(error) => {
                     clients.made = Instant::now();
-                    tracing::error!(%error, "the certificate files cannot be used; the HTTP client goes on with those it has read before");
+                    tracing::error!(%error, "the HTTP client goes on as it was");
                 }
             }
         }

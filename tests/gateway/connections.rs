@@ -1,79 +1,11 @@
 //! Ways to the broker and to the API: TLS, mutual TLS, web sockets, passwords, a proxy.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::fs;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::json;
-use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-};
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{
-        ServerConfig,
-        crypto::ring,
-        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-    },
-};
 
+use crate::certificates::{Certificates, Https};
 use crate::harness::{Broker, Gateway, Options, Upstream, eventually, free_port, program};
-
-/// A certificate authority, and files signed by it.
-struct Certificates {
-    dir: TempDir,
-}
-
-impl Certificates {
-    fn new() -> Self {
-        let certificates = Self { dir: tempfile::tempdir().unwrap() };
-        certificates.renew();
-        certificates
-    }
-
-    /// Writes other ones in their place.
-    fn renew(&self) {
-        let dir = &self.dir;
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, "the authority of a test");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        fs::write(dir.path().join("ca.pem"), ca.pem()).unwrap();
-        for name in ["server", "client"] {
-            let key = KeyPair::generate().unwrap();
-            let names = ["127.0.0.1", "localhost", "::1"].map(str::to_owned);
-            let mut params = CertificateParams::new(names.to_vec()).unwrap();
-            // OpenSSL takes a certificate for self-signed that is named like its issuer.
-            params.distinguished_name.push(DnType::CommonName, name);
-            let certificate = params.signed_by(&key, &ca).unwrap();
-            fs::write(dir.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
-            fs::write(dir.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
-        }
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.file(name).display().to_string()
-    }
-
-    /// Lines of `mosquitto.conf` for one more listener.
-    fn listener(&self, port: u16, more: &str) -> String {
-        self.listener_at("127.0.0.1", port, more)
-    }
-
-    fn listener_at(&self, address: &str, port: u16, more: &str) -> String {
-        format!(
-            "listener {port} {address}\ncafile {}\ncertfile {}\nkeyfile {}\n{more}",
-            self.path("ca.pem"),
-            self.path("server.pem"),
-            self.path("server.key"),
-        )
-    }
-}
 
 /// A message crosses and is answered.
 async fn crosses(broker: &Broker, upstream: &Upstream, gateway: &Gateway) {
@@ -89,9 +21,9 @@ async fn mutual_tls_and_web_sockets_lead_to_the_broker() {
     let (tls, tls_6, ws, wss) = (free_port(), free_port(), free_port(), free_port());
     let broker = Broker::configured(&format!(
         "{}\n{}\nlistener {ws} 127.0.0.1\nprotocol websockets\n{}",
-        certificates.listener(tls, "require_certificate true"),
-        certificates.listener_at("::1", tls_6, "require_certificate true"),
-        certificates.listener(wss, "protocol websockets"),
+        certificates.listener("127.0.0.1", tls, "require_certificate true"),
+        certificates.listener("::1", tls_6, "require_certificate true"),
+        certificates.listener("127.0.0.1", wss, "protocol websockets"),
     ))
     .await;
     let upstream = Upstream::start().await;
@@ -122,7 +54,7 @@ async fn mutual_tls_and_web_sockets_lead_to_the_broker() {
 async fn a_broker_that_cannot_be_trusted_is_not_spoken_to() {
     let certificates = Certificates::new();
     let port = free_port();
-    let _broker = Broker::configured(&certificates.listener(port, "")).await;
+    let _broker = Broker::configured(&certificates.listener("127.0.0.1", port, "")).await;
     let other = Certificates::new();
     let gateway = Options::default()
         .set("BROKER_URL", &format!("mqtts://127.0.0.1:{port}"))
@@ -169,44 +101,11 @@ async fn a_password_is_taken_or_its_refusal_is_named() {
     .await;
 }
 
-/// An HTTPS server that answers every request alike.
-async fn https(certificates: &Certificates) -> String {
-    let provider = Arc::new(ring::default_provider());
-    let chain = CertificateDer::pem_file_iter(certificates.file("server.pem")).unwrap();
-    let chain: Vec<_> = chain.map(Result::unwrap).collect();
-    let key = PrivateKeyDer::from_pem_file(certificates.file("server.key")).unwrap();
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
-    let (acceptor, listener) =
-        (TlsAcceptor::from(Arc::new(config)), TcpListener::bind("127.0.0.1:0").await.unwrap());
-    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                // A client that does not trust us goes away here.
-                let Ok(mut stream) = acceptor.accept(stream).await else { return };
-                let mut request = [0; 4096];
-                while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
-                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n\"ok\"";
-                    if stream.write_all(answer).await.is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    url
-}
-
 #[tokio::test]
 async fn the_upstream_is_trusted_by_its_certificate() {
     let certificates = Certificates::new();
-    let (broker, url) = (Broker::start().await, https(&certificates).await);
+    let broker = Broker::start().await;
+    let url = Https::start(&certificates, "127.0.0.1", false).await.url("localhost");
     let options = || Options::default().set("BROKER_URL", &broker.url()).set("UPSTREAM_URL", &url);
     let mut device = broker.device("d1").await;
     let mut gateway = options().set("UPSTREAM_CA_FILE", &certificates.path("ca.pem")).spawn().await;
@@ -296,28 +195,4 @@ async fn a_publication_that_the_access_list_denies_is_counted() {
     gateway.logs("NotAuthorized").await;
     // The message itself is done: a publication that the broker refuses is not sent again.
     gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
-}
-
-#[tokio::test]
-async fn certificates_are_read_again_when_the_connection_is_made_again() {
-    let certificates = Certificates::new();
-    let port = free_port();
-    let mut broker =
-        Broker::configured(&certificates.listener(port, "require_certificate true")).await;
-    let upstream = Upstream::start().await;
-    let gateway = Options::default()
-        .set("BROKER_URL", &format!("mqtts://127.0.0.1:{port}"))
-        .set("BROKER_CA_FILE", &certificates.path("ca.pem"))
-        .set("BROKER_CERT_FILE", &certificates.path("client.pem"))
-        .set("BROKER_KEY_FILE", &certificates.path("client.key"))
-        .set("UPSTREAM_URL", &upstream.url())
-        .spawn()
-        .await;
-    crosses(&broker, &upstream, &gateway).await;
-    broker.stop().await;
-    // Another authority, whose certificates only the files' new content shows.
-    certificates.renew();
-    broker.start_again().await;
-    crosses(&broker, &upstream, &gateway).await;
-    gateway.metric_is("gateway_broker_connects_total", &[], 2).await;
 }

@@ -7,6 +7,7 @@
 
 use testkit::{self as harness, fake_broker, link, load, rig, scripted_api, wire};
 
+mod certificates;
 mod fixture;
 
 mod admin;
@@ -43,6 +44,7 @@ mod replay;
 mod replicas;
 mod request_response;
 mod retained;
+mod rotation;
 mod rows;
 mod second_table;
 mod secrets;

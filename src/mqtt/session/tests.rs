@@ -44,7 +44,6 @@ impl World {
             ack_hold: None,
             username: None,
             password: None,
-            password_file: None,
             tls: tls::Settings::default(),
         };
         let subscriptions = Subscriptions {
