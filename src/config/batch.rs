@@ -44,6 +44,11 @@ pub(super) fn read<'a>(
     let entry = row.inline_at("batch")?;
     let max = entry.optional("max", number).unwrap_or(MAX);
     let linger = entry.optional("linger", duration).unwrap_or(LINGER);
+    if linger >= fits.requests.deadline {
+        let text =
+            "a call would wait here for as long as [upstream] `deadline` gives it; write less";
+        row.mistake(None, "linger", text);
+    }
     let form = if entry.has("key") || entry.has("call") {
         let form = entries(&entry, fits.call);
         if let Some(form) = &form {

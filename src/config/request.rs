@@ -1,6 +1,6 @@
 //! Reads what a row says of its requests: `call` and `headers`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderName, header::AUTHORIZATION};
 use toml::de::DeValue;
@@ -26,6 +26,8 @@ pub(super) struct Requests<'s, 'a> {
     pub(super) key_header: HeaderName,
     /// Whether `[upstream.auth]` makes the header `Authorization`.
     pub(super) has_auth: bool,
+    /// How long each of them may take, with all attempts.
+    pub(super) deadline: Duration,
 }
 
 /// What `[upstream]` says of them.
@@ -37,7 +39,7 @@ pub(super) struct Common {
 impl<'s, 'a> Requests<'s, 'a> {
     pub(super) fn new(secrets: &'s Secrets<'a>, common: Common, upstream: &Settings) -> Self {
         let (key_header, has_auth) = (upstream.key_header.clone(), upstream.auth.is_some());
-        Self { secrets, common, key_header, has_auth }
+        Self { secrets, common, key_header, has_auth, deadline: upstream.deadline }
     }
 
     /// The call of a row, with its headers; `None` if it has none, or it is wrong, which is noted.

@@ -21,8 +21,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use serde_json::value::RawValue;
 use tokio::{
-    sync::oneshot,
-    time::{Instant, sleep},
+    sync::{Notify, oneshot},
+    time::{Instant, timeout},
 };
 use tower::{Service, ServiceExt};
 
@@ -72,6 +72,8 @@ struct Queue {
     waiting: VecDeque<Waiting>,
     /// Tasks that send batches.
     senders: usize,
+    /// Wakes those that linger: a batch is full.
+    full: Arc<Notify>,
 }
 
 struct Waiting {
@@ -120,6 +122,9 @@ where
         let mut queues = self.queues();
         let queue = queues.entry(name.clone()).or_default();
         queue.waiting.push_back(waiting);
+        if queue.waiting.len() >= batch.max {
+            queue.full.notify_waiters();
+        }
         if queue.senders < self.limits.in_flight.div_ceil(batch.max) {
             queue.senders += 1;
             tokio::spawn(self.clone().send(name, batch.clone()));
@@ -129,7 +134,8 @@ where
     /// Sends one batch after the other, as long as something waits.
     async fn send(self, name: Arc<str>, batch: Arc<Batch>) {
         if !batch.linger.is_zero() {
-            sleep(batch.linger).await;
+            // It ends in any case.
+            let _ = timeout(batch.linger, self.full(&name, batch.max)).await;
         }
         loop {
             // The batch waits for its place first and takes its calls then, so that no call in it expires meanwhile.
@@ -157,6 +163,18 @@ where
                 // It fails when a stop has ended the call's wait.
                 let _ = result.send(answers.take(&call.device).map(Ok));
             }
+        }
+    }
+
+    /// Waits until a batch is full.
+    async fn full(&self, name: &Arc<str>, max: usize) {
+        let full = self.queues().entry(name.clone()).or_default().full.clone();
+        loop {
+            let woken = full.notified();
+            if self.queues().get(name).is_none_or(|queue| queue.waiting.len() >= max) {
+                return;
+            }
+            woken.await;
         }
     }
 

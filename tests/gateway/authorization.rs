@@ -182,20 +182,48 @@ async fn a_token_endpoint_that_gives_none_is_an_outage_that_names_it() {
     }
 }
 
+const SIGN: &str = r#"
+sign = { secret = "{$s}", over = "{timestamp}.{method} {path}.{body}", header = "X-Signature", value = "sha256={hex}", timestamp = "X-Time" }
+"#;
+
+fn is_signed(request: &Request) {
+    let (time, path) = (header(request, "x-time"), request.url.path());
+    assert!(time.parse::<u64>().unwrap() > 1_700_000_000, "{time}");
+    let signed = [format!("{time}.POST {path}.").as_bytes(), &request.body].concat();
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, b"s3cr:et"), &signed);
+    let hex = tag.as_ref().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+    assert_eq!(header(request, "x-signature"), format!("sha256={hex}"));
+}
+
 #[tokio::test]
 async fn a_signature_is_over_what_is_sent() {
     let (broker, upstream) = (Broker::start().await, Upstream::start().await);
     upstream.responds_to(matchers::any(), 200, json!({})).await;
-    let sign = "sign = { secret = \"{$s}\", over = \"{timestamp}.{method} {path}.{body}\", \
-                header = \"X-Signature\", value = \"sha256={hex}\", timestamp = \"X-Time\" }";
-    let gateway = start(&broker, &upstream, &format!("{ROW}{sign}\n")).await;
+    let gateway = start(&broker, &upstream, &format!("{ROW}{SIGN}")).await;
     broker.device("d1").await.send("up", json!({"a": [1, "\u{fc}"]})).await;
     gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
-    let request = &upstream.requests().await[0];
-    let time = header(request, "x-time");
-    assert!(time.parse::<u64>().unwrap() > 1_700_000_000, "{time}");
-    let signed = [format!("{time}.POST /d1/up.").as_bytes(), &request.body].concat();
-    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, b"s3cr:et"), &signed);
-    let hex = tag.as_ref().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-    assert_eq!(header(request, "x-signature"), format!("sha256={hex}"));
+    is_signed(&upstream.requests().await[0]);
+}
+
+#[tokio::test]
+async fn a_signature_of_joined_calls_is_over_the_whole() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    upstream.responds_to(matchers::any(), 200, json!({})).await;
+    let row = ROW.replace("POST /{device_id}/up", "POST /all");
+    // It travels when it is full, in however long.
+    let batch = "batch = { max = 2, linger = \"10m\", join = \".\" }";
+    let gateway = Options::default()
+        .config(&format!("{row}{batch}{SIGN}"))
+        .set("SECRETS_S", "s3cr:et")
+        .set("UPSTREAM_DEADLINE", "1h")
+        .start(&broker, &upstream)
+        .await;
+    for device in ["d1", "d2"] {
+        broker.device(device).await.send("up", json!({ "of": device })).await;
+    }
+    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 2).await;
+    let requests = upstream.requests().await;
+    let [request] = &requests[..] else { panic!("{requests:?}") };
+    assert_eq!(request.body_json::<Value>().unwrap(), json!([{"of": "d1"}, {"of": "d2"}]));
+    is_signed(request);
 }
