@@ -158,6 +158,17 @@ impl FailureKind {
         self.row().attempt
     }
 
+    /// The same for a device: without what lies behind the gateway.
+    pub fn told(&self) -> String {
+        match self {
+            Self::Unreachable(_) => "the upstream cannot be reached".to_owned(),
+            Self::Local(_) => "this machine cannot make the call".to_owned(),
+            Self::Broken(_) => "the exchange with the upstream broke off".to_owned(),
+            Self::NoToken(_) => "the token endpoint gives no token".to_owned(),
+            kind => kind.to_string(),
+        }
+    }
+
     /// Whether another attempt may end better.
     pub fn transience(&self) -> Transience {
         self.row().transience

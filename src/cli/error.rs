@@ -5,7 +5,10 @@ use std::{
     process::ExitCode,
 };
 
-use crate::{config::ConfigError, gateway::StartError, replay::ReplayError, upstream::ClientError};
+use crate::{
+    config::ConfigError, gateway::StartError, mqtt::OneOffError, replay::ReplayError,
+    upstream::ClientError,
+};
 
 /// Exit code for a configuration that cannot be used, `EX_CONFIG` of sysexits.
 const BAD_CONFIGURATION: u8 = 78;
@@ -61,6 +64,9 @@ pub(super) enum CommandError {
     /// `check --connect`: a line for each side that was not reached.
     #[error("{}", .0.join("\n"))]
     Unreached(Vec<String>),
+    /// `drain`: the session cannot be ended.
+    #[error(transparent)]
+    EndSession(#[from] OneOffError),
     /// A sentence of the part that failed.
     #[error("{0}")]
     Other(String),

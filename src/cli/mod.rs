@@ -254,12 +254,15 @@ async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<()
         return Ok(());
     }
     let (broker, upstream) = tokio::join!(
-        mqtt::check_broker(&config.broker, config.table.patterns.outermost()),
+        async {
+            let patterns = config.table.patterns.outermost();
+            mqtt::check_broker(&config.broker, patterns).await.map_err(|error| error.to_string())
+        },
         upstream::probe(&config.upstream)
     );
     let upstream = upstream
         .map(|status| format!("{} answers {status}", config.upstream.url))
-        .map_err(|error| format!("{}: {error}", config.upstream.url));
+        .map_err(|error| error.to_string());
     let mut bad = Vec::new();
     for (name, result) in [("broker", broker), ("upstream", upstream)] {
         match result {

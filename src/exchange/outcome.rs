@@ -83,6 +83,14 @@ impl Outcome {
         }
     }
 
+    /// The same for the device.
+    pub(super) fn told(&self) -> Option<String> {
+        match self {
+            Self::Failed(failure) => Some(failure.kind.told()),
+            outcome => outcome.trouble(),
+        }
+    }
+
     /// Whether the message is put aside for the operator.
     pub(crate) fn is_dead_letter(&self) -> bool {
         match self {

@@ -100,7 +100,7 @@ pub(super) fn reply(
 }
 
 fn error_body(outcome: &Outcome) -> Bytes {
-    let error = outcome.trouble().unwrap_or_default();
+    let error = outcome.told().unwrap_or_default();
     json!({ "error": error, "code": outcome.code() }).to_string().into()
 }
 

@@ -20,6 +20,7 @@ use tokio::{
 
 use super::{
     COMMANDS, Command, Delivery, Ended, Mode, Publisher, Settings, Status, Subscriptions,
+    Transport,
     ending::{Cause, Ending},
     one_off::subscribe_again,
     reader::Reader,
@@ -38,7 +39,7 @@ use crate::{
 const RECONNECT: Duration = Duration::from_millis(200);
 /// After a connection that lasted this long the back-off starts anew.
 const GOOD_CONNECTION: Duration = Duration::from_secs(10);
-/// How long connecting may take, and again the broker's answer to CONNECT.
+/// How long the broker's answer to CONNECT may take.
 const CONNECTING: Duration = Duration::from_secs(10);
 /// How long the broker may take to close the connection after our DISCONNECT.
 const CLOSE: Duration = Duration::from_secs(2);
@@ -152,7 +153,10 @@ impl Connection {
                 let question = "is another client connected with the same client id?";
                 tracing::warn!(client_id, "connections do not last; {question}");
             }
-            self.status.send_replace(Status::Down(ending.text));
+            // Where the text may be about the address.
+            let address = (ending.cause == Cause::NotConnected).then(|| format!("{broker}: "));
+            let address = address.unwrap_or_default();
+            self.status.send_replace(Status::Down(format!("{address}{trouble}")));
             if !self.wait(wait).await {
                 self.status.send_replace(Status::Ended);
                 return Ended::Finished;
@@ -167,7 +171,7 @@ impl Connection {
         if !patterns.is_empty()
             && let Err(trouble) = subscribe_again(&self.settings, patterns).await
         {
-            tracing::error!(trouble, "the subscriptions of the session are ended, and stay so");
+            tracing::error!(%trouble, "the subscriptions of the session are ended, and stay so");
         }
         self.status.send_replace(Status::Down(text.clone()));
         Ended::SessionInUse(text)
@@ -175,10 +179,9 @@ impl Connection {
 
     /// Opens the socket and looks at the password for a new connection.
     async fn open(&self) -> Result<(Input, Output, Option<Secret>), Ending> {
-        let connecting = timeout(CONNECTING, socket::connect(&self.settings)).await;
-        let (input, output) = connecting
-            .map_err(|_| Ending::no_connection("the broker did not answer in time"))?
-            .map_err(Ending::no_connection)?;
+        let connected = socket::connect(&self.settings).await;
+        let (input, output) =
+            connected.map_err(|error| Ending::no_connection(error.to_string()))?;
         Ok((input, output, self.settings.password.as_ref().map(Password::now)))
     }
 
@@ -299,12 +302,23 @@ struct Stream {
     reader: Reader,
     incoming: BytesMut,
     outgoing: BytesMut,
+    transport: Transport,
 }
 
 impl Stream {
     fn new(settings: &Settings) -> Self {
         let reader = Reader::new(settings.max_packet as usize);
-        Self { reader, incoming: BytesMut::new(), outgoing: BytesMut::new() }
+        let (incoming, outgoing) = (BytesMut::new(), BytesMut::new());
+        Self { reader, incoming, outgoing, transport: settings.address.transport }
+    }
+
+    /// The stream has ended, or broken.
+    fn closed(&self, error: Option<&io::Error>, session: &Session) -> Ending {
+        if session.is_connected() {
+            Ending::closed(error)
+        } else {
+            Ending::unanswered(error, self.transport)
+        }
     }
 
     /// Decodes and handles what a read has brought.
@@ -316,9 +330,9 @@ impl Stream {
         deliver: &mut impl FnMut(Delivery),
     ) -> Result<(), Ending> {
         match read {
-            Ok(0) => return Err(Ending::closed(None, session.is_connected())),
+            Ok(0) => return Err(self.closed(None, session)),
             Ok(_) => {}
-            Err(error) => return Err(Ending::closed(Some(&error), session.is_connected())),
+            Err(error) => return Err(self.closed(Some(&error), session)),
         }
         loop {
             match self.reader.next(&mut self.incoming) {
@@ -370,7 +384,6 @@ impl Stream {
         deliver: &mut impl FnMut(Delivery),
     ) -> End {
         let ending = timeout(FINAL_READ, self.read(session, input, deliver)).await;
-        let connected = session.is_connected();
-        End::Broken(ending.unwrap_or_else(|_| Ending::closed(Some(error), connected)))
+        End::Broken(ending.unwrap_or_else(|_| self.closed(Some(error), session)))
     }
 }

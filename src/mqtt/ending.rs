@@ -2,10 +2,12 @@
 
 use std::io;
 
-use super::reason;
+use super::{Transport, reason};
+use crate::tls;
 
 /// How a connection ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
 pub(super) struct Ending {
     /// A sentence for the operator.
     pub text: String,
@@ -65,15 +67,31 @@ impl Ending {
     }
 
     /// The stream has ended, or broken.
-    pub(super) fn closed(error: Option<&io::Error>, established: bool) -> Self {
-        let how = error.map(|error| format!(" ({error})")).unwrap_or_default();
-        if established {
-            let text = format!("the broker closed the connection without a reason{how}");
-            return Self { text, cause: Cause::Unexplained };
+    pub(super) fn closed(error: Option<&io::Error>) -> Self {
+        let how = error.map(|error| format!(" ({})", tls::plain(error))).unwrap_or_default();
+        let text = format!("the broker closed the connection without a reason{how}");
+        Self { text, cause: Cause::Unexplained }
+    }
+
+    /// The same before the broker has answered CONNECT.
+    pub(super) fn unanswered(error: Option<&io::Error>, transport: Transport) -> Self {
+        if let Some(error) = error {
+            // What a server holds against a client's certificate comes after the handshake.
+            let remedy = tls::remedy(error, "broker");
+            if !remedy.is_empty() {
+                return Self::no_connection(format!("TLS: {}{remedy}", tls::plain(error)));
+            }
         }
+        let how = error.map(|error| format!(" ({})", tls::plain(error))).unwrap_or_default();
+        let port = match transport {
+            Transport::Mqtt => {
+                ", or is `[broker] url` its port for TLS (`mqtts://`) or web sockets?"
+            }
+            Transport::Ws => ", or is `[broker] url` its port for TLS (`wss://`)?",
+            Transport::Mqtts | Transport::Wss => "?",
+        };
         Self::no_connection(format!(
-            "the broker closed the connection before it answered{how}; does it speak MQTT 5? Is this \
-             its port, with TLS or without?"
+            "the broker closed the connection before it answered{how}; does it speak MQTT 5{port}"
         ))
     }
 

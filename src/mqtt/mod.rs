@@ -36,7 +36,7 @@ use tokio::sync::mpsc;
 use self::window::Ticket;
 pub(crate) use self::{
     connection::{Connection, ConnectionSetupError},
-    one_off::{check_broker, end_session},
+    one_off::{OneOffError, check_broker, end_session},
 };
 use crate::{
     message::{Message, Publication, Purpose},

@@ -9,14 +9,38 @@ use tokio::{
 };
 
 use super::{
-    Settings, Transport,
+    Address, Settings, Transport,
     ending::Ending,
     limits, packet,
-    reader::{ConnAck, Incoming, Limits, Reader},
+    reader::{ConnAck, Incoming, Limits, NoPackets, Reader},
     reason,
-    socket::{self, Input, Output},
+    socket::{self, ConnectError, Input, Output},
 };
 use crate::{secrets::password::Password, topic::Pattern};
+
+/// Why such a connection does not do what it is for.
+#[derive(Debug, thiserror::Error)]
+#[error("{address}: {trouble}")]
+pub(crate) struct OneOffError {
+    address: Address,
+    trouble: Trouble,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Ended(#[from] Ending),
+    #[error(transparent)]
+    Unreadable(#[from] NoPackets),
+    #[error("the broker does not read what is sent to it")]
+    Unread,
+    #[error("the broker does not answer; is `[broker] url` its port for MQTT?")]
+    Silent,
+    #[error("the broker refuses subscriptions; allow them in its access list: {}", .0.join(", "))]
+    Subscriptions(Vec<String>),
+}
 
 /// How long each answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,11 +49,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// a client identifier of its own, so that a running gateway keeps its session.
 ///
 /// # Errors
-/// A sentence for the operator.
+/// [`OneOffError`].
 pub(crate) async fn check_broker(
     settings: &Settings,
     patterns: &[Pattern],
-) -> Result<String, String> {
+) -> Result<String, OneOffError> {
     let client_id = format!("{}-check", settings.client_id).into();
     // As a member of the group itself it would be given messages that others wait for.
     let share_group = settings.share_group.as_ref().map(|group| format!("{group}-check").into());
@@ -49,19 +73,15 @@ pub(crate) async fn check_broker(
     if refused.is_empty() {
         Ok(report(&settings, &connack.limits, Some(patterns.len())))
     } else {
-        Err(format!(
-            "{} refuses subscriptions; allow them in its access list: {}",
-            settings.address,
-            refused.join(", ")
-        ))
+        Err(OneOffError { address: settings.address, trouble: Trouble::Subscriptions(refused) })
     }
 }
 
 /// Ends the session of this client identifier, with everything the broker still holds in it.
 ///
 /// # Errors
-/// A sentence for the operator.
-pub(crate) async fn end_session(settings: &Settings) -> Result<(), String> {
+/// [`OneOffError`].
+pub(crate) async fn end_session(settings: &Settings) -> Result<(), OneOffError> {
     let (connection, _) = OneOff::begin(settings, true, 0).await?;
     connection.end().await;
     Ok(())
@@ -70,11 +90,11 @@ pub(crate) async fn end_session(settings: &Settings) -> Result<(), String> {
 /// Makes the subscriptions of a session again, for the other client that uses it.
 ///
 /// # Errors
-/// A sentence for the operator.
+/// [`OneOffError`].
 pub(super) async fn subscribe_again(
     settings: &Settings,
     patterns: &[Pattern],
-) -> Result<(), String> {
+) -> Result<(), OneOffError> {
     let (mut connection, _) = OneOff::begin(settings, false, expiry(settings)).await?;
     let refused = connection.subscribe(settings, patterns).await;
     connection.end().await;
@@ -88,6 +108,7 @@ pub(super) fn expiry(settings: &Settings) -> u32 {
 
 /// A connection that acknowledges no messages: the broker delivers them on the next connection.
 struct OneOff {
+    address: Address,
     input: Input,
     output: Output,
     reader: Reader,
@@ -102,13 +123,15 @@ impl OneOff {
         settings: &Settings,
         clean: bool,
         expiry: u32,
-    ) -> Result<(Self, ConnAck), String> {
-        let late = |_| format!("{} did not answer in 10 seconds", settings.address);
-        let socket = timeout(PATIENCE, socket::connect(settings)).await.map_err(late)?;
-        let (input, output) = socket?;
+    ) -> Result<(Self, ConnAck), OneOffError> {
+        let address = settings.address.clone();
+        let (input, output) = match socket::connect(settings).await {
+            Ok(open) => open,
+            Err(error) => return Err(OneOffError { address, trouble: error.into() }),
+        };
         let reader = Reader::new(settings.max_packet as usize);
         let (incoming, answers) = (BytesMut::new(), VecDeque::new());
-        let mut connection = Self { input, output, reader, incoming, answers, clean };
+        let mut connection = Self { address, input, output, reader, incoming, answers, clean };
         let mut out = BytesMut::new();
         let start = packet::Start { clean, expiry };
         let password = settings.password.as_ref().map(Password::now);
@@ -117,10 +140,11 @@ impl OneOff {
         loop {
             match connection.next(false).await? {
                 Incoming::ConnAck(connack) if connack.old => {
-                    return Err(Ending::old_protocol().text);
+                    return Err(connection.failed(Ending::old_protocol()));
                 }
                 Incoming::ConnAck(connack) if connack.reason != 0 => {
-                    return Err(Ending::refused(connack.reason, &connack.text).text);
+                    let refused = Ending::refused(connack.reason, &connack.text);
+                    return Err(connection.failed(refused));
                 }
                 Incoming::ConnAck(connack) => return Ok((connection, connack)),
                 _ => {}
@@ -128,7 +152,11 @@ impl OneOff {
         }
     }
 
-    async fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
+    fn failed(&self, trouble: impl Into<Trouble>) -> OneOffError {
+        OneOffError { address: self.address.clone(), trouble: trouble.into() }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), OneOffError> {
         let Self { output, .. } = self;
         let sent = timeout(PATIENCE, async {
             output.write_all(bytes).await?;
@@ -136,30 +164,38 @@ impl OneOff {
         });
         match sent.await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Ending::closed(Some(&error), true).text),
-            Err(_) => Err("the broker does not read".to_owned()),
+            Ok(Err(error)) => Err(self.failed(Ending::closed(Some(&error)))),
+            Err(_) => Err(self.failed(Trouble::Unread)),
         }
     }
 
     /// The next packet that is no message.
-    async fn next(&mut self, established: bool) -> Result<Incoming, String> {
+    async fn next(&mut self, established: bool) -> Result<Incoming, OneOffError> {
         loop {
             if let Some(packet) = self.answers.pop_front() {
                 return Ok(packet);
             }
             self.incoming.reserve(4096);
             let read = timeout(PATIENCE, self.input.read_buf(&mut self.incoming)).await;
-            match read.map_err(|_| "the broker did not answer in 10 seconds".to_owned())? {
-                Ok(0) => return Err(Ending::closed(None, established).text),
-                Ok(_) => {}
-                Err(error) => return Err(Ending::closed(Some(&error), established).text),
+            let error = match read.map_err(|_| self.failed(Trouble::Silent))? {
+                Ok(0) => Some(None),
+                Ok(_) => None,
+                Err(error) => Some(Some(error)),
+            };
+            if let Some(error) = error {
+                let error = error.as_ref();
+                return Err(self.failed(if established {
+                    Ending::closed(error)
+                } else {
+                    Ending::unanswered(error, self.address.transport)
+                }));
             }
-            while let Some(packet) =
-                self.reader.next(&mut self.incoming).map_err(|error| error.to_string())?
-            {
+            loop {
+                let packet = self.reader.next(&mut self.incoming);
+                let Some(packet) = packet.map_err(|error| self.failed(error))? else { break };
                 match packet {
                     Incoming::Disconnect { reason, text } => {
-                        return Err(Ending::disconnect(reason, &text).text);
+                        return Err(self.failed(Ending::disconnect(reason, &text)));
                     }
                     Incoming::Publish(_) => {}
                     packet => self.answers.push_back(packet),
@@ -173,7 +209,7 @@ impl OneOff {
         &mut self,
         settings: &Settings,
         patterns: &[Pattern],
-    ) -> Result<Vec<String>, String> {
+    ) -> Result<Vec<String>, OneOffError> {
         let mut refused = Vec::new();
         let group = settings.share_group.as_deref();
         for (packet_id, pattern) in (1..).zip(patterns) {
@@ -181,9 +217,8 @@ impl OneOff {
             let mut out = BytesMut::new();
             packet::subscribe(packet_id, &filter, None, &mut out);
             self.send(&out).await?;
-            let closed = |error| format!("at SUBSCRIBE: {error}");
             let reasons = loop {
-                if let Incoming::SubAck { reasons, .. } = self.next(true).await.map_err(closed)? {
+                if let Incoming::SubAck { reasons, .. } = self.next(true).await? {
                     break reasons;
                 }
             };

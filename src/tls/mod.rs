@@ -21,7 +21,7 @@ use rustls::{
 };
 
 use self::expiry::Expiry;
-pub(crate) use self::remedy::remedy;
+pub(crate) use self::remedy::{plain, remedy, unreached};
 use crate::secrets::watched::{Look, Watched};
 
 /// Certificate files, under the names of the configuration. They are read again when they have changed, so that renewed

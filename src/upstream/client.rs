@@ -25,7 +25,7 @@ use super::{
     budget::{Budget, Reserved},
     coding::Coding,
     connections::{Connections, Which},
-    connector::Resolver,
+    connector::{OpenError, Resolver},
     credentials::{Credentials, Shown},
 };
 use crate::{
@@ -269,23 +269,37 @@ impl tower::Service<Call> for Client {
 
 /// Why a request has no answer.
 pub(super) fn unsent(error: &legacy::Error) -> FailureKind {
-    match classify(error) {
-        FailureKind::Broken(text) if error.is_connect() => FailureKind::Unreachable(text),
+    // What a server holds against our certificate comes after the handshake.
+    let unreachable = error.is_connect() || !tls::remedy(error, "upstream").is_empty();
+    // What the library says says nothing: its cause does.
+    match classify(error.source().unwrap_or(error)) {
+        FailureKind::Broken(text) if unreachable => FailureKind::Unreachable(text),
         kind => kind,
     }
 }
 
 /// What an error of the HTTP library means for the next attempt. The text names causes, never the request.
 pub(super) fn classify(error: &(dyn Error + 'static)) -> FailureKind {
-    let (mut text, mut system) = (error.to_string(), None);
-    let mut cause = error.source();
+    let (mut text, mut system, mut key, mut no_http) = (String::new(), None, None, false);
+    let mut cause = Some(error);
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        text.push_str(if text.is_empty() { "" } else { ": " });
+        text.push_str(&tls::plain(error));
         system = error.downcast_ref::<io::Error>().or(system);
+        key = error.downcast_ref::<OpenError>().map(OpenError::key).or(key);
+        no_http |= error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse);
         cause = error.source();
     }
-    text.push_str(tls::remedy(error));
+    let remedy = tls::remedy(error, "upstream");
+    if !remedy.is_empty() {
+        text.push_str(&remedy);
+    } else if let Some(key) = key {
+        text.push_str(&tls::unreached(system, key));
+    } else if no_http {
+        text.push_str(
+            "; this is no HTTP: is `[upstream] url` right, with `http://` or `https://`?",
+        );
+    }
     match system {
         Some(io) if io.raw_os_error().is_some_and(|code| LOCAL_FAULTS.contains(&code)) => {
             FailureKind::Local(text)

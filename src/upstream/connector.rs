@@ -77,13 +77,39 @@ impl Service<Name> for Resolver {
     }
 }
 
-/// Nothing could be reached through the proxy, or not even the proxy.
+/// A connection that could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("proxy {proxy}")]
-struct ProxyError {
-    /// Its URL, without user and password.
-    proxy: Uri,
-    source: BoxError,
+pub(super) enum OpenError {
+    /// To the API, or to where tokens are had.
+    #[error("{to}")]
+    Direct {
+        /// The URL without its path, which may name a device.
+        to: String,
+        source: BoxError,
+    },
+    /// Through the proxy, or not even to the proxy.
+    #[error("proxy {proxy}")]
+    Proxy {
+        /// Its URL, without user and password.
+        proxy: Uri,
+        source: BoxError,
+    },
+}
+
+impl OpenError {
+    fn direct(to: &Uri, source: BoxError) -> Self {
+        let scheme = to.scheme_str().unwrap_or_default();
+        let to = format!("{scheme}://{}", to.authority().map_or("", |to| to.as_str()));
+        Self::Direct { to, source }
+    }
+
+    /// The key of the configuration that has the address.
+    pub(super) fn key(&self) -> &'static str {
+        match self {
+            Self::Direct { .. } => "`[upstream] url`",
+            Self::Proxy { .. } => "`[upstream] proxy`",
+        }
+    }
 }
 
 /// Opens connections for the HTTP client.
@@ -156,9 +182,11 @@ impl Connector {
             return Ok(Stream { io: Box::new(stream), proxied: false });
         }
         let Some(Proxy { url, mut tunnel, .. }) = self.proxy else {
-            return Ok(Stream { io: Box::new(self.direct.call(to).await?), proxied: false });
+            let open = self.direct.call(to.clone()).await;
+            let io = open.map_err(|source| OpenError::direct(&to, source))?;
+            return Ok(Stream { io: Box::new(io), proxied: false });
         };
-        let named = |source| ProxyError { proxy: url.clone(), source };
+        let named = |source| OpenError::Proxy { proxy: url.clone(), source };
         Ok(if to.scheme() == Some(&Scheme::HTTP) {
             let io = Box::new(self.direct.call(url.clone()).await.map_err(named)?);
             Stream { io, proxied: true }

@@ -241,9 +241,12 @@ pub(crate) enum UnreachedError {
     /// The client could not be set up.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// No connection; the text names the address.
+    #[error("{0}")]
+    Unreachable(String),
     /// The request got no answer.
-    #[error(transparent)]
-    Failed(#[from] FailureKind),
+    #[error("{0}: {1}")]
+    Failed(Url, FailureKind),
 }
 
 /// Sends one request to the API, as `check --connect` does, and returns the status of the answer, whatever it is.
@@ -252,5 +255,9 @@ pub(crate) enum UnreachedError {
 /// [`UnreachedError`] when there is no answer.
 pub(crate) async fn probe(settings: &Settings) -> Result<StatusCode, UnreachedError> {
     let client = Client::new(settings, Resolver::system(), Arc::default())?;
-    Ok(client.get(settings.breaker.probe_path.as_deref().unwrap_or("/")).await?)
+    let path = settings.breaker.probe_path.as_deref().unwrap_or("/");
+    client.get(path).await.map_err(|kind| match kind {
+        FailureKind::Unreachable(text) if text.contains("://") => UnreachedError::Unreachable(text),
+        kind => UnreachedError::Failed(settings.url.clone(), kind),
+    })
 }

@@ -1,11 +1,18 @@
 //! Ways to the broker and to the API: TLS, mutual TLS, web sockets, passwords, a proxy.
 
-use std::fs;
+use std::{
+    fs,
+    sync::{Arc, Mutex},
+};
 
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+};
 
 use crate::certificates::{Certificates, Https};
-use crate::harness::{Broker, Gateway, Options, Upstream, eventually, free_port, program};
+use crate::harness::{Broker, Gateway, Options, Upstream, eventually, free_port};
 
 /// A message crosses and is answered.
 async fn crosses(broker: &Broker, upstream: &Upstream, gateway: &Gateway) {
@@ -119,7 +126,8 @@ async fn the_upstream_is_trusted_by_its_certificate() {
     device.send("telemetry", json!({})).await;
     eventually("the reason", || async {
         let reason = gateway.get("/readyz").await.1;
-        (reason.contains("upstream: down") && reason.contains("set `ca_file`")).then_some(())
+        (reason.contains("upstream: down") && reason.contains("set `[upstream] ca_file`"))
+            .then_some(())
     })
     .await;
 }
@@ -135,6 +143,62 @@ async fn a_proxy_is_used_when_it_is_named() {
         .await;
     crosses(&broker, &proxy, &gateway).await;
     assert_eq!(proxy.requests().await[0].headers["host"], "api.invalid");
+}
+
+/// A proxy for this user that opens tunnels, and the first lines of what it was asked.
+async fn tunnels() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let noted = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap();
+            let line = head.lines().next().unwrap().to_owned();
+            let to = line.split(' ').nth(1).unwrap().to_owned();
+            noted.lock().unwrap().push(line);
+            // `user:secret`.
+            if !head.to_lowercase().contains("proxy-authorization: basic dxnlcjpzzwnyzxq=") {
+                let _ = stream.write_all(b"HTTP/1.1 407 Who?\r\n\r\n").await;
+                continue;
+            }
+            let mut server = TcpStream::connect(to).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut stream, &mut server).await });
+        }
+    });
+    (address.to_string(), asked)
+}
+
+#[tokio::test]
+async fn a_proxy_opens_a_tunnel_to_an_encrypted_upstream() {
+    let certificates = Certificates::new();
+    let (broker, (proxy, asked)) = (Broker::start().await, tunnels().await);
+    let url = Https::start(&certificates, "127.0.0.1", false).await.url("localhost");
+    let options = |user: &str| {
+        Options::default()
+            .set("BROKER_URL", &broker.url())
+            .set("UPSTREAM_URL", &url)
+            .set("UPSTREAM_CA_FILE", &certificates.path("ca.pem"))
+            .set("UPSTREAM_PROXY", &format!("http://{user}@{proxy}"))
+    };
+    let mut device = broker.device("d1").await;
+    let mut gateway = options("user:secret").spawn().await;
+    gateway.ready().await;
+    assert_eq!(device.ask("telemetry", json!({})).await.json(), json!("ok"));
+    gateway.stop().await;
+    let to = url.trim_start_matches("https://");
+    assert_eq!(*asked.lock().unwrap(), [format!("CONNECT {to} HTTP/1.1")]);
+    let gateway = options("user:wrong").spawn().await;
+    gateway.ready().await;
+    device.send("telemetry", json!({})).await;
+    gateway.logs(&format!("proxy http://{proxy}/: ")).await;
+    gateway.logs("is `[upstream] proxy` right?").await;
+    assert!(!gateway.log().contains("wrong"), "{}", gateway.log());
 }
 
 #[tokio::test]
@@ -154,28 +218,6 @@ async fn two_gateways_with_one_client_id_are_told_and_do_not_fight() {
         connects += gateway.metric("gateway_broker_connects_total", &[]).await;
     }
     assert!((2..30).contains(&connects), "{connects} connections");
-}
-
-/// What cannot be reached is named, be it the proxy, and what a wrong port may mean.
-#[tokio::test]
-async fn check_names_what_it_does_not_reach() {
-    let broker = Broker::start().await;
-    let (_socket, nobody) = crate::harness::nobody();
-    let check = async |proxy: &str| {
-        let mut check = program();
-        check.args(["check", "--connect"]).env("GATEWAY_UPSTREAM_PROXY", proxy);
-        check.env("GATEWAY_BROKER_URL", broker.url().replace("mqtt:", "mqtts:"));
-        check.env("GATEWAY_UPSTREAM_URL", format!("http://{nobody}/api"));
-        let output = check.output().await.unwrap();
-        assert_eq!(output.status.code(), Some(1));
-        String::from_utf8(output.stderr).unwrap()
-    };
-    let text = check("").await;
-    assert!(text.contains("is this the port for unencrypted connections?"), "{text}");
-    assert!(text.contains(&format!("upstream: http://{nobody}/api: ")), "{text}");
-    let text = check(&format!("http://user:secret@{nobody}")).await;
-    assert!(text.contains(&format!("proxy http://{nobody}/: ")), "{text}");
-    assert!(!text.contains("secret"), "{text}");
 }
 
 #[tokio::test]

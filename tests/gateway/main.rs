@@ -54,3 +54,4 @@ mod shipped_table;
 mod stop;
 mod values;
 mod window;
+mod wrong_ways;
