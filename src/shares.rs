@@ -6,7 +6,7 @@
 //! are refused with a reason, which makes room. While there is room, or the device makes progress, nothing is refused.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::HashMap;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},

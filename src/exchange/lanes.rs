@@ -6,11 +6,12 @@
 //! waits has not.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use foldhash::{HashMap, HashMapExt};
 use tokio::sync::Notify;
 
 /// The lanes.

@@ -1,13 +1,12 @@
 //! Decides whether a message is accepted: those that are not settled yet are bounded in bytes
 //! (`max_pending_bytes`) and, at `QoS` 0, in number.
 
-use std::{
-    collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
+
+use foldhash::{HashSet, HashSetExt};
 
 use super::{HeldBytes, Settings, reader::Publish, window::PacketId};
 use crate::metrics::Metrics;

@@ -22,12 +22,13 @@ mod slots;
 mod strictness;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     num::NonZeroUsize,
     sync::Arc,
     time::Duration,
 };
 
+use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use lru::LruCache;
 use tokio::time::Instant;
 

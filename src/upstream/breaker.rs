@@ -14,8 +14,9 @@
 
 mod row;
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
+use foldhash::{HashMap, HashMapExt};
 use tokio::time::Instant;
 
 pub(super) use self::row::RetryAfter;

@@ -2,12 +2,12 @@
 //! counted.
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use foldhash::{HashMap, HashMapExt};
 use lru::LruCache;
 use tokio::{
     sync::{Notify, oneshot, watch},

@@ -5,7 +5,6 @@
 //! limit when it is over.
 
 use std::{
-    collections::HashMap,
     future::Future,
     pin::Pin,
     sync::{
@@ -16,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::HashMap;
 use governor::{
     DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter,
     clock::{Clock, DefaultClock},

@@ -1,8 +1,9 @@
 //! Decides which senders are overdue: those that have held back the PUBACKs of settled messages for
 //! `ack_hold`.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
+use foldhash::HashSet;
 use tokio::time::Instant;
 
 use super::Window;

@@ -6,7 +6,9 @@
 //! identifier anew, it has read the PUBACK that freed it and all before. A message whose PUBACK it has read
 //! it cannot send again: an equal one under that identifier is another message.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
+
+use foldhash::{HashMap, HashSet};
 
 use super::{PacketId, Ticket};
 
