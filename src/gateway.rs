@@ -1,7 +1,7 @@
 //! Wires the parts together, starts them in order and stops them in order.
 
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join;
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -75,6 +76,17 @@ pub enum Stopped {
     Failed,
     /// It was draining a session that another client uses: nothing of it is ended.
     SessionInUse,
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Clean => "clean",
+            Self::GraceRanOut => "grace_ran_out",
+            Self::Failed => "failed",
+            Self::SessionInUse => "session_in_use",
+        })
+    }
 }
 
 impl Gateway {
@@ -223,7 +235,7 @@ impl Gateway {
             let pages = Pages::new(health.clone(), metrics.clone(), routes);
             tokio::spawn(admin::serve(listener, Arc::new(pages)))
         });
-        let log = tokio::spawn(log::write_summaries());
+        let log = tokio::spawn(join(log::write_summaries(), admin::remind(health.clone())));
         let lanes = Lanes::new(config.broker.max_pending.into(), {
             let (exchange, upstream) = (exchange.clone(), upstream.clone());
             move |Arrived { delivery, clock, place }| {
@@ -272,7 +284,7 @@ impl Gateway {
             admin.abort();
         }
         log.abort();
-        tracing::info!(?stopped, "stopped");
+        tracing::info!(%stopped, "stopped");
         stopped
     }
 }

@@ -60,6 +60,15 @@ pub enum AttemptResult {
     Failed(&'static str),
 }
 
+impl fmt::Display for AttemptResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answered(status) => status.fmt(f),
+            Self::Failed(reason) => reason.fmt(f),
+        }
+    }
+}
+
 impl EncodeLabelValue for AttemptResult {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         match self {

@@ -143,3 +143,150 @@ fn a_wrong_block_is_found_whether_it_is_a_fragment_or_a_table() {
     assert_eq!(mistakes("[log]\nlevel = \"debug\"\n"), 0);
     assert_eq!(mistakes("[[route]]\n"), 2, "a name and a pattern are missing");
 }
+
+/// One event of the log: its level, its message and its fields.
+type LogEvent = (String, String, Vec<String>);
+
+/// The arguments of each call of this macro in a file, without those of its tests.
+fn arguments<'t>(text: &'t str, level: &str) -> Vec<&'t str> {
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let start = format!("tracing::{level}!(");
+    let (mut found, mut rest) = (Vec::new(), code);
+    while let Some((_, after)) = rest.split_once(&start) {
+        let (mut depth, mut in_text, mut escaped) = (1, false, false);
+        let end = after.char_indices().find(|(_, letter)| {
+            match letter {
+                _ if escaped => escaped = false,
+                '\\' => escaped = true,
+                '"' => in_text = !in_text,
+                '(' if !in_text => depth += 1,
+                ')' if !in_text => depth -= 1,
+                _ => {}
+            }
+            depth == 0
+        });
+        let (arguments, behind) = after.split_at(end.expect("the call ends").0);
+        found.push(arguments);
+        rest = behind;
+    }
+    found
+}
+
+/// What a call writes: its message, as it stands in the log, and the names of its fields.
+fn message_and_fields(arguments: &str) -> (String, Vec<String>) {
+    let texts = arguments.replace("\\\"", "\u{1}");
+    let mut parts = texts.rsplitn(3, '"').skip(1);
+    let message = parts.next().unwrap_or_else(|| panic!("no message: {arguments}"));
+    let before = parts.next().unwrap_or_default();
+    let mut lines = message.split("\\\n").map(str::trim_start);
+    let message: String = lines.next().unwrap_or_default().to_owned() + &lines.collect::<String>();
+    let fields = split_arguments(before).into_iter().filter(|field| !field.starts_with("target:"));
+    let fields = fields.map(|field| {
+        let name = field.split('=').next().unwrap().trim();
+        let name = name.trim_start_matches('%').trim_matches(['(', ')']);
+        name.to_owned()
+    });
+    (message.replace('\u{1}', "\""), fields.collect())
+}
+
+/// Arguments are separated by commas outside of brackets and texts.
+fn split_arguments(text: &str) -> Vec<String> {
+    let (mut parts, mut depth, mut in_text) = (vec![String::new()], 0, false);
+    for letter in text.chars() {
+        match letter {
+            '"' => in_text = !in_text,
+            '(' | '[' if !in_text => depth += 1,
+            ')' | ']' if !in_text => depth -= 1,
+            _ => {}
+        }
+        if letter == ',' && depth == 0 && !in_text {
+            parts.push(String::new());
+        } else {
+            parts.last_mut().unwrap().push(letter);
+        }
+    }
+    parts.iter().map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect()
+}
+
+/// The files of the program, each with its name below `src`.
+fn sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut folders, mut files) = (vec![root.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(&root).unwrap().display().to_string();
+                files.push((name, fs::read_to_string(path).unwrap()));
+            }
+        }
+    }
+    files.retain(|(name, _)| !name.ends_with("tests.rs") && !name.ends_with("fixtures.rs"));
+    files
+}
+
+/// The rows of the tables of `docs/log-events.md`.
+fn events_on_the_page() -> Vec<LogEvent> {
+    let page = text("docs/log-events.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix('|'));
+    let rows = rows.filter_map(|row| {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [level @ ("INFO" | "WARN" | "ERROR"), message, fields, ..] = *cells else {
+            return None;
+        };
+        let message = message.trim_matches('`').to_owned();
+        let fields = fields.split(", ").map(|field| field.trim_matches('`'));
+        let fields = fields.filter(|field| !field.is_empty()).map(str::to_owned).collect();
+        Some((level.to_owned(), message, fields))
+    });
+    rows.collect()
+}
+
+#[test]
+fn every_event_of_the_log_is_on_its_page() {
+    let page = events_on_the_page();
+    let mut in_code: Vec<LogEvent> = Vec::new();
+    for (name, text) in sources() {
+        for level in ["info", "warn", "error"] {
+            for arguments in arguments(&text, level) {
+                let (message, fields) = message_and_fields(arguments);
+                let event = (level.to_uppercase(), message, fields);
+                assert!(
+                    page.contains(&event),
+                    "docs/log-events.md has no row `| {} | `{}` | {} |` (of src/{name}): write what it means, and what to do",
+                    event.0,
+                    event.1,
+                    event.2.iter().map(|field| format!("`{field}`")).collect::<Vec<_>>().join(", ")
+                );
+                in_code.push(event);
+            }
+        }
+    }
+    for event in &page {
+        assert!(in_code.contains(event), "docs/log-events.md has {event:?}, which no code writes");
+    }
+    assert!(page.len() > 40, "{} events", page.len());
+}
+
+/// `?` writes a value as Rust would: a text with quotes inside of quotes, a time as `1.2s`.
+#[test]
+fn no_field_of_the_log_is_written_as_rust_writes_it() {
+    let mut fields = 0;
+    for (name, text) in sources() {
+        for level in ["error", "warn", "info", "debug", "trace"] {
+            for arguments in arguments(&text, level) {
+                for field in split_arguments(arguments).iter().filter(|f| !f.contains('"')) {
+                    let value = field.split('=').next_back().unwrap().trim();
+                    assert!(
+                        !value.starts_with('?'),
+                        "src/{name} logs {field}: use a number, or `%`"
+                    );
+                    fields += 1;
+                }
+            }
+        }
+    }
+    assert!(fields > 60, "{fields} fields");
+}

@@ -1,5 +1,6 @@
 //! Whether the gateway is ready, and why it is not. A process that lives but settles no messages is not ready.
 
+mod reminder;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
+pub(crate) use self::reminder::remind;
 use crate::{
     metrics::Metrics,
     mqtt::Status,

@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-pub(crate) use self::health::Health;
+pub(crate) use self::health::{Health, remind};
 use crate::metrics::Metrics;
 
 /// The content type of the format that `prometheus-client` writes, which Prometheus checks.

@@ -56,7 +56,7 @@ impl Filters {
     ) -> Result<Vec<Val>, FilterError> {
         filter.run(input, context).inspect_err(|error| {
             self.metrics.filter_failed(route);
-            tracing::warn!(%route, ?filter, %error, "filter failed");
+            tracing::warn!(%route, filter = filter.text(), %error, "filter failed");
         })
     }
 

@@ -152,6 +152,13 @@ impl Filter {
     }
 }
 
+impl Filter {
+    /// Its jq text.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+}
+
 impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Filter({})", self.text)

@@ -3,6 +3,8 @@
 //! A line may contain text from a device. So its characters are escaped that would begin another line or control a
 //! terminal, and lines that repeat are summed up.
 
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub(crate) mod printable;
 mod repeats;
 
@@ -102,21 +104,37 @@ fn nearest_level(word: &str) -> String {
 
 /// Sends this process's logs to standard error. Only the first call has an effect.
 pub fn install(settings: &Settings) {
+    let lines = lines(settings, io::stderr().is_terminal(), io::stderr);
+    // It fails only where a subscriber is installed already, by a test for example.
+    let _ = Registry::default().with(lines).try_init();
+}
+
+/// The lines of a log: which of them are written, and in which form.
+fn lines<W, F>(settings: &Settings, ansi: bool, to: F) -> Box<dyn Layer<Registry> + Send + Sync>
+where
+    W: Write,
+    F: Fn() -> W + Send + Sync + 'static,
+{
     let filter = EnvFilter::try_new(&settings.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let filter = filter.and(WithoutRepeats);
-    let registry = Registry::default();
-    // It fails only where a subscriber is installed already, by a test for example.
-    let _ = if settings.json {
-        let layer =
-            fmt::layer().json().flatten_event(true).with_writer(|| EscapeJson(io::stderr()));
-        registry.with(layer.with_filter(filter)).try_init()
+    if settings.json {
+        let layer = fmt::layer().json().flatten_event(true).with_writer(move || EscapeJson(to()));
+        layer.with_filter(filter).boxed()
     } else {
         let layer = fmt::layer()
             .fmt_fields(debug_fn(write_field).delimited(" "))
-            .with_writer(io::stderr)
-            .with_ansi(io::stderr().is_terminal());
-        registry.with(layer.with_filter(filter)).try_init()
-    };
+            .with_writer(to)
+            .with_ansi(ansi);
+        layer.with_filter(filter).boxed()
+    }
+}
+
+/// A time as a number for a field whose name ends with `_seconds`, to the millisecond.
+pub(crate) fn seconds(time: Duration) -> f64 {
+    // Exact up to 285,000 years.
+    #[expect(clippy::cast_precision_loss, reason = "as said above")]
+    let milliseconds = time.as_millis() as f64;
+    milliseconds / 1000.0
 }
 
 /// Writes the summaries of repeated lines, until its task is aborted.
@@ -230,7 +248,7 @@ impl<W: Write> Write for EscapeJson<W> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{fixtures::Page, *};
 
     #[test]
     fn spaces_around_directives_mean_nothing() {
@@ -263,6 +281,47 @@ mod tests {
         {
             assert!(level(right).is_ok(), "{right}");
         }
+    }
+
+    #[test]
+    fn numbers_are_numbers_and_text_is_quoted_once() {
+        let page = Page::open();
+        {
+            let (device, present, of) = ("say \"hi\"", true, Some(3_u32));
+            let lasted_seconds = seconds(Duration::from_micros(1_200_400));
+            let attempts: Option<u32> = None;
+            tracing::warn!(device, present, of, attempts, lasted_seconds, "values");
+        }
+        let lines = page.lines();
+        let [line] = &*lines else { panic!("{lines:?}") };
+        assert_eq!(line["device"], "say \"hi\"");
+        assert_eq!(line["present"], true);
+        assert_eq!(line["of"], 3);
+        assert_eq!(line["lasted_seconds"], 1.2);
+        assert_eq!(line.get("attempts"), None, "what is not there is left out");
+        assert_eq!(line["message"], "values");
+    }
+
+    #[test]
+    fn each_row_and_reason_is_limited_by_itself() {
+        let page = Page::open();
+        for _ in 0..50 {
+            for route in ["a", "b"] {
+                for reason in ["deadline", "bad_payload"] {
+                    tracing::warn!(route, reason, "not delivered, of a test");
+                }
+            }
+            tracing::info!(route = "a", "another place, of a test");
+        }
+        let lines = page.lines();
+        for (route, reason) in
+            [("a", "deadline"), ("a", "bad_payload"), ("b", "deadline"), ("b", "bad_payload")]
+        {
+            let same =
+                lines.iter().filter(|line| line["route"] == route && line["reason"] == reason);
+            assert_eq!(same.count(), 10, "{route} {reason}");
+        }
+        assert_eq!(lines.len(), 50, "ten each of five kinds");
     }
 
     #[test]

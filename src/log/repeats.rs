@@ -117,6 +117,33 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn rows_and_reasons_that_come_mixed_are_summed_up_each() {
+        let mut repeats = Repeats::default();
+        let rows = ["a", "b", "c"];
+        let reasons = ["deadline", "bad_payload"];
+        let kinds = || {
+            rows.iter().flat_map(|row| {
+                reasons.iter().map(|reason| Kind { reason: (*reason).to_owned(), ..kind(row) })
+            })
+        };
+        for minute in 0..3_u64 {
+            let mut written = 0;
+            for _ in 0..100 {
+                written += kinds().filter(|k| repeats.admit(k.clone(), Instant::now())).count();
+            }
+            let each = if minute == 0 { FIRST } else { 1 };
+            assert_eq!(written as u64, 6 * each, "minute {minute}");
+            tokio::time::advance(PERIOD).await;
+            let mut summaries = repeats.summaries(Instant::now());
+            summaries.sort_by_key(|s| (s.kind.row.clone(), s.kind.reason.clone()));
+            let mut expected: Vec<_> =
+                kinds().map(|kind| Summary { kind, more: 100 - each }).collect();
+            expected.sort_by_key(|s| (s.kind.row.clone(), s.kind.reason.clone()));
+            assert_eq!(summaries, expected, "minute {minute}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_trickle_is_written_whole() {
         let mut repeats = Repeats::default();
         for _ in 0..100 {

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
+    log::seconds,
     metrics::Metrics,
     secrets::{Secret, password::Password},
     tls::TlsError,
@@ -145,7 +146,8 @@ impl Connection {
             let wait = reconnect.after(if self.session.is_suspicious() { 0 } else { failures });
             failures += 1;
             let (broker, trouble) = (&self.settings.address, &ending.text);
-            tracing::warn!(%broker, trouble, ?wait, "no connection to the broker");
+            let wait_seconds = seconds(wait);
+            tracing::warn!(%broker, trouble, wait_seconds, "no connection to the broker");
             let short = lasted.is_some() && failures.is_multiple_of(SHORT_CONNECTIONS);
             let unsaid = ending.cause == Cause::Unexplained && !self.session.is_suspicious();
             if ending.cause == Cause::TakenOver || short && unsaid {

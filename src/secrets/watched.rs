@@ -114,7 +114,9 @@ impl<T: Clone + PartialEq + 'static, E: 'static> Watched<T, E> {
         let changed = value != last.value;
         last.value = value;
         if changed {
-            tracing::info!(files = ?self.files, "read again, since they have changed");
+            let files: Vec<_> = self.files.iter().map(|file| file.to_string_lossy()).collect();
+            let files = files.join(", ");
+            tracing::info!(files, "read again, since they have changed");
         }
         Ok(changed)
     }

@@ -31,6 +31,7 @@ use super::{
 use crate::{
     call::{Answer, Call, Retry, SMALL_ANSWER, StatusCode},
     failure::{Failure, FailureKind, ProbeFailure, Transience},
+    log::seconds,
     metrics::{AttemptResult, Metrics},
     tls,
 };
@@ -139,8 +140,8 @@ impl Client {
         };
         self.shared.metrics.attempt(&call.name, ended, began.elapsed());
         tracing::debug!(
-            route = %call.name, device = ?call.device, method = %call.method, ?ended,
-            elapsed = ?began.elapsed(), "attempt"
+            route = %call.name, device = %call.device, method = %call.method, %ended,
+            elapsed_seconds = seconds(began.elapsed()), "attempt"
         );
         result
     }

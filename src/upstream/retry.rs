@@ -14,6 +14,7 @@ use crate::{
     backoff::Backoff,
     call::{Answer, Call, Retry, StatusCode},
     failure::{Failure, FailureKind, Sign, Transience, Unanswered},
+    log::seconds,
 };
 
 /// The result of one attempt.
@@ -133,7 +134,8 @@ impl RetryTransient {
             deadline: call.deadline,
             retry_after,
         });
-        tracing::debug!(route = %call.name, device = ?call.device, ?retry_after, "retry");
+        let retry_after_seconds = retry_after.map(|retry_after| seconds(retry_after.wait));
+        tracing::debug!(route = %call.name, device = %call.device, retry_after_seconds, "retry");
         // What the call fails with if its deadline passes: the deadline, and the last answer.
         let out_of_time = match result {
             Ok(answer) => FailureKind::Deadline(answer.status),

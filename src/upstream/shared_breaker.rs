@@ -21,7 +21,8 @@ use super::{
     client::Client,
 };
 use crate::{
-    backoff::Backoff, call::Call, failure::Sign, fingerprint::fingerprint, metrics::Metrics,
+    backoff::Backoff, call::Call, failure::Sign, fingerprint::fingerprint, log::seconds,
+    metrics::Metrics,
 };
 
 /// How many pauses are remembered. One more replaces the oldest.
@@ -283,7 +284,8 @@ impl SharedBreaker {
     async fn send_probe(self: Arc<Self>) {
         let Some((client, path)) = &self.probe else { return };
         let result = client.probe(path).await;
-        tracing::debug!(?result, "probe");
+        let trouble = result.as_ref().err().map(ToString::to_string);
+        tracing::debug!(trouble, "probe");
         let mut inner = self.inner();
         inner.breaker.learn_from_probe(result, Instant::now());
         self.report_changes(&mut inner);
@@ -304,7 +306,7 @@ impl SharedBreaker {
                 }
                 OutageChange::Ended(Outage { row, since, .. }) => {
                     self.metrics.upstream_up(down.is_empty());
-                    tracing::info!(%row, lasted = ?since.elapsed(), "the upstream is back");
+                    tracing::info!(%row, lasted_seconds = seconds(since.elapsed()), "the upstream is back");
                 }
             }
         }

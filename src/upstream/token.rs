@@ -20,7 +20,7 @@ use super::{
     client::{classify, unsent},
     connections::{Connections, Which},
 };
-use crate::{failure::FailureKind, secrets::Secret, template::Rendered};
+use crate::{failure::FailureKind, log::seconds, secrets::Secret, template::Rendered};
 
 /// A token is not used in the last part of its life, nor in the last seconds of a long one: it has to arrive.
 const LAST_PART: u32 = 10;
@@ -135,7 +135,8 @@ impl Tokens {
                 let last = life.map(|life| (life / LAST_PART).min(LAST_SECONDS));
                 let until = life.zip(last).map(|(life, last)| got + life - last);
                 state.count += 1;
-                tracing::info!(?life, "the token endpoint has given a token");
+                let life_seconds = life.map(seconds);
+                tracing::info!(life_seconds, "the token endpoint has given a token");
                 let token = Token { value, number: state.count, got, until, is_new: true };
                 state.token = Some(token.clone());
                 Ok(token)

@@ -151,7 +151,7 @@ async fn a_new_password_is_shown_at_the_next_connection() {
         .await;
     gateway.ready().await;
     broker.stop().await;
-    set("second");
+    set("s3cond");
     broker.start_again().await;
     has_connected(&gateway, 2).await;
     // What is being written is no password.
@@ -161,7 +161,7 @@ async fn a_new_password_is_shown_at_the_next_connection() {
     has_connected(&gateway, 3).await;
     gateway.logs("password_file cannot be used; the password read before stays").await;
     let log = gateway.log();
-    assert!(!log.contains("second") && !log.contains("NotAuthorized"), "{log}");
+    assert!(!log.contains("s3cond") && !log.contains("NotAuthorized"), "{log}");
 }
 
 #[tokio::test]
