@@ -34,6 +34,7 @@ pub mod template;
 mod tls;
 pub mod topic;
 mod upstream;
+mod version;
 mod wall_clock;
 
 pub use self::{

@@ -5,7 +5,11 @@
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
-use mqtt_rest_gateway::config::{Config, SHIPPED};
+use clap::CommandFactory;
+use mqtt_rest_gateway::{
+    cli::Cli,
+    config::{Config, SHIPPED},
+};
 
 fn text(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
@@ -47,6 +51,25 @@ fn the_readme_shows_every_code_of_a_failure() {
         count += 1;
     }
     assert!(count > 10, "{count} words found");
+}
+
+#[test]
+fn the_readme_shows_every_command_and_exit_code() {
+    let readme = text("README.md");
+    for command in Cli::command().get_subcommands() {
+        let name = command.get_name();
+        let named = [format!("`mqtt-rest-gateway {name}"), format!("`mqtt-rest-gateway [{name}]")];
+        assert!(named.iter().any(|row| readme.contains(row)), "the README has no row `{name}`");
+    }
+    let (_, codes) = readme.split_once("\nExit codes: ").unwrap();
+    let (codes, _) = codes.split_once(". ").unwrap();
+    let help = Cli::command().get_after_long_help().unwrap().to_string();
+    let (help, _) = help.split_once("\n\n").unwrap();
+    let known = help.lines().skip(1).map(|line| line.split_whitespace().next().unwrap());
+    for code in known {
+        let said = codes.split([',', ' ']).any(|word| word == code);
+        assert!(said, "the README has no exit code {code}: {codes}");
+    }
 }
 
 /// The blocks of TOML of a page, each with its first line, from 1.

@@ -3,6 +3,7 @@
 //! A client of it can neither change anything nor slow the forwarding down. The number of connections is bounded, each
 //! is answered once and then closed, and when there are too many, a new one closes the oldest.
 
+mod ask;
 mod health;
 
 use std::{collections::VecDeque, convert::Infallible, fs::File, sync::Arc, time::Duration};
@@ -24,7 +25,10 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-pub(crate) use self::health::{Health, remind};
+pub(crate) use self::{
+    ask::ask,
+    health::{Health, remind},
+};
 use crate::metrics::Metrics;
 
 /// The content type of the format that `prometheus-client` writes, which Prometheus checks.

@@ -11,7 +11,9 @@ use crate::{
 };
 
 /// Exit code for a configuration that cannot be used, `EX_CONFIG` of sysexits.
-const BAD_CONFIGURATION: u8 = 78;
+pub(super) const BAD_CONFIGURATION: u8 = 78;
+/// Exit code for everything that has none of its own.
+pub(super) const FAILED: u8 = 1;
 
 /// Why a command does not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +96,7 @@ impl CommandError {
         match self {
             Self::Config(_) | Self::Cases(_) => BAD_CONFIGURATION.into(),
             Self::Printed(code) => (*code).into(),
-            _ => ExitCode::FAILURE,
+            _ => FAILED.into(),
         }
     }
 }

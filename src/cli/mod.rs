@@ -1,7 +1,10 @@
-//! The command line: `run`, `check`, `replay`, `routes`, `explain`, `test`, `config`, `drain`.
+//! The command line: what each command does, and with which exit code it ends.
 
 mod error;
 mod explain;
+mod health;
+mod help;
+mod man;
 mod test;
 
 use std::{
@@ -12,7 +15,8 @@ use std::{
     time::Duration,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::error::CommandError;
@@ -22,15 +26,12 @@ use crate::{
     log::{self, printable},
     mqtt, replay,
     table::describe,
-    upstream,
+    upstream, version,
 };
-
-/// Exit code of `explain` for a message that would be refused.
-const REFUSED: u8 = 3;
 
 /// Forwards messages of MQTT devices to a REST API and publishes the answers.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, long_version = version::LONG, about, after_long_help = help::after())]
 pub struct Cli {
     /// Configuration file; without it the compiled-in config.toml is in force.
     #[arg(long, global = true, env = "GATEWAY_CONFIG", value_name = "FILE", value_parser = file)]
@@ -81,6 +82,15 @@ enum Command {
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
         timeout: Option<Duration>,
     },
+    /// Ask a running gateway whether it lives; exit code 1 if not. For health checks of images, which have no shell.
+    Health(health::Arguments),
+    /// Print a script that completes commands and options in a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page, for `man -l -`.
+    Man,
 }
 
 /// A file's name, which may be empty: `GATEWAY_CONFIG=` in an environment means no file.
@@ -129,11 +139,16 @@ fn execute(
             // Its text may come from a stranger's message.
             print(&printable::lines(&explained.text))?;
             if explained.is_refused {
-                return Err(CommandError::Printed(REFUSED));
+                return Err(CommandError::Printed(help::REFUSED));
             }
         }
         Command::Config { effective: false } => print(SHIPPED)?,
         Command::Config { effective: true } => print(&config::effective(file, env)?)?,
+        Command::Health(arguments) => {
+            runtime.block_on(health::health(arguments, without_secrets))?;
+        }
+        Command::Completions { shell } => print(&man::completions(Cli::command(), shell))?,
+        Command::Man => print(&man::page(Cli::command())?)?,
         Command::Test(arguments) => runtime.block_on(test::test(&arguments, file, env))?,
     }
     Ok(())
@@ -176,7 +191,7 @@ async fn drain(
 fn start(config: &Config) {
     log::install(&config.log);
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"), broker = %config.broker.address,
+        version = version::LONG, broker = %config.broker.address,
         upstream = %config.upstream.url, routes = config.table.routes.len(), "starting"
     );
     for warning in config.warnings() {

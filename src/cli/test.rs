@@ -7,11 +7,11 @@ use std::{
 
 use clap::Args;
 
-use super::{error::CommandError, print};
+use super::{
+    error::{CommandError, FAILED},
+    print,
+};
 use crate::{cases, config::Config};
-
-/// Exit code when a case does not end as it says.
-const FAILED: u8 = 1;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

@@ -26,6 +26,7 @@ mod examples;
 mod faults;
 mod fleet;
 mod flow;
+mod health;
 mod hostile;
 mod identity;
 mod joined;
