@@ -214,7 +214,7 @@ fn one<'a>(
     let span = value.span();
     match value.into_inner() {
         DeValue::Boolean(false) => Some(Vec::new()),
-        DeValue::Table(table) => Some(vec![read(section.inline(span, table))]),
+        DeValue::Table(table) => Some(vec![read(section.inline(key, span, table))]),
         _ => {
             let text =
                 format!("write `{key} = false` for none, or {{ topic = \"..\", payload = .. }}");
@@ -242,7 +242,7 @@ fn list<'a, T>(
             section.mistake(Some(span), key, wrong);
             return None;
         };
-        Some(read(section.inline(span, table)))
+        Some(read(section.inline(key, span, table)))
     });
     Some(items.collect())
 }

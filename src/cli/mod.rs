@@ -84,6 +84,9 @@ enum Command {
     },
     /// Ask a running gateway whether it lives; exit code 1 if not. For health checks of images, which have no shell.
     Health(health::Arguments),
+    /// Print the JSON Schema of the configuration, for editors. With `#:schema ./FILE` as the first line of a configuration
+    /// they complete its keys, say what each means and mark what is wrong.
+    Schema,
     /// Print a script that completes commands and options in a shell.
     Completions {
         /// The shell.
@@ -147,6 +150,7 @@ fn execute(
         Command::Health(arguments) => {
             runtime.block_on(health::health(arguments, without_secrets))?;
         }
+        Command::Schema => print(&config::schema())?,
         Command::Completions { shell } => print(&man::completions(Cli::command(), shell))?,
         Command::Man => print(&man::page(Cli::command())?)?,
         Command::Test(arguments) => runtime.block_on(test::test(&arguments, file, env))?,

@@ -76,7 +76,7 @@ impl<'a> Filters<'a> {
                 };
             }
         };
-        let entry = row.inline(span.clone(), table);
+        let entry = row.inline(key, span.clone(), table);
         let missing = "missing: the name of one of [filters]";
         let name = entry.required("filter", |text| Ok(text.to_owned()), missing);
         entry.finish();

@@ -18,6 +18,7 @@ pub(crate) mod reader;
 mod request;
 mod route;
 mod scalar;
+mod schema;
 mod secrets;
 mod table;
 mod upstream;
@@ -44,6 +45,7 @@ use self::{
 pub use self::{
     effective::effective,
     mistake::{Mistake, Mistakes},
+    schema::schema,
 };
 use crate::{
     exchange, log,

@@ -1,6 +1,7 @@
 //! Reads configuration values one by one: from the environment, else from the text, else from the shipped
 //! text, which is where every default stands. Keeps every mistake with its place instead of stopping at the first.
 
+mod tables;
 mod variables;
 
 use std::{
@@ -40,12 +41,22 @@ pub(crate) struct Reader<'a> {
     reads_secrets: bool,
     mistakes: RefCell<Vec<Mistake>>,
     env_names: RefCell<BTreeSet<String>>,
+    /// Every key that was asked for, by its path, whichever row or section it was of.
+    #[cfg(test)]
+    pub(super) asked: std::rc::Rc<RefCell<BTreeSet<String>>>,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(text: &'a str, env: &'a BTreeMap<String, String>) -> Self {
-        let (mistakes, env_names) = (RefCell::default(), RefCell::default());
-        Self { text, env, reads_secrets: true, mistakes, env_names }
+        Self {
+            text,
+            env,
+            reads_secrets: true,
+            mistakes: RefCell::default(),
+            env_names: RefCell::default(),
+            #[cfg(test)]
+            asked: std::rc::Rc::default(),
+        }
     }
 
     /// Reads neither secrets nor certificates.
@@ -113,7 +124,7 @@ impl<'a> Reader<'a> {
 /// One table of the document.
 pub(crate) struct Section<'a> {
     reader: &'a Reader<'a>,
-    /// `upstream.retry`; empty at the root.
+    /// `upstream.retry`, `route.batch`; empty at the root.
     path: String,
     /// A row's name in mistakes; rows are not overridden by the environment.
     row: Option<String>,
@@ -135,50 +146,6 @@ impl<'a> Section<'a> {
     ) -> Self {
         let (table, known) = (RefCell::new(table), RefCell::default());
         Self { reader, path, row, span, table, defaults: None, known }
-    }
-
-    /// A table below this one; an empty one if it is not there.
-    pub(crate) fn section(&self, key: &'static str) -> Self {
-        let path =
-            if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
-        let (span, table) = match self.take(key) {
-            Some(value) => {
-                let span = value.span();
-                match value.into_inner() {
-                    DeValue::Table(table) => (span, Some(table)),
-                    other => {
-                        let text = format!("expected a table, found {}", other.type_str());
-                        self.reader.mistake(Some(span.clone()), &path, text);
-                        (span, None)
-                    }
-                }
-            }
-            None => (self.span.clone(), None),
-        };
-        let defaults =
-            self.defaults.and_then(|table| table.get(key)).and_then(|v| v.get_ref().as_table());
-        Self { defaults, ..Self::new(self.reader, path, None, span, table) }
-    }
-
-    /// The rows of `[[key]]`, each named for mistakes by its `name`.
-    pub(crate) fn rows(&self, key: &'static str) -> Vec<Self> {
-        let Some(value) = self.take(key) else { return Vec::new() };
-        let span = value.span();
-        let DeValue::Array(rows) = value.into_inner() else {
-            self.reader.mistake(Some(span), key, format!("write rows as [[{key}]]"));
-            return Vec::new();
-        };
-        let rows = rows.into_iter().filter_map(|row| {
-            let span = row.span();
-            let DeValue::Table(table) = row.into_inner() else {
-                self.reader.mistake(Some(span), key, format!("write rows as [[{key}]]"));
-                return None;
-            };
-            let name = table.get("name").and_then(|name| name.get_ref().as_str()).unwrap_or("?");
-            let row = format!("{key} `{name}`");
-            Some(Self::new(self.reader, String::new(), Some(row), span, Some(table)))
-        });
-        rows.collect()
     }
 
     /// Whether secrets and certificates are read.
@@ -311,25 +278,6 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// An inline table of this row, if it is there.
-    pub(crate) fn inline_at(&self, key: &'static str) -> Option<Self> {
-        let value = self.take(key)?;
-        let span = value.span();
-        match value.into_inner() {
-            DeValue::Table(table) => Some(self.inline(span, table)),
-            other => {
-                let text = format!("expected a table, found {}", other.type_str());
-                self.reader.mistake(Some(span), &self.place(key), text);
-                None
-            }
-        }
-    }
-
-    /// An inline table in an array, as a section of this row.
-    pub(crate) fn inline(&self, span: Range<usize>, table: DeTable<'a>) -> Self {
-        Self::new(self.reader, String::new(), self.row.clone(), span, Some(table))
-    }
-
     /// Notes a mistake at a key of this section, or at the section itself if it has no such key.
     pub(crate) fn mistake(&self, span: Option<Range<usize>>, key: &str, text: impl Into<String>) {
         let span = span.or_else(|| self.known.borrow().get(key).cloned().flatten());
@@ -377,6 +325,8 @@ impl<'a> Section<'a> {
 
     /// What stands under a key, whatever it is.
     pub(crate) fn take(&self, key: &'static str) -> Option<Spanned<DeValue<'a>>> {
+        #[cfg(test)]
+        self.reader.asked.borrow_mut().insert(self.below(key));
         let value = self.table.borrow_mut().as_mut().and_then(|table| table.remove(key));
         self.known.borrow_mut().insert(key, value.as_ref().map(Spanned::span));
         value

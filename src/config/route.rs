@@ -180,7 +180,7 @@ fn then<'a>(
     let (name, condition) = match entry.into_inner() {
         DeValue::String(name) => (name.into_owned(), Condition::Always),
         DeValue::Table(table) => {
-            let entry = row.inline(span.clone(), table);
+            let entry = row.inline("then", span.clone(), table);
             let name = entry.written("fetch").map(|scalar| scalar.text.into_owned());
             let (when, on_change) = (filters.get(&entry, "when"), filters.get(&entry, "on_change"));
             entry.finish();
