@@ -1,5 +1,6 @@
 //! The command line: what each command does, and with which exit code it ends.
 
+mod check;
 mod error;
 mod explain;
 mod health;
@@ -26,7 +27,7 @@ use crate::{
     log::{self, printable},
     mqtt, replay,
     table::describe,
-    upstream, version,
+    version,
 };
 
 /// Forwards messages of MQTT devices to a REST API and publishes the answers.
@@ -127,7 +128,7 @@ fn execute(
     match command {
         Command::Run => runtime.block_on(run(config()?))?,
         Command::Drain { quiet, timeout } => runtime.block_on(drain(config()?, quiet, timeout))?,
-        Command::Check { connect } => runtime.block_on(check(&config()?, file, connect))?,
+        Command::Check { connect } => runtime.block_on(check::check(&config()?, file, connect))?,
         Command::Replay(arguments) => {
             let config = config()?;
             log::install(&config.log);
@@ -255,41 +256,6 @@ async fn run_until_signal(
         Stopped::SessionInUse => Err(CommandError::SessionInUse),
         Stopped::Failed => Err(CommandError::Defect),
     }
-}
-
-async fn check(config: &Config, file: Option<&Path>, connect: bool) -> Result<(), CommandError> {
-    let table = &config.table;
-    let source =
-        file.map_or("the compiled-in configuration".to_owned(), |file| file.display().to_string());
-    print(&format!(
-        "{source} is valid: {} routes, {} fetches",
-        table.routes.len(),
-        table.fetches.len()
-    ))?;
-    for warning in config.warnings() {
-        print(&format!("warning: {warning}"))?;
-    }
-    if !connect {
-        return Ok(());
-    }
-    let (broker, upstream) = tokio::join!(
-        async {
-            let patterns = config.table.patterns.outermost();
-            mqtt::check_broker(&config.broker, patterns).await.map_err(|error| error.to_string())
-        },
-        upstream::probe(&config.upstream)
-    );
-    let upstream = upstream
-        .map(|status| format!("{} answers {status}", config.upstream.url))
-        .map_err(|error| error.to_string());
-    let mut bad = Vec::new();
-    for (name, result) in [("broker", broker), ("upstream", upstream)] {
-        match result {
-            Ok(report) => print(&format!("{name}: {report}"))?,
-            Err(trouble) => bad.push(format!("{name}: {trouble}")),
-        }
-    }
-    if bad.is_empty() { Ok(()) } else { Err(CommandError::Unreached(bad)) }
 }
 
 /// Prints to standard output. A reader that went away is not an error worth a panic.

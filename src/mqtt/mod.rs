@@ -1,6 +1,7 @@
 //! The broker, as events and commands: deliveries come out, publications and settlements go in.
 //! Knows nothing of HTTP. All use of `rumqttc` is in here: its encoding of packets.
 
+mod check;
 mod connection;
 mod cursor;
 mod ending;
@@ -35,8 +36,9 @@ use tokio::sync::mpsc;
 
 use self::window::Ticket;
 pub(crate) use self::{
+    check::{DEVICE, Report, Trial, check_broker},
     connection::{Connection, ConnectionSetupError},
-    one_off::{OneOffError, check_broker, end_session},
+    one_off::{OneOffError, end_session},
 };
 use crate::{
     message::{Message, Publication, Purpose},

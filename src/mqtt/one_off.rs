@@ -1,22 +1,29 @@
-//! Short connections beside the gateway's own: what does the broker allow, and the end of a session.
+//! Short connections beside the gateway's own: to end a session, and for `check.rs`.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    time::Duration,
+};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
-    Address, Settings, Transport,
+    Address, Settings,
     ending::Ending,
-    limits, packet,
-    reader::{ConnAck, Incoming, Limits, NoPackets, Reader},
-    reason,
+    packet::{self, PublishLimits},
+    reader::{ConnAck, Incoming, NoPackets, Publish, Reader},
     socket::{self, ConnectError, Input, Output},
+    window::PacketId,
 };
-use crate::{secrets::password::Password, topic::Pattern};
+use crate::{
+    message::{Properties, Publication, Purpose, VIA},
+    secrets::password::Password,
+    topic::Pattern,
+};
 
 /// Why such a connection does not do what it is for.
 #[derive(Debug, thiserror::Error)]
@@ -32,50 +39,29 @@ enum Trouble {
     Connect(#[from] ConnectError),
     #[error(transparent)]
     Ended(#[from] Ending),
+    #[error("{ending}")]
+    Refused { ending: Ending, reason: u8 },
     #[error(transparent)]
     Unreadable(#[from] NoPackets),
     #[error("the broker does not read what is sent to it")]
     Unread,
     #[error("the broker does not answer; is `[broker] url` its port for MQTT?")]
     Silent,
-    #[error("the broker refuses subscriptions; allow them in its access list: {}", .0.join(", "))]
-    Subscriptions(Vec<String>),
+}
+
+impl OneOffError {
+    /// Whether the broker does not take this client identifier, perhaps because another one is bound to the user.
+    pub(super) fn is_about_identity(&self) -> bool {
+        matches!(self.trouble, Trouble::Refused { reason: 0x85..=0x87, .. })
+    }
 }
 
 /// How long each answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Connects, reads what the broker announces, subscribes to the table's filters, and leaves nothing; under
-/// a client identifier of its own, so that a running gateway keeps its session.
-///
-/// # Errors
-/// [`OneOffError`].
-pub(crate) async fn check_broker(
-    settings: &Settings,
-    patterns: &[Pattern],
-) -> Result<String, OneOffError> {
-    let client_id = format!("{}-check", settings.client_id).into();
-    // As a member of the group itself it would be given messages that others wait for.
-    let share_group = settings.share_group.as_ref().map(|group| format!("{group}-check").into());
-    let settings = Settings { client_id, share_group, ..settings.clone() };
-    // How long a session is kept shows only where one is asked for; it has no subscriptions. No clean start:
-    // a broker that binds client identifiers to users takes us for the gateway itself, and would end its
-    // session with all that waits in it.
-    let (connection, connack) = OneOff::begin(&settings, false, expiry(&settings)).await?;
-    connection.end().await;
-    if connack.session_present {
-        return Ok(report(&settings, &connack.limits, None));
-    }
-    let (mut connection, _) = OneOff::begin(&settings, true, 0).await?;
-    let refused = connection.subscribe(&settings, patterns).await;
-    connection.end().await;
-    let refused = refused?;
-    if refused.is_empty() {
-        Ok(report(&settings, &connack.limits, Some(patterns.len())))
-    } else {
-        Err(OneOffError { address: settings.address, trouble: Trouble::Subscriptions(refused) })
-    }
-}
+/// How long a message may take to come back.
+const RETURN: Duration = Duration::from_secs(2);
+/// Of publications, one after the other.
+const PACKET_ID: PacketId = 1;
 
 /// Ends the session of this client identifier, with everything the broker still holds in it.
 ///
@@ -96,9 +82,9 @@ pub(super) async fn subscribe_again(
     patterns: &[Pattern],
 ) -> Result<(), OneOffError> {
     let (mut connection, _) = OneOff::begin(settings, false, expiry(settings)).await?;
-    let refused = connection.subscribe(settings, patterns).await;
+    let answers = connection.subscribe(settings, patterns, false).await;
     connection.end().await;
-    refused.map(drop)
+    answers.map(drop)
 }
 
 /// In seconds; the largest value is for ever [MQTT 5.0, 3.1.2.11.2].
@@ -106,8 +92,8 @@ pub(super) fn expiry(settings: &Settings) -> u32 {
     u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX)
 }
 
-/// A connection that acknowledges no messages: the broker delivers them on the next connection.
-struct OneOff {
+/// A connection that acknowledges no messages where there was a session: the broker delivers them on the next connection.
+pub(super) struct OneOff {
     address: Address,
     input: Input,
     output: Output,
@@ -115,11 +101,14 @@ struct OneOff {
     incoming: BytesMut,
     answers: VecDeque<Incoming>,
     clean: bool,
+    /// The topics of messages that have come with this Correlation Data.
+    returned: HashSet<String>,
+    marker: Bytes,
 }
 
 impl OneOff {
     /// Connects. A clean start ends whatever session there was [MQTT-3.1.2-4].
-    async fn begin(
+    pub(super) async fn begin(
         settings: &Settings,
         clean: bool,
         expiry: u32,
@@ -131,7 +120,9 @@ impl OneOff {
         };
         let reader = Reader::new(settings.max_packet as usize);
         let (incoming, answers) = (BytesMut::new(), VecDeque::new());
-        let mut connection = Self { address, input, output, reader, incoming, answers, clean };
+        let (returned, marker) = (HashSet::new(), format!("{:032x}", fastrand::u128(..)).into());
+        let mut connection =
+            Self { address, input, output, reader, incoming, answers, clean, returned, marker };
         let mut out = BytesMut::new();
         let start = packet::Start { clean, expiry };
         let password = settings.password.as_ref().map(Password::now);
@@ -143,8 +134,9 @@ impl OneOff {
                     return Err(connection.failed(Ending::old_protocol()));
                 }
                 Incoming::ConnAck(connack) if connack.reason != 0 => {
-                    let refused = Ending::refused(connack.reason, &connack.text);
-                    return Err(connection.failed(refused));
+                    let (ending, reason) =
+                        (Ending::refused(connack.reason, &connack.text), connack.reason);
+                    return Err(connection.failed(Trouble::Refused { ending, reason }));
                 }
                 Incoming::ConnAck(connack) => return Ok((connection, connack)),
                 _ => {}
@@ -197,23 +189,38 @@ impl OneOff {
                     Incoming::Disconnect { reason, text } => {
                         return Err(self.failed(Ending::disconnect(reason, &text)));
                     }
-                    Incoming::Publish(_) => {}
+                    Incoming::Publish(message) => self.came(message).await?,
                     packet => self.answers.push_back(packet),
                 }
             }
         }
     }
 
-    /// Subscribes to the patterns; what the broker refuses.
-    async fn subscribe(
+    async fn came(&mut self, message: Publish) -> Result<(), OneOffError> {
+        let mut out = BytesMut::new();
+        if self.clean && message.packet_id != 0 {
+            // Else those of devices would keep ours from coming.
+            packet::puback(message.packet_id, &mut out);
+        }
+        if message.properties.correlation_data.as_ref() == Some(&self.marker) {
+            self.returned.insert(message.topic);
+        }
+        if out.is_empty() { Ok(()) } else { self.send(&out).await }
+    }
+
+    /// Subscribes to the patterns; what the broker answers to each. For what is published on this connection too, if
+    /// `own`.
+    pub(super) async fn subscribe(
         &mut self,
         settings: &Settings,
         patterns: &[Pattern],
-    ) -> Result<Vec<String>, OneOffError> {
-        let mut refused = Vec::new();
+        own: bool,
+    ) -> Result<Vec<(String, Option<u8>)>, OneOffError> {
+        let mut answers = Vec::new();
         let group = settings.share_group.as_deref();
         for (packet_id, pattern) in (1..).zip(patterns) {
-            let filter = packet::filter(pattern, group);
+            let mut filter = packet::filter(pattern, group);
+            filter.nolocal &= !own;
             let mut out = BytesMut::new();
             packet::subscribe(packet_id, &filter, None, &mut out);
             self.send(&out).await?;
@@ -222,17 +229,57 @@ impl OneOff {
                     break reasons;
                 }
             };
-            match reasons.first() {
-                Some(code) if !reason::is_failure(*code) => {}
-                Some(code) => refused.push(format!("{} ({})", filter.path, reason::name(*code))),
-                None => refused.push(format!("{} (no answer)", filter.path)),
+            answers.push((filter.path, reasons.first().copied()));
+        }
+        Ok(answers)
+    }
+
+    /// Publishes a message that no gateway takes, without a payload, and that nobody keeps; the broker's answer.
+    pub(super) async fn publish(&mut self, topic: &str, via: &str) -> Result<u8, OneOffError> {
+        let properties = Properties {
+            user: vec![(VIA.to_owned(), via.to_owned())],
+            correlation_data: Some(self.marker.clone()),
+            expiry: Some(Duration::from_secs(1)),
+            ..Properties::default()
+        };
+        let publication = Publication {
+            purpose: Purpose::Push,
+            topic: topic.to_owned(),
+            payload: Bytes::new(),
+            retain: false,
+            properties,
+        };
+        let mut out = BytesMut::new();
+        let limits = PublishLimits { max_packet: usize::MAX, retain: false };
+        packet::publish(&publication, PACKET_ID, limits, &mut out);
+        self.send(&out).await?;
+        loop {
+            if let Incoming::PubAck { reason, .. } = self.next(true).await? {
+                return Ok(reason);
             }
         }
-        Ok(refused)
+    }
+
+    /// Waits until a message has come back on each of these topics; those on which none has.
+    pub(super) async fn missing(&mut self, topics: &[String]) -> Result<Vec<String>, OneOffError> {
+        let missing = |returned: &HashSet<String>| {
+            let missing = topics.iter().filter(|topic| !returned.contains(*topic));
+            missing.cloned().collect::<Vec<_>>()
+        };
+        let end = Instant::now() + RETURN;
+        while !missing(&self.returned).is_empty() && Instant::now() < end {
+            // A ping's answer, which stands behind what the broker has sent before it.
+            let mut out = BytesMut::new();
+            packet::ping(&mut out);
+            self.send(&out).await?;
+            while !matches!(self.next(true).await?, Incoming::PingResp) {}
+            sleep(RETURN / 20).await;
+        }
+        Ok(missing(&self.returned))
     }
 
     /// Leaves, and ends a session that was clean at its start. The answer is there; how the connection ends does not matter any more.
-    async fn end(mut self) {
+    pub(super) async fn end(mut self) {
         let mut out = BytesMut::new();
         packet::disconnect(self.clean, &mut out);
         if self.send(&out).await.is_ok() {
@@ -241,40 +288,4 @@ impl OneOff {
                     .await;
         }
     }
-}
-
-fn report(settings: &Settings, limits: &Limits, filters: Option<usize>) -> String {
-    let subscriptions = filters.map_or_else(
-        || "not tried: there is a session, the gateway's where ids are bound to users".to_owned(),
-        |filters| format!("{filters} accepted"),
-    );
-    let or =
-        |value: Option<u32>, default: &str| value.map_or(default.to_owned(), |v| v.to_string());
-    let encrypted = matches!(settings.address.transport, Transport::Mqtts | Transport::Wss);
-    let mut text = format!(
-        "{} accepts us{}\n  subscriptions        {subscriptions}\n  takes at once        {}\n  \
-         largest packet       {}\n  session expiry       {}\n  maximum QoS          {}\n  \
-         shared subscriptions {}",
-        settings.address,
-        if encrypted { " over TLS" } else { "" },
-        limits.receive_maximum,
-        or(limits.maximum_packet_size, "no limit"),
-        or(limits.session_expiry, "as asked"),
-        limits.maximum_qos,
-        if limits.shared_subscriptions { "yes" } else { "no" },
-    );
-    let mut warnings = limits::warnings(settings, limits);
-    if limits.receive_maximum < settings.max_pending {
-        warnings.push(format!(
-            "Receive Maximum is {}, below max_pending = {}: with Mosquitto and EMQX it is also how many \
-             messages the gateway gets at once; raise max_inflight_messages (Mosquitto) or \
-             mqtt.max_inflight (EMQX)",
-            limits.receive_maximum, settings.max_pending
-        ));
-    }
-    for warning in warnings {
-        text.push_str("\n  ");
-        text.push_str(&warning);
-    }
-    text
 }

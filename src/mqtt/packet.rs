@@ -144,6 +144,9 @@ pub(super) fn publish(
         correlation_data: properties.correlation_data,
         user_properties: properties.user,
         content_type: properties.content_type,
+        message_expiry_interval: properties
+            .expiry
+            .map(|left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX)),
         ..PublishProperties::default()
     };
     let qos = if packet_id == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };

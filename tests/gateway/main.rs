@@ -8,6 +8,7 @@
 use testkit::{self as harness, fake_broker, link, load, rig, scripted_api, wire};
 
 mod certificates;
+mod check;
 mod fixture;
 
 mod admin;
