@@ -161,7 +161,7 @@ fn call_buckets() -> Histogram {
 impl Default for Metrics {
     #[rustfmt::skip] // It reads as a table.
     fn default() -> Self {
-        let mut all = Register(Registry::with_prefix("gateway"));
+        let mut all = Register(Registry::with_prefix("mqtt_rest_gateway"));
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         all.0.register("build", "The version that runs", version);
         let seconds = Family::new_with_constructor(call_buckets as fn() -> Histogram);
@@ -312,9 +312,9 @@ mod tests {
         metrics.settled(&route, "delivered", 201);
         let text = metrics.render();
         for line in [
-            r#"gateway_messages_received_total{route="telemetry"} 2"#,
-            r#"gateway_messages_settled_total{route="telemetry",outcome="delivered",status="201"} 1"#,
-            "gateway_messages_pending 1",
+            r#"mqtt_rest_gateway_messages_received_total{route="telemetry"} 2"#,
+            r#"mqtt_rest_gateway_messages_settled_total{route="telemetry",outcome="delivered",status="201"} 1"#,
+            "mqtt_rest_gateway_messages_pending 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }

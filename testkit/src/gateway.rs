@@ -190,8 +190,8 @@ impl Gateway {
     /// Waits until every message that came is settled.
     pub async fn settles(&self) {
         while_it_moves("everything is settled", || async {
-            let received = self.metric("gateway_messages_received_total", &[]).await;
-            match self.metric("gateway_messages_pending", &[]).await {
+            let received = self.metric("mqtt_rest_gateway_messages_received_total", &[]).await;
+            match self.metric("mqtt_rest_gateway_messages_pending", &[]).await {
                 0 => Ok(()),
                 pending => Err((received, pending)),
             }

@@ -97,8 +97,8 @@ impl Rig {
         let next = self.gateway().await;
         next.ready().await;
         self.broker.device("last").await.send("telemetry", json!({"n": 0})).await;
-        next.metric_reaches("gateway_messages_settled_total", &["delivered"], 1).await;
-        next.metric_is("gateway_messages_received_total", &[], 1).await;
+        next.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
+        next.metric_is("mqtt_rest_gateway_messages_received_total", &[], 1).await;
         let account = sending.account(&self.api);
         eprintln!("{account:?}");
         account

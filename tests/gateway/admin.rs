@@ -30,7 +30,7 @@ async fn readiness_follows_the_broker() {
         .await;
     broker.start_again().await;
     gateway.ready().await;
-    assert!(gateway.metric("gateway_broker_connects_total", &[]).await >= 2);
+    assert!(gateway.metric("mqtt_rest_gateway_broker_connects_total", &[]).await >= 2);
 }
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn metrics_are_named_once_and_for_all() {
         .answers("POST", "/v1/devices/d1/telemetry", 200, serde_json::json!({"command": true}))
         .await;
     device.send("telemetry", serde_json::json!({})).await;
-    gateway.metric_reaches("gateway_messages_settled_total", &[], 1).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &[], 1).await;
     let (_, text) = gateway.get("/metrics").await;
     let names: Vec<&str> = text
         .lines()
@@ -50,26 +50,26 @@ async fn metrics_are_named_once_and_for_all() {
         .map(|l| l.split(' ').next().unwrap())
         .collect();
     let expected = [
-        "gateway_build",
-        "gateway_attempts",
-        "gateway_call_seconds",
-        "gateway_fetches",
-        "gateway_publishes_refused",
-        "gateway_dead_letters",
-        "gateway_filter_errors",
-        "gateway_upstream_up",
-        "gateway_upstream_outages",
-        "gateway_broker_connected",
-        "gateway_broker_connects",
-        "gateway_redelivered",
-        "gateway_overruns",
-        "gateway_qos0_dropped",
-        "gateway_broker_sessions_lost",
-        "gateway_secret_errors",
-        "gateway_messages_received",
-        "gateway_messages_settled",
-        "gateway_messages_pending",
-        "gateway_messages_pending_of_one_device",
+        "mqtt_rest_gateway_build",
+        "mqtt_rest_gateway_attempts",
+        "mqtt_rest_gateway_call_seconds",
+        "mqtt_rest_gateway_fetches",
+        "mqtt_rest_gateway_publishes_refused",
+        "mqtt_rest_gateway_dead_letters",
+        "mqtt_rest_gateway_filter_errors",
+        "mqtt_rest_gateway_upstream_up",
+        "mqtt_rest_gateway_upstream_outages",
+        "mqtt_rest_gateway_broker_connected",
+        "mqtt_rest_gateway_broker_connects",
+        "mqtt_rest_gateway_redelivered",
+        "mqtt_rest_gateway_overruns",
+        "mqtt_rest_gateway_qos0_dropped",
+        "mqtt_rest_gateway_broker_sessions_lost",
+        "mqtt_rest_gateway_secret_errors",
+        "mqtt_rest_gateway_messages_received",
+        "mqtt_rest_gateway_messages_settled",
+        "mqtt_rest_gateway_messages_pending",
+        "mqtt_rest_gateway_messages_pending_of_one_device",
     ];
     let (mut names, mut expected) = (names, expected.to_vec());
     names.sort_unstable();
@@ -77,10 +77,10 @@ async fn metrics_are_named_once_and_for_all() {
     expected.retain(|name| {
         names.contains(name)
             || ![
-                "gateway_publishes_refused",
-                "gateway_dead_letters",
-                "gateway_filter_errors",
-                "gateway_secret_errors",
+                "mqtt_rest_gateway_publishes_refused",
+                "mqtt_rest_gateway_dead_letters",
+                "mqtt_rest_gateway_filter_errors",
+                "mqtt_rest_gateway_secret_errors",
             ]
             .contains(name)
     });

@@ -39,7 +39,7 @@ async fn a_page_of_html_is_not_pushed_and_the_next_json_is() {
         upstream.responds("GET", &at("config"), lie).await;
         assert_eq!(device.ask("telemetry", json!({})).await.user("status"), "200");
     }
-    gateway.metric_is("gateway_fetches_total", &["config", "failed"], 4).await;
+    gateway.metric_is("mqtt_rest_gateway_fetches_total", &["config", "failed"], 4).await;
     gateway.logs("a fetch failed: nothing is pushed").await;
     // The API's own type goes with what is passed through.
     let right = ResponseTemplate::new(200);
@@ -59,7 +59,7 @@ async fn an_answer_that_is_no_json_is_logged_and_nothing_follows_from_it() {
     for (count, lie) in [(1, page()), (2, page()), (3, large)] {
         upstream.responds("POST", &at("telemetry"), lie).await;
         assert_eq!(device.ask("telemetry", json!({})).await.user("status"), "200");
-        gateway.metric_is("gateway_filter_errors_total", &["telemetry"], count).await;
+        gateway.metric_is("mqtt_rest_gateway_filter_errors_total", &["telemetry"], count).await;
     }
     gateway.logs("fetches that depend on it are skipped").await;
     // Not remembered as done: the page says nothing of what the device has.
@@ -78,8 +78,8 @@ async fn an_empty_answer_is_no_filter_error() {
     let (_broker, upstream, gateway, mut device) = stage().await;
     upstream.responds("POST", &at("telemetry"), ResponseTemplate::new(204)).await;
     device.ask("telemetry", json!({})).await;
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
-    assert_eq!(gateway.metric("gateway_filter_errors_total", &[]).await, 0);
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
+    assert_eq!(gateway.metric("mqtt_rest_gateway_filter_errors_total", &[]).await, 0);
 }
 
 #[tokio::test]
@@ -103,8 +103,12 @@ async fn a_snapshot_whose_fetches_all_fail_is_answered_as_failed() {
     upstream.answers("GET", &at("config"), 200, json!({"version": 1})).await;
     assert_eq!(device.ask("get", json!({})).await.user("status"), "204");
     assert_eq!(device.next().await.topic, "v1/device/d1/config");
-    gateway.metric_is("gateway_messages_settled_total", &["snapshot", "delivered"], 1).await;
-    gateway.metric_is("gateway_messages_settled_total", &["snapshot", "rejected"], 1).await;
+    gateway
+        .metric_is("mqtt_rest_gateway_messages_settled_total", &["snapshot", "delivered"], 1)
+        .await;
+    gateway
+        .metric_is("mqtt_rest_gateway_messages_settled_total", &["snapshot", "rejected"], 1)
+        .await;
     dead.silent().await;
 }
 
@@ -126,7 +130,7 @@ async fn a_snapshot_that_is_held_when_the_gateway_stops_comes_to_the_next_one() 
     let gateway = options().start(&broker, &upstream).await;
     let pushed = [device.next().await.topic, device.next().await.topic];
     assert_eq!(pushed, ["v1/device/d1/space_info", "v1/device/d1/config"]);
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
 }
 
 #[tokio::test]
@@ -141,7 +145,7 @@ async fn a_fetch_answered_401_forgets_nothing_of_the_device() {
     for _ in 0..3 {
         assert_eq!(device.ask("telemetry", json!({})).await.user("status"), "200");
     }
-    gateway.metric_is("gateway_fetches_total", &["space_info", "failed"], 3).await;
+    gateway.metric_is("mqtt_rest_gateway_fetches_total", &["space_info", "failed"], 3).await;
     let topics = [device.next().await.topic, device.next().await.topic];
     assert_eq!(topics, ["v1/device/d1/config", "v1/device/d1/firmware"], "once each");
     // The key is remembered as well.
@@ -174,7 +178,7 @@ async fn a_thousand_licenses_are_pushed_once() {
     for _ in 0..2 {
         device.ask("telemetry", json!({})).await;
     }
-    gateway.metric_is("gateway_fetches_total", &["license", "repeated"], 2).await;
+    gateway.metric_is("mqtt_rest_gateway_fetches_total", &["license", "repeated"], 2).await;
     device.silent().await;
 }
 
@@ -212,7 +216,7 @@ async fn no_parsed_value_is_kept_while_the_api_thinks() {
         let message = device.message("commands/update", payload.clone());
         device.publish(message).await;
     }
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 16).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 16).await;
     let grown = gateway.peak_memory() - before;
     assert!(grown < 100 << 20, "{} MiB for 16 messages of 240 kB", grown >> 20);
 }

@@ -41,7 +41,7 @@ async fn a_user_and_its_password_go_along() {
     let config = format!("[upstream.auth]\nbasic = \"gateway:{{$s}}\"\n{ROW}");
     let gateway = start(&broker, &upstream, &config).await;
     broker.device("d1").await.send("up", json!({})).await;
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
     let request = &upstream.requests().await[0];
     // `gateway:s3cr:et`
     assert_eq!(header(request, "authorization"), "Basic Z2F0ZXdheTpzM2NyOmV0");
@@ -75,14 +75,18 @@ impl Stage {
     }
 
     async fn delivered(&self, count: u64) {
-        self.gateway.metric_is("gateway_messages_settled_total", &["delivered"], count).await;
+        self.gateway
+            .metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], count)
+            .await;
     }
 
     /// So many attempts were refused, so many tokens asked for, and nothing was held.
     async fn was(&self, refused: u64, asked: usize) {
-        self.gateway.metric_is("gateway_attempts_total", &["status=\"401\""], refused).await;
+        self.gateway
+            .metric_is("mqtt_rest_gateway_attempts_total", &["status=\"401\""], refused)
+            .await;
         assert_eq!(self.upstream.count(TOKEN).await, asked);
-        self.gateway.metric_is("gateway_upstream_outages_total", &[], 0).await;
+        self.gateway.metric_is("mqtt_rest_gateway_upstream_outages_total", &[], 0).await;
     }
 }
 
@@ -162,7 +166,7 @@ async fn a_token_endpoint_that_gives_none_is_an_outage_that_names_it() {
     // Longer than the deadline.
     sleep(Duration::from_millis(700)).await;
     dead.silent().await;
-    gateway.metric_is("gateway_messages_pending", &[], 6).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_pending", &[], 6).await;
     upstream.responds("POST", "/oauth/token", ResponseTemplate::new(503)).await;
     eventually("another reason", || async {
         gateway.get("/readyz").await.1.contains("no token: it answers 503").then_some(())
@@ -201,7 +205,7 @@ async fn a_signature_is_over_what_is_sent() {
     upstream.responds_to(matchers::any(), 200, json!({})).await;
     let gateway = start(&broker, &upstream, &format!("{ROW}{SIGN}")).await;
     broker.device("d1").await.send("up", json!({"a": [1, "\u{fc}"]})).await;
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
     is_signed(&upstream.requests().await[0]);
 }
 
@@ -221,7 +225,7 @@ async fn a_signature_of_joined_calls_is_over_the_whole() {
     for device in ["d1", "d2"] {
         broker.device(device).await.send("up", json!({ "of": device })).await;
     }
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 2).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 2).await;
     let requests = upstream.requests().await;
     let [request] = &requests[..] else { panic!("{requests:?}") };
     assert_eq!(request.body_json::<Value>().unwrap(), json!([{"of": "d1"}, {"of": "d2"}]));

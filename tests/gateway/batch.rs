@@ -71,7 +71,7 @@ async fn calls_that_wait_travel_as_one_and_each_device_gets_its_own_answer() {
     assert_eq!(a.on("v1/device/a/commands").await.json(), json!({"id": 1}));
     assert_eq!(b.on("v1/device/b/answers").await.json(), json!({"config_version": 4}));
     assert_eq!(b.on("v1/device/b/config").await.json(), json!({"version": 4}));
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 3).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 3).await;
     assert_eq!(upstream.count(&format!("POST {}", path("a"))).await, 0);
 }
 
@@ -109,7 +109,7 @@ async fn a_bad_entry_costs_the_others_nothing() {
     );
     assert_eq!(c.next().await.json(), json!({"ok": 3}));
     assert_eq!(upstream.count(&format!("POST {}", path("a"))).await, 0);
-    gateway.metric_is("gateway_messages_settled_total", &[], 4).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &[], 4).await;
 }
 
 #[tokio::test]
@@ -124,8 +124,8 @@ async fn when_a_batch_fails_each_call_is_made_by_itself() {
             assert_eq!(answer.json(), json!({"single": true}), "{status}");
         }
     }
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 8).await;
-    gateway.metric_is("gateway_upstream_outages_total", &[], 0).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 8).await;
+    gateway.metric_is("mqtt_rest_gateway_upstream_outages_total", &[], 0).await;
     // No object can have a key put in.
     upstream.answers("POST", MASS, 201, json!({"a": {}})).await;
     let mut device = broker.device("a").await;
@@ -158,8 +158,8 @@ async fn a_body_too_deep_for_the_api_costs_the_others_nothing() {
     let answer = a.next().await;
     assert_eq!((answer.user("status"), answer.json()), ("200", json!({"ok": 1})));
     assert_eq!(deep.next().await.user("status"), "400");
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 2).await;
-    gateway.metric_is("gateway_messages_settled_total", &["rejected"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 2).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["rejected"], 1).await;
     assert_eq!(upstream.count(&format!("POST {MASS}")).await, 2, "both travelled together");
 }
 
@@ -189,7 +189,7 @@ async fn faults_cost_no_loss_no_order_and_no_second_post() {
     rig.api.delay(Duration::from_millis(5));
     let (mut rig, gateway, sending) = rig.start(&mut rng).await;
     for cut in 1..=4 {
-        gateway.metric_reaches("gateway_broker_connects_total", &[], cut).await;
+        gateway.metric_reaches("mqtt_rest_gateway_broker_connects_total", &[], cut).await;
         sleep(between(&mut rng, 50, 400)).await;
         rig.to_broker.cut(if rng.bool() { Cut::Reset } else { Cut::Close });
         rig.api.fails((0..2).map(|_| format!("d{}", rng.usize(..20))));

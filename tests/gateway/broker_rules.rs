@@ -71,7 +71,7 @@ async fn no_malformed_message_ends_the_connection_or_stays_unacknowledged() {
     link.deliver(&telemetry(21, "d1")).await;
     settled(&mut link, 21).await;
     gateway.metric_is(SETTLED, &[], 10).await;
-    assert_eq!(gateway.metric("gateway_messages_received_total", &[]).await, 10);
+    assert_eq!(gateway.metric("mqtt_rest_gateway_messages_received_total", &[]).await, 10);
     gateway.metric_is(CONNECTS, &[], 1).await;
 }
 
@@ -174,7 +174,7 @@ async fn an_answer_above_an_unannounced_size_limit_stops_nobody() {
     gateway.metric_reaches(REFUSED, &[], 1).await;
     d1.ask("telemetry", json!({})).await;
     // Nor does it come back.
-    gateway.metric_is("gateway_messages_pending", &[], 0).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_pending", &[], 0).await;
     gateway.metric_is(REFUSED, &[], 1).await;
 }
 
@@ -239,7 +239,7 @@ async fn a_session_that_is_lost_is_counted() {
     let gateway = gateway(&broker, &upstream.url(), Options::default()).await;
     broker.serve(false, Props::default()).await.cut();
     let _link = broker.serve(false, Props::default()).await;
-    gateway.metric_reaches("gateway_broker_sessions_lost_total", &[], 1).await;
+    gateway.metric_reaches("mqtt_rest_gateway_broker_sessions_lost_total", &[], 1).await;
     gateway.logs("the broker has lost the session").await;
 }
 
@@ -328,7 +328,7 @@ async fn qos_0_above_the_bound_is_dropped_and_logged() {
     }
     link.deliver(&telemetry(1, "d2")).await;
     settled(&mut link, 1).await;
-    gateway.metric_is("gateway_qos0_dropped_total", &[], 27).await;
+    gateway.metric_is("mqtt_rest_gateway_qos0_dropped_total", &[], 27).await;
     gateway.metric_is(REFUSED, &[], 0).await;
     gateway.logs("messages at QoS 0 come faster").await;
     eventually("the others are handled", || async {

@@ -215,7 +215,7 @@ async fn two_gateways_with_one_client_id_are_told_and_do_not_fight() {
     // Each throws the other out, and each waits longer every time. Mosquitto 2.0.22 and 2.1.2 say so the first time.
     let mut connects = 0;
     for gateway in [&first, &second] {
-        connects += gateway.metric("gateway_broker_connects_total", &[]).await;
+        connects += gateway.metric("mqtt_rest_gateway_broker_connects_total", &[]).await;
     }
     assert!((2..30).contains(&connects), "{connects} connections");
 }
@@ -233,8 +233,8 @@ async fn a_publication_that_the_access_list_denies_is_counted() {
     let mut message = device.message("telemetry", "{}");
     message.props.response_topic = Some(device.topic("answers"));
     device.publish(message).await;
-    gateway.metric_reaches("gateway_publishes_refused_total", &["refused"], 1).await;
+    gateway.metric_reaches("mqtt_rest_gateway_publishes_refused_total", &["refused"], 1).await;
     gateway.logs("NotAuthorized").await;
     // The message itself is done: a publication that the broker refuses is not sent again.
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
 }

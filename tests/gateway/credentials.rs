@@ -97,7 +97,7 @@ async fn secrets_go_into_paths_and_headers_and_change_with_their_file() {
     let gateway = start(&broker, &upstream, &table(&mount.file(), headers, ROWS)).await;
     let mut device = broker.device("d1").await;
     device.send("up", json!({})).await;
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
     let requests = upstream.requests().await;
     let [up, news] = requests.as_slice() else { panic!("{requests:?}") };
     assert_eq!((up.url.path(), up.url.query()), ("/botone%3A1/d1", Some("t=one%3A1")));
@@ -124,7 +124,8 @@ async fn secrets_go_into_paths_and_headers_and_change_with_their_file() {
     // Who takes the file away breaks nothing, and hears of it.
     fs::remove_file(mount.file()).unwrap();
     let mut sent = 0;
-    while gateway.metric("gateway_secret_errors_total", &["secret=\"token\""]).await == 0 {
+    while gateway.metric("mqtt_rest_gateway_secret_errors_total", &["secret=\"token\""]).await == 0
+    {
         device.send("up", json!({})).await;
         sent += 1;
         assert!(sent < 3000, "it is looked at every five seconds");
@@ -146,12 +147,12 @@ async fn what_cannot_stand_in_a_header_refuses_the_message() {
     let mut message = device.message("up", "{}");
     message.props.user[1].1 = "k".to_owned();
     device.publish(message).await;
-    gateway.metric_is("gateway_messages_settled_total", &["bad_header"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["bad_header"], 1).await;
     // As a segment of its own a key may be anything but dots.
     let mut message = device.message("own", "{}");
     message.props.user[1].1 = "..".to_owned();
     device.publish(message).await;
-    gateway.metric_is("gateway_messages_settled_total", &["bad_segment"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["bad_segment"], 1).await;
     assert_eq!(upstream.requests().await.len(), 0);
 }
 
@@ -194,14 +195,14 @@ async fn a_token_that_was_replaced_costs_one_more_attempt() {
     let (broker, upstream, gateway) = keyless(&mount).await;
     let mut device = broker.device("d1").await;
     device.send("up", json!({})).await;
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
     mount.swap("two");
     upstream.responds_to(matchers::any(), 401, json!({})).await;
     takes(&upstream, "two").await;
     device.send("up", json!({})).await;
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 2).await;
-    gateway.metric_is("gateway_attempts_total", &["status=\"401\""], 1).await;
-    gateway.metric_is("gateway_upstream_outages_total", &[], 0).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 2).await;
+    gateway.metric_is("mqtt_rest_gateway_attempts_total", &["status=\"401\""], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_upstream_outages_total", &[], 0).await;
 }
 
 #[tokio::test]
@@ -227,12 +228,12 @@ async fn credentials_that_are_refused_hold_everything_until_they_are_replaced() 
     // Longer than the deadline.
     sleep(Duration::from_millis(700)).await;
     dead.silent().await;
-    gateway.metric_is("gateway_messages_pending", &[], 7).await;
-    gateway.metric_is("gateway_upstream_up", &[], 0).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_pending", &[], 7).await;
+    gateway.metric_is("mqtt_rest_gateway_upstream_up", &[], 0).await;
 
     mount.swap("two");
     takes(&upstream, "two").await;
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 7).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 7).await;
     gateway.ready().await;
     dead.silent().await;
     let requests = upstream.requests().await;

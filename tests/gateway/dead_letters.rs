@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::harness::{Broker, Gateway, Upstream};
 
-const LETTERS: &str = "gateway_dead_letters_total";
+const LETTERS: &str = "mqtt_rest_gateway_dead_letters_total";
 
 #[tokio::test]
 async fn dead_letters_without_a_subscriber_are_counted_and_logged() {

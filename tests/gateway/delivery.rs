@@ -36,13 +36,13 @@ async fn killed_before_the_outcome_the_message_comes_again() {
     gateway.kill().await;
     upstream.responds("POST", &path("d1"), ok()).await;
     let mut gateway = Gateway::start(&broker, &upstream).await;
-    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 2).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 2).await;
     assert_eq!(numbers(&upstream, "d1").await, [1, 1, 2]);
     // Acknowledged now: a third gateway gets nothing.
     gateway.stop().await;
     let third = Gateway::start(&broker, &upstream).await;
     device.send("telemetry", json!({"n": 3})).await;
-    third.metric_reaches("gateway_messages_settled_total", &["delivered"], 1).await;
+    third.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
     assert_eq!(numbers(&upstream, "d1").await, [1, 1, 2, 3]);
 }
 
@@ -69,7 +69,7 @@ async fn order_is_kept_per_device_and_devices_run_side_by_side() {
             device.send("telemetry", json!({"n": n})).await;
         }
     }
-    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 204).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 204).await;
     assert_eq!(numbers(&upstream, "slow").await, [0, 1, 2, 3]);
     let expected: Vec<u64> = (0..40).collect();
     for quick in 1..5 {
@@ -105,7 +105,9 @@ async fn a_hanging_device_stalls_nobody_on_a_window_of_twenty() {
             well.send("telemetry", json!({"n": round * 20 + n})).await;
         }
         let delivered = (round + 1) * 20;
-        gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], delivered).await;
+        gateway
+            .metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], delivered)
+            .await;
     }
     // Five times the window, past a device that holds a quarter of it and hangs all the while. It has
     // held back the others once: when the first window was full.
@@ -118,7 +120,7 @@ async fn a_hanging_device_stalls_nobody_on_a_window_of_twenty() {
     let waits: Vec<_> = gaps.filter(|gap| *gap >= hold * 3 / 4).collect();
     // Without its memory the window would have waited in each of the five rounds; the machine may be slow once.
     assert!((1..=2).contains(&waits.len()), "waited {waits:?}");
-    assert_eq!(gateway.metric("gateway_messages_pending", &[]).await, 5);
+    assert_eq!(gateway.metric("mqtt_rest_gateway_messages_pending", &[]).await, 5);
 }
 
 #[tokio::test]
@@ -135,10 +137,10 @@ async fn retry_after_holds_back_that_device_alone() {
     upstream.arrived("POST /v1/devices/d1/telemetry", 1).await;
     d2.ask("telemetry", json!({"n": 0})).await;
     assert_eq!(upstream.count("POST /v1/devices/d1/telemetry").await, 1, "d2 did not wait for d1");
-    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 2).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 2).await;
     assert!(began.elapsed() >= Duration::from_secs(1));
     assert_eq!(upstream.count("POST /v1/devices/d1/telemetry").await, 2);
-    assert_eq!(gateway.metric("gateway_attempts_total", &["status=\"429\""]).await, 1);
+    assert_eq!(gateway.metric("mqtt_rest_gateway_attempts_total", &["status=\"429\""]).await, 1);
 
     // As a date, which counts whole seconds.
     let date = humantime::format_rfc3339_seconds(SystemTime::now() + Duration::from_secs(3));
@@ -164,14 +166,14 @@ async fn a_broker_that_restarts_costs_no_second_post_and_no_reply() {
     let mut device = broker.device("d1").await;
     gateway.ready().await;
     assert_eq!(device.next().await.user("status"), "200");
-    gateway.metric_reaches("gateway_redelivered_total", &[], 1).await;
+    gateway.metric_reaches("mqtt_rest_gateway_redelivered_total", &[], 1).await;
     assert_eq!(numbers(&upstream, "d1").await, [1]);
     // And it is acknowledged on the new connection.
     assert_eq!(gateway.stop().await.code(), Some(0));
     upstream.responds("POST", &path("d1"), ok()).await;
     let gateway = Gateway::start(&broker, &upstream).await;
     device.send("telemetry", json!({"n": 2})).await;
-    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
     assert_eq!(numbers(&upstream, "d1").await, [1, 2]);
 }
 
@@ -206,7 +208,7 @@ async fn a_device_over_its_rate_is_told_when_to_come_back() {
     }
     assert_eq!(statuses, ["200", "200", "429"]);
     assert_eq!(d2.ask("telemetry", json!({"n": 0})).await.user("status"), "200");
-    gateway.metric_is("gateway_messages_settled_total", &["throttled"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["throttled"], 1).await;
 }
 
 #[tokio::test]
@@ -242,9 +244,11 @@ async fn received_is_settled_plus_pending_at_any_moment() {
                 let lines = text.lines().filter(|line| line.starts_with(name));
                 lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
             };
-            let (received, settled) =
-                (sum("gateway_messages_received_total"), sum("gateway_messages_settled_total"));
-            assert_eq!(received, settled + sum("gateway_messages_pending "), "{text}");
+            let (received, settled) = (
+                sum("mqtt_rest_gateway_messages_received_total"),
+                sum("mqtt_rest_gateway_messages_settled_total"),
+            );
+            assert_eq!(received, settled + sum("mqtt_rest_gateway_messages_pending "), "{text}");
             if settled == 200 { Ok(()) } else { Err(settled) }
         })
         .await;
@@ -275,11 +279,11 @@ async fn a_backlog_larger_than_may_be_held_is_taken_in_parts_and_in_order() {
         .set("BROKER_MAX_PENDING", "61")
         .set("BROKER_ACK_HOLD", "50ms");
     let gateway = options.start(&broker, &upstream).await;
-    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 60).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 60).await;
     let expected: Vec<u64> = (0..60).collect();
     assert_eq!(numbers(&upstream, "d1").await, expected);
     assert_eq!(numbers(&upstream, "hung").await, [0]);
-    assert!(gateway.metric("gateway_overruns_total", &[]).await > 0);
+    assert!(gateway.metric("mqtt_rest_gateway_overruns_total", &[]).await > 0);
 }
 
 /// mosquitto 2.0.11 sends a backlog far beyond the Receive Maximum as long as PUBACKs come in order.
@@ -312,10 +316,10 @@ async fn peak_of_a_backlog(count: u64) -> u64 {
         device.publish(message).await;
     }
     let gateway = options().set("BROKER_MAX_PENDING_BYTES", "2MiB").spawn().await;
-    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], count).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], count).await;
     // None of them twice: it leaves only when the broker has read every acknowledgement.
-    gateway.metric_is("gateway_messages_received_total", &[], count).await;
-    assert!(gateway.metric("gateway_overruns_total", &[]).await > 0);
+    gateway.metric_is("mqtt_rest_gateway_messages_received_total", &[], count).await;
+    assert!(gateway.metric("mqtt_rest_gateway_overruns_total", &[]).await > 0);
     gateway.peak_memory()
 }
 
@@ -347,5 +351,5 @@ async fn a_message_by_a_subscription_of_an_earlier_table_is_a_dead_letter() {
     let letter = dead.next().await;
     assert_eq!(letter.topic, "mqtt-rest-gateway/dead-letter/none");
     assert_eq!((letter.user("reason"), letter.user("status")), ("no_route", "404"));
-    gateway.metric_reaches("gateway_messages_settled_total", &["no_route"], 1).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["no_route"], 1).await;
 }

@@ -57,7 +57,7 @@ async fn the_access_list_lets_each_user_do_its_own_and_no_more() {
     upstream.answers("POST", "/v1/devices/d1/config", 422, json!({})).await;
     d1.send("config/update", json!({})).await;
     assert_eq!(reader.next().await.user("reason"), "rejected");
-    gateway.metric_is("gateway_dead_letters_total", &[r#"kept="yes""#], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_dead_letters_total", &[r#"kept="yes""#], 1).await;
     spy.silent().await;
 }
 

@@ -45,7 +45,7 @@ async fn two_thousand_idle_connections_cost_no_message() {
         device.ask("telemetry", json!({})).await;
     }
     assert_eq!(gateway.get("/livez").await.0, 200);
-    assert_eq!(gateway.metric("gateway_upstream_outages_total", &[]).await, 0);
+    assert_eq!(gateway.metric("mqtt_rest_gateway_upstream_outages_total", &[]).await, 0);
     assert!(gateway.open_files() < 200, "{}", gateway.open_files());
 }
 

@@ -63,7 +63,8 @@ async fn answers_that_only_announce_an_answer_end_with_the_attempt() {
         () = served => {}
         letter = dead.next() => assert_eq!(letter.user("reason"), "deadline"),
     }
-    let attempts = gateway.metric("gateway_attempts_total", &["status=\"timeout\""]).await;
+    let attempts =
+        gateway.metric("mqtt_rest_gateway_attempts_total", &["status=\"timeout\""]).await;
     assert!(attempts >= 2, "each attempt ends at attempt_timeout; there were {attempts}");
     let grown = (gateway.peak_memory() - before) >> 20;
     assert!(grown < 8, "{grown} MiB");

@@ -39,11 +39,11 @@ fn is(request: &Request, call: &str, headers: &[(&str, &str)]) -> bool {
 async fn ended(gateway: &Gateway, counts: &[(&str, u64)]) {
     for (outcome, count) in counts {
         let label = format!("outcome=\"{outcome}\"");
-        gateway.metric_is("gateway_messages_settled_total", &[&label], *count).await;
+        gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &[&label], *count).await;
     }
-    assert_eq!(gateway.metric("gateway_dead_letters_total", &[]).await, 0);
+    assert_eq!(gateway.metric("mqtt_rest_gateway_dead_letters_total", &[]).await, 0);
     let all: u64 = counts.iter().map(|(_, count)| count).sum();
-    gateway.metric_is("gateway_messages_settled_total", &[], all).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &[], all).await;
 }
 
 #[tokio::test]

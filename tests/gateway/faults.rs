@@ -50,12 +50,12 @@ async fn a_connection_to_the_broker_that_is_cut_costs_no_second_post() {
             }
             let (mut rig, gateway, sending) = rig.start(&mut rng).await;
             for cut in 1..=5 {
-                gateway.metric_reaches("gateway_broker_connects_total", &[], cut).await;
+                gateway.metric_reaches("mqtt_rest_gateway_broker_connects_total", &[], cut).await;
                 sleep(between(&mut rng, 20, 500)).await;
                 rig.to_broker.cut(if rng.bool() { Cut::Reset } else { Cut::Close });
             }
-            gateway.metric_reaches("gateway_broker_connects_total", &[], 6).await;
-            let came_again = gateway.metric("gateway_redelivered_total", &[]).await;
+            gateway.metric_reaches("mqtt_rest_gateway_broker_connects_total", &[], 6).await;
+            let came_again = gateway.metric("mqtt_rest_gateway_redelivered_total", &[]).await;
             rig.ends(gateway, sending).await.exactly_once();
             came_again
         });
@@ -70,7 +70,7 @@ async fn a_broker_that_restarts_under_load_loses_nothing_and_costs_no_second_pos
     let mut rng = seed.rng();
     let (mut rig, gateway, sending) = Rig::new().await.start(&mut rng).await;
     for restart in 1..=3 {
-        gateway.metric_reaches("gateway_broker_connects_total", &[], restart).await;
+        gateway.metric_reaches("mqtt_rest_gateway_broker_connects_total", &[], restart).await;
         sleep(between(&mut rng, 100, 800)).await;
         rig.broker.stop().await;
         sleep(between(&mut rng, 0, 300)).await;

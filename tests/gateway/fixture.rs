@@ -9,9 +9,9 @@ use crate::{
     wire::Publish,
 };
 
-pub const SETTLED: &str = "gateway_messages_settled_total";
-pub const REFUSED: &str = "gateway_publishes_refused_total";
-pub const CONNECTS: &str = "gateway_broker_connects_total";
+pub const SETTLED: &str = "mqtt_rest_gateway_messages_settled_total";
+pub const REFUSED: &str = "mqtt_rest_gateway_publishes_refused_total";
+pub const CONNECTS: &str = "mqtt_rest_gateway_broker_connects_total";
 
 /// Where the telemetry of a device goes.
 pub fn path(device: &str) -> String {

@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use crate::{
+    fixture::SETTLED,
     harness::{Broker, Device, Gateway, Options, while_it_moves},
     scripted_api::{Reply, ScriptedApi, Seen},
 };
@@ -122,7 +123,7 @@ async fn an_outage_ends_for_everybody_whoever_tried_first() {
     sleep(Duration::from_secs(3)).await;
     dead.silent().await;
     api.now(|seen| if is_bad(seen) { Reply::status(500) } else { Reply::status(200) });
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 5).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 5).await;
     // And with others served, the bad ones end.
     let mut good = broker.device("d1").await;
     let served = async {
@@ -164,7 +165,11 @@ async fn a_row_that_fails_for_everybody_is_held_and_the_others_go_on() {
     assert!(status == 503 && reasons.contains("row `telemetry`"), "{reasons}");
     api.now(|_| Reply::status(200));
     gateway
-        .metric_is("gateway_messages_settled_total", &["route=\"telemetry\"", "delivered"], 4)
+        .metric_is(
+            "mqtt_rest_gateway_messages_settled_total",
+            &["route=\"telemetry\"", "delivered"],
+            4,
+        )
         .await;
     dead.silent().await;
     gateway.ready().await;
@@ -208,7 +213,7 @@ async fn a_fleet_of_one_loses_nothing_in_an_outage() {
     api.now(|seen| Reply::status(if seen.body.contains("\"bad\":true") { 500 } else { 200 }));
     let letter = dead.next().await;
     assert_eq!((letter.user("reason"), &letter.json()["n"]), ("deadline", &json!(2)));
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 4).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 4).await;
 }
 
 #[tokio::test]
@@ -319,7 +324,7 @@ async fn the_rate_limit_of_all_devices_gives_no_message_up() {
         message.props.user[0].1 = id;
         device.publish(message).await;
     }
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 50).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 50).await;
     dead.silent().await;
 }
 
@@ -381,9 +386,9 @@ async fn a_machine_without_descriptors_is_no_outage_of_the_api() {
         message.props.user[0].1 = id;
         device.publish(message).await;
     }
-    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 300).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 300).await;
     dead.silent().await;
-    assert_eq!(gateway.metric("gateway_upstream_outages_total", &[]).await, 0);
+    assert_eq!(gateway.metric("mqtt_rest_gateway_upstream_outages_total", &[]).await, 0);
 }
 
 /// A device that hangs with many messages on a small window: the others are served all the same.
@@ -416,7 +421,7 @@ async fn one_device_does_not_keep_the_others_out_of_the_window() {
     // What was refused was refused with a reason.
     let refused = errors.next().await;
     assert!(["throttled", "deadline"].contains(&refused.json()["code"].as_str().unwrap()));
-    let held = gateway.metric("gateway_messages_pending_of_one_device", &[]).await;
+    let held = gateway.metric("mqtt_rest_gateway_messages_pending_of_one_device", &[]).await;
     assert!(held <= 20, "{held}");
 }
 
@@ -442,7 +447,7 @@ async fn forty_devices_that_hang_delay_no_message_of_the_others() {
         .await;
     gateway.ready().await;
     let mut dead = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
-    let pending = async || gateway.metric("gateway_messages_pending", &[]).await;
+    let pending = async || gateway.metric("mqtt_rest_gateway_messages_pending", &[]).await;
     let mut well = JoinSet::new();
     for device in 0..WELL {
         let mut device = broker.device(&format!("well{device}")).await;
@@ -474,16 +479,16 @@ async fn forty_devices_that_hang_delay_no_message_of_the_others() {
         _ = all => {}
         () = watching => {}
     }
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], WELL * MESSAGES).await;
+    gateway.metric_is(SETTLED, &["delivered"], WELL * MESSAGES).await;
     // Nobody has let them go: they are where they were, and nobody holds more than the one.
     assert_eq!(pending().await, HANGING);
-    assert_eq!(gateway.metric("gateway_messages_pending_of_one_device", &[]).await, 1);
+    assert_eq!(gateway.metric("mqtt_rest_gateway_messages_pending_of_one_device", &[]).await, 1);
     let (status, reasons) = gateway.get("/readyz").await;
     assert_eq!(status, 200, "{reasons}");
     let_go.send(Some("{}".to_owned())).unwrap();
     gateway.settles().await;
     let all = WELL * MESSAGES + HANGING;
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], all).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], all).await;
     assert_eq!(api.count(|seen| !seen.is_probe()), usize::try_from(all).unwrap());
     dead.silent().await;
 }
@@ -545,7 +550,7 @@ async fn answers_that_are_held_are_bounded_in_bytes() {
         message.props.response_topic = Some(format!("v1/device/{id}/answers"));
         device.publish(message).await;
     }
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 150).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 150).await;
     let grown = (gateway.peak_memory() - before) >> 20;
     // The budget, and what the client library reads ahead on each of 150 connections: up to 0.4 MiB. All of the
     // answers are 135 MiB, which came to this twice over.

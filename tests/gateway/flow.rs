@@ -32,9 +32,9 @@ async fn serves(upstream: &Upstream, below: &str, body: Value) {
 /// Sends telemetry and waits until it is settled, follow-ups included.
 async fn telemetry(device: &mut Device, gateway: &Gateway) {
     let labels = ["route=\"telemetry\""];
-    let before = gateway.metric("gateway_messages_settled_total", &labels).await;
+    let before = gateway.metric("mqtt_rest_gateway_messages_settled_total", &labels).await;
     device.send("telemetry", json!({"status": "online", "telemetries": {}})).await;
-    gateway.metric_reaches("gateway_messages_settled_total", &labels, before + 1).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &labels, before + 1).await;
 }
 
 #[tokio::test]
@@ -98,7 +98,7 @@ payload = "[.a, .b, $payload.n]"
         for _ in 0..pushes {
             assert_eq!(device.next().await.json(), json!([a, b, n]));
         }
-        gateway.metric_reaches("gateway_messages_settled_total", &[], n + 1).await;
+        gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &[], n + 1).await;
         device.silent().await;
     }
 }
@@ -115,7 +115,9 @@ async fn where_no_config_is_set_none_is_pushed() {
     for (count, nothing) in [(1, json!({})), (2, dated), (3, scoped)] {
         serves(&upstream, "config", nothing.clone()).await;
         assert_eq!(device.ask("get", Value::Null).await.user("status"), "204");
-        gateway.metric_is("gateway_fetches_total", &["config_if_set", "empty"], count).await;
+        gateway
+            .metric_is("mqtt_rest_gateway_fetches_total", &["config_if_set", "empty"], count)
+            .await;
         // A device that asks is answered, with what there is.
         assert_eq!(device.ask("config", Value::Null).await.json(), nothing);
     }
@@ -152,7 +154,7 @@ async fn a_fetch_that_failed_is_made_again_with_the_next_answer() {
     flags(&upstream, json!({"config_version": 7})).await;
     upstream.answers("GET", &format!("{DEVICE}/config"), 403, json!({"error": "not now"})).await;
     telemetry(&mut device, &gateway).await;
-    gateway.metric_reaches("gateway_fetches_total", &["config", "failed"], 1).await;
+    gateway.metric_reaches("mqtt_rest_gateway_fetches_total", &["config", "failed"], 1).await;
     device.silent().await;
     serves(&upstream, "config", json!({"version": 7})).await;
     telemetry(&mut device, &gateway).await;
@@ -188,7 +190,7 @@ async fn commands_are_pushed_once_and_the_queue_drains_by_itself() {
     assert_eq!(push.props.correlation.as_deref(), Some(&b"50"[..]));
     serves(&upstream, "command", json!({})).await;
     device.send("commands/update", json!({"id": 50, "status": "failed"})).await;
-    gateway.metric_reaches("gateway_fetches_total", &["command", "empty"], 1).await;
+    gateway.metric_reaches("mqtt_rest_gateway_fetches_total", &["command", "empty"], 1).await;
     device.silent().await;
     let bodies: Vec<Value> = upstream
         .requests()
@@ -292,7 +294,7 @@ async fn a_device_that_is_up_to_date_is_not_told_so_after_a_restart_of_the_gatew
     // Where the question is not answered nothing is said, and it is asked again.
     upstream.answers("GET", DEVICE, 403, json!({"error": "not now"})).await;
     telemetry(&mut device, &gateway).await;
-    gateway.metric_is("gateway_fetches_total", &["own_firmware", "failed"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_fetches_total", &["own_firmware", "failed"], 1).await;
     device.silent().await;
     // An answer that does not say it is an answer: then it has no version that is the latest.
     upstream.answers("GET", DEVICE, 200, json!({"id": "d1"})).await;
@@ -388,9 +390,15 @@ async fn a_snapshot_pushes_everything_in_order_and_survives_failing_parts() {
     device.send("get", Value::Null).await;
     assert_eq!(device.next().await.topic, "v1/device/d1/firmware");
     device.silent().await;
-    assert_eq!(gateway.metric("gateway_fetches_total", &["space_info", "empty"]).await, 1);
-    assert_eq!(gateway.metric("gateway_fetches_total", &["config_if_set", "failed"]).await, 1);
-    assert_eq!(gateway.metric("gateway_fetches_total", &["command", "failed"]).await, 1);
+    assert_eq!(
+        gateway.metric("mqtt_rest_gateway_fetches_total", &["space_info", "empty"]).await,
+        1
+    );
+    assert_eq!(
+        gateway.metric("mqtt_rest_gateway_fetches_total", &["config_if_set", "failed"]).await,
+        1
+    );
+    assert_eq!(gateway.metric("mqtt_rest_gateway_fetches_total", &["command", "failed"]).await, 1);
 }
 
 #[tokio::test]
@@ -405,8 +413,9 @@ async fn what_the_gateway_pushes_is_not_a_request() {
     echo.props.user.clear();
     device.publish(echo).await;
     eventually("both ignored", || async {
-        let loops = gateway.metric("gateway_messages_settled_total", &["loop"]).await;
-        let others = gateway.metric("gateway_messages_settled_total", &["not_a_request"]).await;
+        let loops = gateway.metric("mqtt_rest_gateway_messages_settled_total", &["loop"]).await;
+        let others =
+            gateway.metric("mqtt_rest_gateway_messages_settled_total", &["not_a_request"]).await;
         (loops == 1 && others == 1).then_some(())
     })
     .await;

@@ -61,7 +61,9 @@ async fn no_level_can_choose_another_path() {
             None => assert!(calls.is_empty(), "{level:.40}: {calls:?}"),
         }
         let count = u64::try_from(index).unwrap() + 1;
-        gateway.metric_reaches("gateway_messages_settled_total", &["telemetry"], count).await;
+        gateway
+            .metric_reaches("mqtt_rest_gateway_messages_settled_total", &["telemetry"], count)
+            .await;
     }
     neighbour_is_well(&broker, &upstream).await;
 }
@@ -181,7 +183,7 @@ async fn every_upstream_answer_has_its_outcome() {
             (status, Some(code)),
             "{what}"
         );
-        gateway.metric_is("gateway_messages_settled_total", &[], 1).await;
+        gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &[], 1).await;
     }
 }
 
@@ -229,7 +231,7 @@ async fn answers_of_the_wrong_kind_are_passed_on_or_refused() {
     }
     assert_eq!(elsewhere.calls().await.len(), 0);
     // Each message ended once.
-    gateway.metric_is("gateway_messages_settled_total", &[], 7).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &[], 7).await;
     neighbour_is_well(&broker, &upstream).await;
 }
 
@@ -284,5 +286,5 @@ async fn what_a_lenient_broker_passes_on_is_refused_as_well() {
         assert_eq!(link.expect_puback().await, packet_id);
     }
     assert_eq!(upstream.calls().await.len(), 0);
-    gateway.metric_reaches("gateway_messages_settled_total", &[], 5).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &[], 5).await;
 }

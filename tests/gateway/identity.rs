@@ -41,7 +41,7 @@ async fn a_message_speaks_only_for_the_device_of_its_topic() {
     }
     assert_eq!(upstream.calls().await.len(), 0, "refused before any call");
     device.send("telemetry", json!({})).await;
-    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
 }
 
 #[tokio::test]
@@ -142,7 +142,7 @@ async fn a_device_cannot_make_the_gateway_speak_to_another() {
     message.props.response_topic = Some("v1/device/d1/config/update".into());
     device.publish(message).await;
     assert_eq!(device.next().await.topic, "v1/device/d1/config/update");
-    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
     assert_eq!(upstream.calls().await, ["POST /v1/devices/d1/telemetry"]);
     loop {
         let heard = others.next().await;
@@ -173,7 +173,7 @@ async fn a_message_with_credentials_and_via_is_a_request() {
         message.props.user.push(("via".to_owned(), "mqtt-rest-gateway".to_owned()));
         device.publish(message).await;
     }
-    gateway.metric_is("gateway_messages_settled_total", &["loop"], 2).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["loop"], 2).await;
     gateway.logs("ignored").await;
     device.silent().await;
 }

@@ -7,7 +7,7 @@ use wiremock::{Match, Request, ResponseTemplate};
 
 use crate::harness::{Broker, Device, Gateway, Options, Upstream, run};
 
-const SETTLED: &str = "gateway_messages_settled_total";
+const SETTLED: &str = "mqtt_rest_gateway_messages_settled_total";
 
 const CONFIG: &str = r#"
 [upstream]

@@ -68,7 +68,7 @@ async fn a_message_without_any_property_reaches_the_api_and_its_answer_the_devic
     let request = &upstream.requests().await[0];
     assert_eq!((request.url.path(), &*request.body), ("/plugs/plug1", &br#"{"POWER": "ON"}"#[..]));
     assert!(!request.headers.contains_key("authorization"), "{:?}", request.headers);
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
 }
 
 #[tokio::test]
@@ -87,13 +87,13 @@ async fn what_is_remembered_pushed_and_changed_is_known_of_each_device() {
     }
     assert_eq!(plug.on("cmnd/plug1/LIMIT").await.text(), r#"{"limit":10,"orders":true}"#);
     assert_eq!(plug.on("cmnd/plug1/ORDER").await.text(), r#"{"id":1}"#);
-    gateway.metric_is("gateway_fetches_total", &["orders", "repeated"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_fetches_total", &["orders", "repeated"], 1).await;
     // 401 and 403 say something of the gateway's credentials, and nothing of the device.
     for status in [401, 403] {
         upstream.answers("POST", "/plugs/plug1/sensor", status, json!({})).await;
         plug.publish("tele/plug1/SENSOR", "{}").await;
     }
-    gateway.metric_is("gateway_messages_settled_total", &["rejected"], 2).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["rejected"], 2).await;
     plug.publish("stat/plug1/ASK", "").await;
     assert_eq!(plug.on("cmnd/plug1/TOLD").await.text(), r#"{"calls":2}"#);
     other.publish("tele/plug2/SENSOR", "{}").await;
@@ -123,9 +123,9 @@ async fn the_topic_says_who_speaks_and_nothing_else_may() {
     // It says another device, or two; a gateway has said it.
     send([credentials("plug2"), vec![pair("kept", "yes")]].concat()).await;
     send(vec![pair("device_id", "plug1"), pair("device_id", "plug1")]).await;
-    gateway.metric_is("gateway_messages_settled_total", &["identity"], 2).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["identity"], 2).await;
     send([credentials("plug1"), vec![pair("via", "a-gateway")]].concat()).await;
-    gateway.metric_is("gateway_messages_settled_total", &["loop"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["loop"], 1).await;
     let requests = upstream.requests().await;
     assert_eq!(requests.len(), 3);
     assert!(requests.iter().all(|request| !request.headers.contains_key("authorization")));
@@ -156,7 +156,7 @@ async fn of_two_devices_one_hangs_and_the_other_goes_on() {
     for n in 0..50 {
         well.publish("tele/well/SENSOR", json!({ "n": n }).to_string()).await;
     }
-    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 50).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 50).await;
     let numbers: Vec<_> = api
         .seen()
         .iter()
@@ -180,8 +180,8 @@ async fn in_a_group_a_reply_is_known_by_its_mark() {
     message.props.user.clear();
     message.props.response_topic = Some("stat/plug1/RESULT".to_owned());
     device.publish(message).await;
-    gateway.metric_is("gateway_messages_settled_total", &["loop"], 1).await;
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["loop"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
     assert_eq!(upstream.count("PUT /plugs/plug1").await, 1);
 }
 

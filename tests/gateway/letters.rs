@@ -104,7 +104,7 @@ async fn a_letter_that_is_never_taken_settles_its_message_as_well() {
     link.deliver(&telemetry(3, "d1")).await;
     letter(&mut link).await;
     assert_eq!(link.expect_puback().await, 3);
-    gateway.metric_is("gateway_dead_letters_total", &["refused"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_dead_letters_total", &["refused"], 1).await;
 }
 
 /// The broker ends every connection over it, so it is dropped; the original is not sent again for ever.
@@ -124,7 +124,7 @@ async fn a_letter_that_ends_every_connection_settles_its_message() {
     assert_eq!(link.expect_puback().await, 2);
     assert_eq!(upstream.count(&format!("POST {}", path("d1"))).await, 1);
     gateway.metric_is(REFUSED, &["poison"], 1).await;
-    gateway.metric_is("gateway_dead_letters_total", &["dropped"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_dead_letters_total", &["dropped"], 1).await;
 }
 
 /// No broker would take it on its topic, which the device has chosen a part of; or it has no topic, since none
@@ -138,11 +138,11 @@ async fn a_letter_without_a_legal_topic_settles_its_message() {
     link.deliver(&telemetry(1, "d\u{7f}1")).await;
     assert_eq!(link.expect_puback().await, 1);
     gateway.metric_is(REFUSED, &["illegal"], 1).await;
-    gateway.metric_is("gateway_dead_letters_total", &["dropped"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_dead_letters_total", &["dropped"], 1).await;
     link.deliver(&Publish { topic: "elsewhere".to_owned(), ..telemetry(2, "d1") }).await;
     assert_eq!(link.unsubscribed().await.len(), 5, "every filter that may have brought it");
     assert_eq!(link.expect_puback().await, 2);
-    gateway.metric_is("gateway_dead_letters_total", &["no_route", "dropped"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_dead_letters_total", &["no_route", "dropped"], 1).await;
 }
 
 /// A stop waits for the letter's PUBACK before it says good-bye.

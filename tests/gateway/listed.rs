@@ -68,7 +68,7 @@ async fn a_key_comes_from_the_message_or_from_the_file() {
         gateway.log().contains("the keys read before stay").then_some(())
     })
     .await;
-    let failures = gateway.metric("gateway_secret_errors_total", &["keys_file"]).await;
+    let failures = gateway.metric("mqtt_rest_gateway_secret_errors_total", &["keys_file"]).await;
     assert!(failures >= 1 && !gateway.log().contains("listed-of"), "{failures}");
 }
 

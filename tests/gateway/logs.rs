@@ -46,7 +46,7 @@ async fn evil_messages(options: Options) -> Gateway {
         }
     }
     // Whatever the gateway publishes is acknowledged; the log is what matters.
-    while gateway.metric("gateway_messages_settled_total", &[]).await < sent.into() {
+    while gateway.metric("mqtt_rest_gateway_messages_settled_total", &[]).await < sent.into() {
         for packet in link.until_quiet(std::time::Duration::from_millis(100)).await {
             if let crate::wire::Packet::Publish(publish) = packet {
                 link.puback(publish.packet_id).await;
@@ -95,7 +95,7 @@ async fn a_device_cannot_fill_the_log() {
     for _ in 0..300 {
         device.publish(device.message("telemetry", "not json")).await;
     }
-    gateway.metric_is("gateway_messages_settled_total", &["bad_payload"], 300).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["bad_payload"], 300).await;
     // Another reason is a line of its own, and all others stand before it.
     let mut stranger = device.message("telemetry", "{}");
     stranger.props.user.clear();

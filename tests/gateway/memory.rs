@@ -54,7 +54,7 @@ async fn the_formula_holds_for_a_mix_of_everything_at_the_defaults() {
         let message = message(&device, number);
         device.publish(message).await;
     }
-    let received = async || gateway.metric("gateway_messages_received_total", &[]).await;
+    let received = async || gateway.metric("mqtt_rest_gateway_messages_received_total", &[]).await;
     stands_still(received).await;
     let full = gateway.peak_memory();
     assert!(full > idle + 64 * MIB, "{full}: the window is not full");
@@ -65,7 +65,7 @@ async fn the_formula_holds_for_a_mix_of_everything_at_the_defaults() {
     let waiting = gateway.peak_memory();
     link.resume();
     while_it_moves("everything is settled", || async {
-        let settled = gateway.metric("gateway_messages_settled_total", &[]).await;
+        let settled = gateway.metric("mqtt_rest_gateway_messages_settled_total", &[]).await;
         eprintln!(
             "AT {settled} {} {:?}",
             gateway.peak_memory() / MIB,
@@ -115,9 +115,9 @@ async fn an_answer_does_not_wait_for_the_room_that_another_takes() {
             device.publish(message).await;
         }
     }
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 16).await;
-    gateway.metric_is("gateway_fetches_total", &["config\"", "pushed"], 8).await;
-    gateway.metric_is("gateway_fetches_total", &["config_if_set", "pushed"], 8).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 16).await;
+    gateway.metric_is("mqtt_rest_gateway_fetches_total", &["config\"", "pushed"], 8).await;
+    gateway.metric_is("mqtt_rest_gateway_fetches_total", &["config_if_set", "pushed"], 8).await;
 }
 
 /// Waits until a number has not changed for [`STILL`].

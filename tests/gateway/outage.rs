@@ -31,7 +31,7 @@ async fn is_down(gateway: &Gateway, sign: &str) {
             .then_some(())
     })
     .await;
-    assert_eq!(gateway.metric("gateway_upstream_up", &[]).await, 0);
+    assert_eq!(gateway.metric("mqtt_rest_gateway_upstream_up", &[]).await, 0);
 }
 
 /// Longer than the deadline: whatever is given up for it would have been.
@@ -54,12 +54,12 @@ async fn an_upstream_that_is_away_loses_no_message_and_no_order() {
     is_down(&gateway, "cannot be reached").await;
     a_while().await;
     dead.silent().await;
-    assert_eq!(gateway.metric("gateway_messages_pending", &[]).await, 10);
+    assert_eq!(gateway.metric("mqtt_rest_gateway_messages_pending", &[]).await, 10);
 
     // It comes back at the same address, and nobody has to do anything.
     // Its first answer is a good one: a 404 would be the end of a message.
     let api = ScriptedApi::on(socket.listen(64).unwrap(), |_| Reply::status(200));
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 10).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 10).await;
     gateway.ready().await;
     let posts: Vec<_> = api.seen().into_iter().filter(|seen| seen.method == "POST").collect();
     for device in ["d1", "d2"] {
@@ -70,7 +70,7 @@ async fn an_upstream_that_is_away_loses_no_message_and_no_order() {
         assert_eq!(numbers, [0, 1, 2, 3, 4], "{device}");
     }
     dead.silent().await;
-    gateway.metric_is("gateway_upstream_up", &[], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_upstream_up", &[], 1).await;
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn a_name_that_does_not_resolve_is_an_outage_and_says_so() {
     is_down(&gateway, "dns error").await;
     a_while().await;
     dead.silent().await;
-    gateway.metric_is("gateway_messages_pending", &[], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_pending", &[], 1).await;
 }
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn a_black_hole_is_an_outage_that_ends_by_itself() {
     is_down(&gateway, "time").await;
     a_while().await;
     to_api.resume();
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 3).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 3).await;
     dead.silent().await;
 }
 
@@ -121,7 +121,7 @@ async fn a_503_for_everybody_is_an_outage_and_for_one_device_is_not() {
     let mut d1 = broker.device("d1").await;
     assert_eq!(d1.ask("telemetry", json!({})).await.user("status"), "504");
     assert_eq!(dead.next().await.user("reason"), "deadline");
-    assert_eq!(gateway.metric("gateway_upstream_outages_total", &[]).await, 0);
+    assert_eq!(gateway.metric("mqtt_rest_gateway_upstream_outages_total", &[]).await, 0);
 
     // Everybody: all are held.
     for device in devices {
@@ -139,7 +139,7 @@ async fn a_503_for_everybody_is_an_outage_and_for_one_device_is_not() {
     for device in devices {
         upstream.answers("POST", &path(device), 200, json!({})).await;
     }
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 4).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 4).await;
     dead.silent().await;
 }
 
@@ -160,7 +160,7 @@ async fn what_is_held_when_the_gateway_stops_comes_to_the_next_one() {
     let upstream = Upstream::start().await;
     upstream.answers("POST", "/v1/devices/d1/telemetry", 200, json!({})).await;
     let gateway = options().start(&broker, &upstream).await;
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 3).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 3).await;
     let requests = upstream.requests().await;
     let bodies = requests.iter().map(|r| r.body_json::<Value>().unwrap()["n"].as_u64().unwrap());
     assert_eq!(bodies.collect::<Vec<_>>(), [0, 1, 2]);

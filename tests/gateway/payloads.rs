@@ -80,7 +80,7 @@ async fn a_text_becomes_a_line() {
     let line = request(&upstream, &mut device, "sensor/temp", b"21.5", call).await;
     is(&line, "text/plain; charset=utf-8", b"temp,device=d1 value=21.5");
     assert_eq!(line.url.query(), Some("precision=s"));
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
     // What is no text is refused, and so is one that is larger than a filter reads.
     for (payload, code) in [(&b"\xff\xfe"[..], "bad_payload"), (&[b'1'; 1025], "too_large")] {
         let message = device.message("sensor/temp", payload);
@@ -117,7 +117,7 @@ async fn bytes_go_byte_for_byte() {
     let jpeg: Vec<u8> = (0..10_000_u32).map(|n| n.to_le_bytes()[0] ^ 0xff).collect();
     let picture = request(&upstream, &mut device, "picture", &jpeg, "PUT /pictures/d1").await;
     is(&picture, "image/jpeg", &jpeg);
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
 }
 
 /// Every filter of a row and its fetch reads the levels and the properties; no key is among them.
@@ -168,7 +168,7 @@ correlation = '"\($captures.kind)-\($message.properties.n)"'
             assert_eq!(push.json(), seen(n));
             assert_eq!(push.props.correlation.as_deref(), Some(format!("k-{n}").as_bytes()));
         }
-        gateway.metric_is("gateway_messages_settled_total", &["delivered"], round).await;
+        gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], round).await;
         device.silent().await;
     }
     let bodies = upstream.requests().await;

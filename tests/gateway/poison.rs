@@ -95,7 +95,7 @@ async fn a_filter_that_fails_or_costs_too_much_makes_a_dead_letter_and_the_next_
     device.send("body", good.clone()).await;
     assert_eq!(device.next().await.json()["code"], "deadline");
     assert_eq!(dead.next().await.user("reason"), "deadline");
-    gateway.metric_is("gateway_messages_settled_total", &["bad_payload"], refused).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["bad_payload"], refused).await;
 
     // All of it is acknowledged: nothing comes back, not even to another gateway.
     assert_eq!(gateway.stop().await.code(), Some(0));
@@ -103,7 +103,7 @@ async fn a_filter_that_fails_or_costs_too_much_makes_a_dead_letter_and_the_next_
     upstream.answers("POST", "/d1/body", 200, json!({})).await;
     device.send("body", good).await;
     assert_eq!(device.next().await.user("status"), "200");
-    gateway.metric_is("gateway_messages_received_total", &[], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_received_total", &[], 1).await;
     dead.silent().await;
 }
 
@@ -123,7 +123,7 @@ async fn an_answer_that_crashes_a_filter_costs_no_more_than_its_push() {
     upstream.answers("GET", "/d1/settings", 200, json!({"text": "ok", "times": 2})).await;
     assert_eq!(device.ask("news", json!({})).await.user("status"), "200");
     assert_eq!(device.next().await.json(), json!("okok"), "the next push comes");
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 4).await;
-    gateway.metric_is("gateway_filter_errors_total", &[], 2).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 4).await;
+    gateway.metric_is("mqtt_rest_gateway_filter_errors_total", &[], 2).await;
     dead.silent().await;
 }

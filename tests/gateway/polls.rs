@@ -95,7 +95,7 @@ async fn what_has_changed_is_published_on_the_topic_that_it_names() {
     let mut late = broker.listener("late", "rooms/2/b/state").await;
     let kept = late.next().await;
     assert_eq!((kept.retain, kept.json()), (true, next[1].clone()));
-    assert!(gateway.metric("gateway_fetches_total", &["rooms", "repeated"]).await > 3);
+    assert!(gateway.metric("mqtt_rest_gateway_fetches_total", &["rooms", "repeated"]).await > 3);
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn a_value_that_is_no_level_is_not_published_and_the_others_are() {
     let (_broker, gateway, mut listener) = stage(&api).await;
     assert_eq!(listener.next().await.topic, "rooms/3/good/state");
     listener.silent().await;
-    gateway.metric_reaches("gateway_fetches_total", &["rooms", "failed"], 3).await;
+    gateway.metric_reaches("mqtt_rest_gateway_fetches_total", &["rooms", "failed"], 3).await;
     gateway.logs("the value of `floor` is no level of a topic").await;
 }
 
@@ -144,10 +144,10 @@ async fn one_call_is_under_way_and_an_outage_queues_none() {
     tell.send(Some("[]".to_owned())).unwrap();
     asks(&api, 3).await;
     eventually("the outage is seen", || async {
-        (gateway.metric("gateway_upstream_up", &[]).await == 0).then_some(())
+        (gateway.metric("mqtt_rest_gateway_upstream_up", &[]).await == 0).then_some(())
     })
     .await;
-    assert_eq!(gateway.metric("gateway_fetches_total", &["rooms", "failed"]).await, 0);
+    assert_eq!(gateway.metric("mqtt_rest_gateway_fetches_total", &["rooms", "failed"]).await, 0);
     let answer = rooms(&[room(1, "a", 1, 1)]);
     api.now(move |_| answer.clone());
     assert_eq!(listener.next().await.topic, "rooms/1/a/state");

@@ -182,7 +182,7 @@ async fn a_message_that_comes_again_is_sent_once_and_acknowledged_once() {
         let mut link = cut.reconnect(true).await;
         link.expect_nothing(QUIET).await;
         link.deliver(&again(&cut.message)).await;
-        cut.gateway.metric_reaches("gateway_redelivered_total", &[], 1).await;
+        cut.gateway.metric_reaches("mqtt_rest_gateway_redelivered_total", &[], 1).await;
         if answer == Answer::AfterRedelivery {
             link.expect_nothing(QUIET).await;
         }

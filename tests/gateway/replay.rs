@@ -35,7 +35,7 @@ async fn letters(broker: &Broker, upstream: &Upstream) -> Gateway {
         d1.publish(message).await;
     }
     d2.send("telemetry", json!({"n": 9})).await;
-    gateway.metric_is("gateway_dead_letters_total", &[r#"kept="yes""#], 4).await;
+    gateway.metric_is("mqtt_rest_gateway_dead_letters_total", &[r#"kept="yes""#], 4).await;
     gateway
 }
 

@@ -29,7 +29,7 @@ async fn replicas_of_a_group_share_the_messages_and_know_their_own() {
     }
     while_it_moves("every reply came back and was known", || async {
         let loops = async |gateway: &Gateway| {
-            gateway.metric("gateway_messages_settled_total", &["loop"]).await
+            gateway.metric("mqtt_rest_gateway_messages_settled_total", &["loop"]).await
         };
         match loops(&first).await + loops(&second).await {
             20 => Ok(()),
@@ -39,7 +39,9 @@ async fn replicas_of_a_group_share_the_messages_and_know_their_own() {
     .await;
     assert_eq!(upstream.count("GET /v1/devices/d1/config").await, 20);
     for gateway in [&first, &second] {
-        assert!(gateway.metric("gateway_messages_settled_total", &["delivered"]).await > 0);
+        assert!(
+            gateway.metric("mqtt_rest_gateway_messages_settled_total", &["delivered"]).await > 0
+        );
     }
 }
 

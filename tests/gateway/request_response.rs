@@ -39,7 +39,7 @@ async fn without_a_response_topic_telemetry_is_not_answered() {
     let gateway = Gateway::start(&broker, &upstream).await;
     let mut device = broker.device("d1").await;
     device.send("telemetry", json!({"status": "online"})).await;
-    gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 1).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
     device.silent().await;
 }
 
@@ -96,7 +96,7 @@ async fn failures_of_the_gateway_have_a_code_and_a_status() {
     upstream.responds("POST", TELEMETRY, slow).await;
     let answer = device.ask("telemetry", json!({"status": "online"})).await;
     assert_eq!((answer.user("status"), &answer.json()["code"]), ("504", &Value::from("deadline")));
-    gateway.metric_is("gateway_messages_settled_total", &["deadline"], 2).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["deadline"], 2).await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use crate::{
     harness::{Broker, Gateway, Options, Upstream, eventually, free_port},
 };
 
-const DELIVERED: &str = "gateway_messages_settled_total";
+const DELIVERED: &str = "mqtt_rest_gateway_messages_settled_total";
 
 /// A gateway at this broker with a client id of its own, and with a certificate if there are some.
 async fn gateway(
@@ -36,10 +36,10 @@ async fn gateway(
 
 /// It has connected so often, and the broker has kept its session.
 async fn has_connected(gateway: &Gateway, times: u64) {
-    gateway.metric_reaches("gateway_broker_connects_total", &[], times).await;
+    gateway.metric_reaches("mqtt_rest_gateway_broker_connects_total", &[], times).await;
     gateway.ready().await;
-    gateway.metric_is("gateway_broker_connects_total", &[], times).await;
-    gateway.metric_is("gateway_broker_sessions_lost_total", &[], 0).await;
+    gateway.metric_is("mqtt_rest_gateway_broker_connects_total", &[], times).await;
+    gateway.metric_is("mqtt_rest_gateway_broker_sessions_lost_total", &[], 0).await;
 }
 
 /// It looks at its files now.
@@ -188,8 +188,8 @@ async fn the_upstream_is_spoken_to_with_new_certificates_at_once() {
             assert_eq!(device.ask("telemetry", json!({})).await.json(), json!("ok"));
         }
         // Not one attempt went on with what was read before.
-        gateway.metric_is("gateway_attempts_total", &["unreachable"], 0).await;
-        gateway.metric_is("gateway_attempts_total", &["200"], 3).await;
+        gateway.metric_is("mqtt_rest_gateway_attempts_total", &["unreachable"], 0).await;
+        gateway.metric_is("mqtt_rest_gateway_attempts_total", &["200"], 3).await;
         // A broken file changes nothing.
         certificates.change(&[("ca.pem".to_owned(), "half".to_owned())]);
         gateway.signal("HUP");

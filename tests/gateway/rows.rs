@@ -6,7 +6,7 @@ use wiremock::ResponseTemplate;
 
 use crate::harness::{Broker, Device, Gateway, Options, Upstream, run};
 
-const SETTLED: &str = "gateway_messages_settled_total";
+const SETTLED: &str = "mqtt_rest_gateway_messages_settled_total";
 
 const CONFIG: &str = r#"
 [upstream]
@@ -103,7 +103,7 @@ async fn a_message_that_does_not_pass_when_is_skipped() {
     gateway.metric_is(SETTLED, &["skipped"], 6).await;
     device.silent().await;
     dead.silent().await;
-    assert_eq!(gateway.metric("gateway_dead_letters_total", &[]).await, 1);
+    assert_eq!(gateway.metric("mqtt_rest_gateway_dead_letters_total", &[]).await, 1);
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn the_reply_is_what_answer_makes_of_the_apis() {
     for (count, body) in (1..).zip([json!([1]), json!("text")]) {
         upstream.answers("POST", "/shaped", 200, body.clone()).await;
         assert_eq!(device.ask("shaped", json!({})).await.json(), body);
-        gateway.metric_is("gateway_filter_errors_total", &["shaped"], count).await;
+        gateway.metric_is("mqtt_rest_gateway_filter_errors_total", &["shaped"], count).await;
     }
     let page = ResponseTemplate::new(200).set_body_raw("<html>", "text/html");
     upstream.responds("POST", "/shaped", page).await;

@@ -66,7 +66,7 @@ async fn no_path_prints_a_key() {
     let mut everything = broker.observer("#").await;
     let sent =
         every_answer(&gateway, &upstream, &mut device).await + every_refusal(&mut device).await;
-    gateway.metric_reaches("gateway_messages_settled_total", &[], sent).await;
+    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &[], sent).await;
     let requests = upstream.requests().await;
     let with_key = |key: &str| {
         requests.iter().any(|r| r.headers.get("authorization").is_some_and(|v| v == key))
@@ -163,7 +163,7 @@ async fn every_answer(gateway: &Gateway, upstream: &Upstream, device: &mut Devic
             }
         }
         // Else the next answer would be everybody's.
-        gateway.metric_reaches("gateway_messages_settled_total", &[], sent).await;
+        gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &[], sent).await;
     }
     sent
 }
@@ -244,9 +244,14 @@ async fn publications(everything: &mut Device, letters: u64) -> Vec<(String, Str
 /// How many dead letters there must be: everything that is neither delivered nor ignored.
 async fn letters(gateway: &Gateway) -> u64 {
     let settled = |outcome: &'static str| async move {
-        gateway.metric("gateway_messages_settled_total", &[&format!("outcome=\"{outcome}\"")]).await
+        gateway
+            .metric(
+                "mqtt_rest_gateway_messages_settled_total",
+                &[&format!("outcome=\"{outcome}\"")],
+            )
+            .await
     };
-    let all = gateway.metric("gateway_messages_settled_total", &[]).await;
+    let all = gateway.metric("mqtt_rest_gateway_messages_settled_total", &[]).await;
     all - settled("delivered").await - settled("unknown").await - settled("not_a_request").await
 }
 
@@ -294,12 +299,12 @@ async fn no_path_prints_what_authorizes_the_gateway() {
             .await;
         let mut device = broker.device("d1").await;
         device.send("up", json!({})).await;
-        gateway.metric_reaches("gateway_messages_settled_total", &["delivered"], 1).await;
+        gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
         let denied = json!({"error": IN_HEADER, "error_description": IN_HEADER});
         upstream.answers("POST", "/token", 400, denied).await;
         upstream.answers("POST", "/up", 401, json!({})).await;
         device.send("up", json!({})).await;
-        gateway.metric_reaches("gateway_upstream_outages_total", &[], 1).await;
+        gateway.metric_reaches("mqtt_rest_gateway_upstream_outages_total", &[], 1).await;
         let mut texts = vec![gateway.log()];
         for path in ["/readyz", "/metrics", "/routes"] {
             texts.push(gateway.get(path).await.1);

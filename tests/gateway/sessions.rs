@@ -96,7 +96,7 @@ async fn a_row_that_is_gone_is_unsubscribed_from_when_its_first_message_comes() 
         }
         device.send("telemetry", json!({ "n": 0 })).await;
         upstream.arrived("POST /v1/device/d1/telemetry", 1).await;
-        gateway.metric_is("gateway_messages_settled_total", &["no_route"], 1).await;
+        gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["no_route"], 1).await;
     }
 }
 
@@ -200,7 +200,7 @@ async fn a_copy_by_an_old_and_a_new_subscription_is_one_message() {
         assert_eq!(link.expect_puback().await, packet_id);
     }
     assert_eq!(upstream.requests().await.len(), 4);
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 4).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 4).await;
     // By a share group that nobody has told it of.
     assert!(!gateway.log().contains("former_share_group"));
     link.deliver(&message(5, &[77])).await;

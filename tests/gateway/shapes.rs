@@ -96,7 +96,7 @@ async fn a_name_of_many_levels_is_one_segment_and_an_inner_row_takes_what_is_its
         for topic in ["zigbee2mqtt/bridge/state", "zigbee2mqtt", "zigbee2mqtt/bridge/a/b"] {
             bridge.publish(topic, "not even JSON").await;
         }
-        gateway.metric_is("gateway_messages_settled_total", &["not_a_request"], 3).await;
+        gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["not_a_request"], 3).await;
         bridge.publish("zigbee2mqtt/kitchen/floor_light", r#"{"state":"ON"}"#).await;
         assert_eq!(bridge.on("told/kitchen/floor_light").await.text(), "1");
         bridge.publish("zigbee2mqtt/groups/all/lamps", "{}").await;
@@ -107,7 +107,7 @@ async fn a_name_of_many_levels_is_one_segment_and_an_inner_row_takes_what_is_its
         let (lamp, hall) = ("PUT /lamps/kitchen%2Ffloor_light", "PUT /lamps/hall");
         only(&upstream, &[lamp, hall, hall, "PUT /groups/all%2Flamps"]).await;
         assert!(!gateway.log().contains("looking for the subscription"), "{}", gateway.log());
-        assert_eq!(gateway.metric("gateway_dead_letters_total", &[]).await, 0);
+        assert_eq!(gateway.metric("mqtt_rest_gateway_dead_letters_total", &[]).await, 0);
     }
 }
 
@@ -120,7 +120,7 @@ async fn no_name_of_many_levels_can_choose_another_path() {
         bridge.publish(&format!("zigbee2mqtt/{name}"), "{}").await;
     }
     let count = names.len().try_into().unwrap();
-    gateway.metric_is("gateway_messages_settled_total", &["bad_segment"], count).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["bad_segment"], count).await;
     bridge.publish("zigbee2mqtt/hall", "{}").await;
     only(&upstream, &["PUT /lamps/hall"]).await;
 }
@@ -150,7 +150,7 @@ async fn a_response_topic_is_no_other_devices_topic() {
         ask(topic, response_topic).await;
     }
     let count = refused.len().try_into().unwrap();
-    gateway.metric_is("gateway_messages_settled_total", &["response_topic"], count).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["response_topic"], count).await;
     ask("owntracks/alice/pixel", "owntracks/alice/pixel/answers").await;
     assert_eq!(device.on("owntracks/alice/pixel/answers").await.json(), json!({"ok": true}));
     only(&upstream, &["POST /users/alice/phones/pixel"]).await;
@@ -190,7 +190,7 @@ async fn two_levels_name_a_phone_and_a_constant_a_camera() {
         message.props.user = vec![("device_id".to_owned(), id.to_owned())];
         device.publish(message).await;
     }
-    gateway.metric_is("gateway_messages_settled_total", &["identity"], 2).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["identity"], 2).await;
     upstream.arrived("POST /events", 21).await;
 }
 
@@ -245,7 +245,7 @@ async fn letters_of_devices_without_keys_are_sent_again_without_keys() {
     for topic in ["zigbee2mqtt/kitchen/lamp", "frigate/events", "owntracks/alice/pixel"] {
         device.publish(topic, "{}").await;
     }
-    gateway.metric_is("gateway_dead_letters_total", &[r#"kept="yes""#], 3).await;
+    gateway.metric_is("mqtt_rest_gateway_dead_letters_total", &[r#"kept="yes""#], 3).await;
     for call in calls {
         let (method, path) = call.split_once(' ').unwrap();
         upstream.answers(method, path, 200, json!({})).await;

@@ -173,14 +173,15 @@ async fn every_row_makes_exactly_its_call_and_answers_where_it_says() {
         }
         gateway
             .metric_reaches(
-                "gateway_messages_settled_total",
+                "mqtt_rest_gateway_messages_settled_total",
                 &[&format!("route=\"{}\"", row.name)],
                 2,
             )
             .await;
     }
-    let dead = gateway.metric("gateway_messages_settled_total", &[]).await;
-    let delivered = gateway.metric("gateway_messages_settled_total", &["delivered"]).await;
+    let dead = gateway.metric("mqtt_rest_gateway_messages_settled_total", &[]).await;
+    let delivered =
+        gateway.metric("mqtt_rest_gateway_messages_settled_total", &["delivered"]).await;
     assert_eq!(
         (dead, delivered),
         (20, 20),

@@ -109,7 +109,9 @@ async fn what_is_no_segment_makes_no_call() {
         device.send("value", json!({"assetId": value, "tag": "t"})).await;
         let error = device.on("v1/device/d1/errors").await;
         assert_eq!((error.user("status"), &error.json()["code"]), ("400", &json!("bad_segment")));
-        gateway.metric_is("gateway_messages_settled_total", &["bad_segment"], count).await;
+        gateway
+            .metric_is("mqtt_rest_gateway_messages_settled_total", &["bad_segment"], count)
+            .await;
     }
     // A filter that fails, and a payload that is none.
     for payload in [r#"{"assetId": 1, "tag": 2, "q": 3"#, "[1]"] {

@@ -73,7 +73,7 @@ async fn a_message_that_is_sent_again_on_the_same_connection_is_posted_once() {
         link.deliver(&again(1, "d1")).await;
     }
     assert_eq!(link.expect_puback().await, 1);
-    gateway.metric_is("gateway_redelivered_total", &[], 3).await;
+    gateway.metric_is("mqtt_rest_gateway_redelivered_total", &[], 3).await;
     // It has not read the PUBACK yet.
     link.deliver(&again(1, "d1")).await;
     assert_eq!(link.expect_puback().await, 1);
@@ -160,7 +160,7 @@ async fn a_broker_that_takes_pubacks_in_any_order_is_asked_once() {
     }
     // Longer than it took to ask.
     link.expect_nothing(Duration::from_secs(6)).await;
-    gateway.metric_is("gateway_broker_connects_total", &[], 2).await;
+    gateway.metric_is("mqtt_rest_gateway_broker_connects_total", &[], 2).await;
 }
 
 /// No identifier may come round to a message that is held: 65,535 others, and it would.
