@@ -122,6 +122,20 @@ struct Row {
 }
 
 impl FailureKind {
+    /// Every word that [`FailureKind::code`] has.
+    pub const CODES: [&'static str; 7] = [
+        "unreachable",
+        "broken",
+        "answer_too_large",
+        "deadline",
+        "expired",
+        "credentials",
+        "throttled",
+    ];
+    /// The words that [`FailureKind::attempt`] has for an exchange that was made.
+    pub const ATTEMPTS: [&'static str; 6] =
+        ["unreachable", "local", "broken", "answer_too_large", "timeout", "expired"];
+
     /// The table of failures.
     #[rustfmt::skip]
     fn row(&self) -> Row {

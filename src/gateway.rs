@@ -120,13 +120,9 @@ impl Gateway {
     async fn assemble(config: Config, subscriptions: Subscriptions) -> Result<Self, StartError> {
         let admin = match config.admin {
             None => None,
-            Some(address) => Some(
-                TcpListener::bind(address)
-                    .await
-                    .map_err(|error| StartError::Admin(address, error))?,
-            ),
+            Some(at) => Some(TcpListener::bind(at).await.map_err(|e| StartError::Admin(at, e))?),
         };
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics::new(&config.known_series()));
         let upstream = Upstream::new(&config.upstream, metrics.clone())?;
         let (connection, publisher, broker) =
             Connection::new(config.broker.clone(), subscriptions, metrics.clone())?;
@@ -140,6 +136,7 @@ impl Gateway {
             publisher.clone(),
             metrics.clone(),
         );
+        config.give_readings(metrics.readings(), connection.receive_window());
         let poller = Poller {
             settings: config.exchange.clone(),
             upstream: upstream.clone(),
@@ -369,7 +366,7 @@ impl<P: Fn(Arc<str>, Arrived)> Arrivals<P> {
         }
         let clock = exchange.clock(delivery.subscription);
         let (bytes, answering) = (delivery.message.payload.len(), upstream.answering_time());
-        let place = shares.take(&sender, bytes, answering);
+        let place = shares.take(&sender, bytes, answering, delivery.message.arrived);
         // 2. It waits behind the earlier messages of its device.
         (self.push)(sender, Arrived { delivery, clock, place });
     }

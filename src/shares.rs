@@ -18,9 +18,10 @@ use std::{
 use foldhash::HashMap;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
+    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric},
     metrics::gauge::ConstGauge,
 };
+use tokio::time::Instant;
 
 /// The window counts as nearly full when this much of it is in use, in quarters.
 const NEARLY_FULL: usize = 3;
@@ -39,8 +40,8 @@ pub struct Shares {
 /// no device counts as stuck in an outage.
 #[derive(Default)]
 struct Share {
-    /// When each of its pending messages arrived, oldest first.
-    arrivals: VecDeque<Duration>,
+    /// When each of its pending messages arrived, oldest first, by that clock and by that of the wall.
+    arrivals: VecDeque<(Duration, Instant)>,
     bytes: usize,
     /// When a message of the device was last finished, or when the first one arrived.
     progress: Option<Duration>,
@@ -98,11 +99,17 @@ impl Drop for Place {
 }
 
 impl Shares {
-    /// A message of this device is pending from now on; `clock` is the reading of the clock.
-    pub fn take(self: &Arc<Self>, device: &Arc<str>, bytes: usize, clock: Duration) -> Place {
+    /// A message of this device that arrived then is pending from now on; `clock` is the reading of the clock.
+    pub fn take(
+        self: &Arc<Self>,
+        device: &Arc<str>,
+        bytes: usize,
+        clock: Duration,
+        arrived: Instant,
+    ) -> Place {
         let mut devices = self.devices();
         let own = devices.entry(device.clone()).or_default();
-        own.arrivals.push_back(clock);
+        own.arrivals.push_back((clock, arrived));
         own.bytes += bytes;
         own.progress.get_or_insert(clock);
         self.messages.fetch_add(1, Ordering::Relaxed);
@@ -133,7 +140,7 @@ impl Shares {
             || full_of_bytes && reaches(own.bytes, window.bytes, FAIR_SHARE);
         is_over.then(|| OverShare {
             messages: own.arrivals.len(),
-            oldest: clock.saturating_sub(own.arrivals.front().copied().unwrap_or(clock)),
+            oldest: clock.saturating_sub(own.arrivals.front().map_or(clock, |(clock, _)| *clock)),
             stuck: clock.saturating_sub(own.progress.unwrap_or(clock)),
         })
     }
@@ -143,6 +150,13 @@ impl Shares {
         let devices = self.devices();
         let largest = devices.iter().max_by_key(|(_, share)| share.arrivals.len());
         largest.map(|(device, share)| (device.clone(), share.arrivals.len()))
+    }
+
+    /// How long the oldest message that is pending has been so.
+    pub fn oldest(&self) -> Duration {
+        let devices = self.devices();
+        let oldest = devices.values().filter_map(|share| share.arrivals.front()).map(|(_, at)| at);
+        oldest.min().map_or(Duration::ZERO, Instant::elapsed)
     }
 
     fn devices(&self) -> MutexGuard<'_, HashMap<Arc<str>, Share>> {
@@ -160,15 +174,25 @@ impl fmt::Debug for Shares {
 impl Collector for Shares {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let most = self.largest().map_or(0, |(_, messages)| messages);
-        let gauge = ConstGauge::new(i64::try_from(most).unwrap_or(i64::MAX));
-        let family = encoder.encode_descriptor(
-            "messages_pending_of_one_device",
-            "Messages pending of the device with the most of them",
-            None,
-            gauge.metric_type(),
-        )?;
-        gauge.encode(family)
+        let help = "Messages pending of the device with the most of them";
+        gauge(&mut encoder, "messages_pending_of_one_device", help, most)?;
+        let help = "Bytes of payload of the messages that are pending";
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        gauge(&mut encoder, "messages_pending_bytes", help, bytes)?;
+        let help = "How long the oldest message that is pending has been so";
+        gauge(&mut encoder, "oldest_pending_seconds", help, self.oldest().as_secs_f64())
     }
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: impl EncodeGaugeValue,
+) -> fmt::Result {
+    let gauge = ConstGauge::new(value);
+    let kind = gauge.metric_type();
+    gauge.encode(encoder.encode_descriptor(name, help, None, kind)?)
 }
 
 #[cfg(test)]
@@ -178,7 +202,9 @@ mod tests {
     const WINDOW: Window = Window { messages: 20, bytes: 1000 };
 
     fn places(shares: &Arc<Shares>, device: &str, count: usize, bytes: usize) -> Vec<Place> {
-        (0..count).map(|_| shares.take(&device.into(), bytes, Duration::ZERO)).collect()
+        (0..count)
+            .map(|_| shares.take(&device.into(), bytes, Duration::ZERO, Instant::now()))
+            .collect()
     }
 
     #[test]

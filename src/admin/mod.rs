@@ -29,10 +29,8 @@ pub(crate) use self::{
     ask::ask,
     health::{Health, remind},
 };
-use crate::metrics::Metrics;
+use crate::metrics::{Format, Metrics};
 
-/// The content type of the format that `prometheus-client` writes, which Prometheus checks.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -128,17 +126,20 @@ impl Pages {
                 [] => page(StatusCode::OK, TEXT, "ready\n"),
                 reasons => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, reasons.join("\n") + "\n"),
             },
-            "/metrics" => page(StatusCode::OK, OPENMETRICS, self.scrape().await),
+            "/metrics" => {
+                let format = Format::wanted(request.headers());
+                page(StatusCode::OK, format.content_type(), self.scrape(format).await)
+            }
             "/routes" => page(StatusCode::OK, JSON, self.routes.clone()),
             _ => page(StatusCode::NOT_FOUND, TEXT, "not found: `/` lists the pages\n"),
         }
     }
 
-    async fn scrape(&self) -> String {
+    async fn scrape(&self, format: Format) -> String {
         let mut next = self.next_scrape.lock().await;
         sleep_until(*next).await;
         let began = Instant::now();
-        let text = self.metrics.render();
+        let text = self.metrics.render(format);
         *next = Instant::now() + began.elapsed() * PAUSE_PER_SCRAPE;
         text
     }

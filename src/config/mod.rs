@@ -20,6 +20,7 @@ mod route;
 mod scalar;
 mod schema;
 mod secrets;
+mod series;
 mod table;
 mod upstream;
 pub(crate) mod values;

@@ -116,6 +116,8 @@ impl Exchange {
         metrics: Arc<Metrics>,
     ) -> Self {
         let devices = Arc::new(Devices::new(remembered_devices));
+        let known = devices.clone();
+        metrics.readings().devices_known.is(move || known.len());
         let filters = Filters::new(devices.clone(), metrics.clone(), settings.max_bytes.filter);
         let pusher = Pusher {
             via: settings.via.clone(),
@@ -166,7 +168,7 @@ impl Exchange {
         let outcome = outcome.ok()?;
         let letter = self.conclude(&outcome, &incoming, taken.as_ref().ok()).await;
         // 7. What the answer sets off is fetched and pushed.
-        let (code, status) = (outcome.code(), outcome.status());
+        let code = outcome.code();
         if let (Ok(taken), Outcome::Delivered(answer)) = (&taken, outcome)
             && taken.route.call.is_some()
             && self.follow(taken, answer).await == Err(Stopping)
@@ -175,7 +177,7 @@ impl Exchange {
         }
         // 8. Behind everything published above, the message is settled, by its dead letter if it has one; 9. so the
         // broker gets its PUBACK.
-        self.metrics.settled(incoming.name(), code, status);
+        self.metrics.settled(incoming.name(), code, message.arrived);
         match letter {
             None => receipt.settle().await,
             Some(letter) => receipt.settle_by(letter).await,

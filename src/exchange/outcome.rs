@@ -2,7 +2,7 @@
 
 use crate::{
     call::Answer,
-    failure::Failure,
+    failure::{Failure, FailureKind},
     table::{Ignored, NotTaken, refusal::Refusal},
 };
 
@@ -37,6 +37,18 @@ impl From<NotTaken> for Outcome {
 }
 
 impl Outcome {
+    /// Every word that [`Outcome::code`] has; the most frequent one first.
+    pub(crate) fn codes() -> Vec<&'static str> {
+        let own = ["delivered", "skipped", "unknown", "loop", "not_a_request"];
+        own.into_iter().chain(Self::letter_codes()).collect()
+    }
+
+    /// Those of outcomes that leave a dead letter.
+    pub(crate) fn letter_codes() -> Vec<&'static str> {
+        let own = ["rejected", "panicked"];
+        own.into_iter().chain(Refusal::CODES).chain(FailureKind::CODES).collect()
+    }
+
     /// What the upstream's answer makes of a message; `accepted` says that it is a success.
     pub(crate) fn of(answer: Answer, accepted: bool) -> Self {
         if accepted { Self::Delivered(answer) } else { Self::Rejected(answer) }

@@ -1,4 +1,4 @@
-//! Messages received, settled and pending, as one collector.
+//! Messages received, settled and pending, and how long they took, as one collector.
 
 use std::{
     collections::BTreeMap,
@@ -9,9 +9,17 @@ use std::{
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, histogram::Histogram},
 };
 use tokio::time::Instant;
+
+use super::Known;
+
+/// From the fastest answer to the length of a long outage, in which a message is held.
+const BUCKETS: [f64; 16] = [
+    0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+    3600.0,
+];
 
 /// Messages received and settled, counted under one lock so that `received = settled + pending`
 /// holds in every scrape.
@@ -20,18 +28,65 @@ pub(super) struct Messages(Mutex<Tally>);
 
 #[derive(Default)]
 pub(super) struct Tally {
-    pub(super) received: BTreeMap<Arc<str>, u64>,
-    pub(super) settled: BTreeMap<(Arc<str>, &'static str, u16), u64>,
-    pub(super) last_settled: Option<Instant>,
+    rows: BTreeMap<Arc<str>, Row>,
+    received: u64,
+    settled: u64,
+    last_settled: Option<Instant>,
+}
+
+/// The messages of one row.
+pub(super) struct Row {
+    received: u64,
+    /// By outcome. The most frequent one comes first, so that it is found at once.
+    settled: Vec<(&'static str, u64)>,
+    seconds: Histogram,
+}
+
+impl Default for Row {
+    fn default() -> Self {
+        Self { received: 0, settled: Vec::new(), seconds: Histogram::new(BUCKETS) }
+    }
 }
 
 impl Tally {
     pub(super) fn pending(&self) -> u64 {
-        self.received.values().sum::<u64>() - self.settled.values().sum::<u64>()
+        self.received - self.settled
+    }
+
+    pub(super) fn last_settled(&self) -> Option<Instant> {
+        self.last_settled
+    }
+
+    /// A message of this row arrived.
+    pub(super) fn receive(&mut self, row: &Arc<str>) {
+        self.received += 1;
+        self.rows.entry(row.clone()).or_default().received += 1;
+    }
+
+    /// A message of this row that arrived then has its outcome.
+    pub(super) fn settle(&mut self, row: &Arc<str>, outcome: &'static str, arrived: Instant) {
+        let now = Instant::now();
+        self.settled += 1;
+        self.last_settled = Some(now);
+        let row = self.rows.entry(row.clone()).or_default();
+        match row.settled.iter_mut().find(|(word, _)| *word == outcome) {
+            Some((_, count)) => *count += 1,
+            None => row.settled.push((outcome, 1)),
+        }
+        row.seconds.observe(now.saturating_duration_since(arrived).as_secs_f64());
     }
 }
 
 impl Messages {
+    pub(super) fn new(known: &Known) -> Self {
+        let row = || Row {
+            settled: known.outcomes.iter().map(|outcome| (*outcome, 0)).collect(),
+            ..Row::default()
+        };
+        let rows = known.routes.iter().map(|route| (route.clone(), row())).collect();
+        Self(Mutex::new(Tally { rows, ..Tally::default() }))
+    }
+
     pub(super) fn tally(&self) -> MutexGuard<'_, Tally> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -46,35 +101,31 @@ impl fmt::Debug for Messages {
 impl Collector for Messages {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let tally = self.tally();
-        let kind = ConstCounter::new(0u64).metric_type();
-        let mut family = encoder.encode_descriptor(
-            "messages_received",
-            "Messages received from the broker",
-            None,
-            kind,
-        )?;
-        for (route, count) in &tally.received {
+        let help = "Messages received from the broker, by row";
+        let kind = MetricType::Counter;
+        let mut family = encoder.encode_descriptor("messages_received", help, None, kind)?;
+        for (route, row) in &tally.rows {
             let labels = [("route", &**route)];
-            ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
+            ConstCounter::new(row.received).encode(family.encode_family(&labels)?)?;
         }
-        let mut family = encoder.encode_descriptor(
-            "messages_settled",
-            "Messages settled, by row, outcome and status",
-            None,
-            kind,
-        )?;
-        for ((route, outcome, status), count) in &tally.settled {
-            let status = status.to_string();
-            let labels = [("route", &**route), ("outcome", *outcome), ("status", status.as_str())];
-            ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
+        let help = "Messages settled, by row and outcome";
+        let mut family = encoder.encode_descriptor("messages_settled", help, None, kind)?;
+        for (route, row) in &tally.rows {
+            for (outcome, count) in &row.settled {
+                let labels = [("route", &**route), ("outcome", *outcome)];
+                ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help =
+            "Time from the arrival of a message to its outcome, after which its PUBACK is due";
+        let kind = MetricType::Histogram;
+        let mut family = encoder.encode_descriptor("message_duration_seconds", help, None, kind)?;
+        for (route, row) in &tally.rows {
+            row.seconds.encode(family.encode_family(&[("route", &**route)])?)?;
         }
         let pending = ConstGauge::new(i64::try_from(tally.pending()).unwrap_or(i64::MAX));
-        let family = encoder.encode_descriptor(
-            "messages_pending",
-            "Messages received and not settled: received - settled",
-            None,
-            pending.metric_type(),
-        )?;
-        pending.encode(family)
+        let help = "Messages received and not settled: received - settled";
+        let kind = pending.metric_type();
+        pending.encode(encoder.encode_descriptor("messages_pending", help, None, kind)?)
     }
 }

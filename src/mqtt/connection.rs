@@ -132,10 +132,11 @@ impl Connection {
                     return Ended::Finished;
                 }
             };
+            self.metrics.connection_failed(ending.cause.word());
             if self.mode == Mode::Drain && lasted.is_some() && ending.may_be_another_client() {
                 return self.yield_to_another(ending.text).await;
             }
-            if self.session.is_finishing() && ending.cause == Cause::NotConnected {
+            if self.session.is_finishing() && ending.is_before_connack() {
                 // Nothing can be sent any more, and the broker still has what is not acknowledged.
                 self.status.send_replace(Status::Down(ending.text.clone()));
                 return Ended::BrokerGone(ending.text);

@@ -17,8 +17,10 @@ pub(super) struct Ending {
 /// What ended it, as far as the broker lets know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// The broker has not accepted it.
+    /// It could not be made, or the broker has not answered.
     NotConnected,
+    /// The broker has not accepted it.
+    Refused,
     /// The network, or the broker for reasons of its own: no packet of ours is to blame.
     Unrelated,
     /// The broker closed it without a reason: a publication may be to blame, or another client.
@@ -27,6 +29,24 @@ pub(super) enum Cause {
     OverPackets,
     /// Another client has connected with our client identifier.
     TakenOver,
+}
+
+/// Every word that [`Cause::word`] has.
+pub(crate) const CONNECTION_FAILURES: [&str; 6] =
+    ["unreachable", "refused", "interrupted", "closed", "protocol", "taken_over"];
+
+impl Cause {
+    /// The label in metrics.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::NotConnected => "unreachable",
+            Self::Refused => "refused",
+            Self::Unrelated => "interrupted",
+            Self::Unexplained => "closed",
+            Self::OverPackets => "protocol",
+            Self::TakenOver => "taken_over",
+        }
+    }
 }
 
 impl Ending {
@@ -47,12 +67,14 @@ impl Ending {
             _ => "",
         };
         let said = said(reason, text);
-        Self::no_connection(format!("the broker refused the connection: {said}{hint}"))
+        let text = format!("the broker refused the connection: {said}{hint}");
+        Self { text, cause: Cause::Refused }
     }
 
     /// The broker's CONNACK is one of MQTT 3.1.1.
     pub(super) fn old_protocol() -> Self {
-        Self::no_connection("the broker answers as MQTT 3 does; does it speak MQTT 5?")
+        let text = "the broker answers as MQTT 3 does; does it speak MQTT 5?".to_owned();
+        Self { text, cause: Cause::Refused }
     }
 
     /// The broker sent a DISCONNECT [MQTT 5.0, 3.14].
@@ -93,6 +115,11 @@ impl Ending {
         Self::no_connection(format!(
             "the broker closed the connection before it answered{how}; does it speak MQTT 5{port}"
         ))
+    }
+
+    /// Whether the broker never accepted the connection.
+    pub(super) fn is_before_connack(&self) -> bool {
+        matches!(self.cause, Cause::NotConnected | Cause::Refused)
     }
 
     /// Whether a publication may have caused it.

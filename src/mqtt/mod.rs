@@ -38,6 +38,7 @@ use self::window::Ticket;
 pub(crate) use self::{
     check::{DEVICE, Report, Trial, check_broker},
     connection::{Connection, ConnectionSetupError},
+    ending::CONNECTION_FAILURES,
     one_off::{OneOffError, end_session},
 };
 use crate::{

@@ -82,6 +82,12 @@ impl Secrets {
         Self { named, changes: AtomicU64::new(0) }
     }
 
+    /// The names of those that are read from files.
+    pub fn files(&self) -> impl Iterator<Item = &Arc<str>> {
+        let files = self.named.iter().filter(|(_, source)| matches!(source, Source::File(_)));
+        files.map(|(name, _)| name)
+    }
+
     /// The secret of this name as it is now; `None` if there is none, which the configuration rules out.
     pub fn look(&self, name: &str) -> Option<Look<Secret, SecretError>> {
         let look = match self.named.get(name)? {

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// The label of messages that no row takes.
-static NO_ROUTE: LazyLock<Arc<str>> = LazyLock::new(|| "none".into());
+pub(crate) static NO_ROUTE: LazyLock<Arc<str>> = LazyLock::new(|| "none".into());
 
 /// All rows.
 #[derive(Debug)]

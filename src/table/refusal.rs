@@ -57,6 +57,18 @@ impl From<Unfit> for Refusal {
 }
 
 impl Refusal {
+    /// Every word that [`Refusal::code`] has, but that of a failure that has the same.
+    pub const CODES: [&'static str; 8] = [
+        "no_route",
+        "no_credentials",
+        "identity",
+        "response_topic",
+        "bad_payload",
+        "bad_segment",
+        "bad_header",
+        "too_large",
+    ];
+
     /// The table of refusals: the word for programs and the HTTP-like status.
     fn row(&self) -> (&'static str, u16) {
         match self {

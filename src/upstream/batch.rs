@@ -29,6 +29,7 @@ use tower::{Service, ServiceExt};
 use crate::{
     call::{Answer, Authorization, Batch, BatchForm, Call, Entries, StatusCode},
     failure::{Failure, FailureKind},
+    metrics::Metrics,
     secrets::Secret,
 };
 
@@ -57,13 +58,14 @@ impl BatchLimits {
 pub(super) struct Batches<S> {
     inner: S,
     limits: BatchLimits,
+    metrics: Arc<Metrics>,
     /// By the row's name.
     queues: Arc<Mutex<HashMap<Arc<str>, Queue>>>,
 }
 
 impl<S> Batches<S> {
-    pub(super) fn new(inner: S, limits: BatchLimits) -> Self {
-        Self { inner, limits, queues: Arc::default() }
+    pub(super) fn new(inner: S, limits: BatchLimits, metrics: Arc<Metrics>) -> Self {
+        Self { inner, limits, metrics, queues: Arc::default() }
     }
 }
 
@@ -142,6 +144,7 @@ where
             let mut inner = self.inner.clone();
             let _ = inner.ready().await;
             let Some(calls) = self.next(&name, &batch) else { return };
+            self.metrics.batch(&name, calls.len());
             let calls = match (&batch.form, <[Waiting; 1]>::try_from(calls)) {
                 // As if there were no batches; but by this sender, so that what comes meanwhile waits.
                 (BatchForm::Joined(_), Ok([Waiting { call, result }])) => {

@@ -32,7 +32,7 @@ use crate::{
     call::{Answer, Call, Retry, SMALL_ANSWER, StatusCode},
     failure::{Failure, FailureKind, ProbeFailure, Transience},
     log::seconds,
-    metrics::{AttemptResult, Metrics},
+    metrics::{Attempt, AttemptResult, Metrics},
     tls,
 };
 
@@ -138,7 +138,14 @@ impl Client {
             Ok(answer) => AttemptResult::Answered(answer.status.as_u16()),
             Err(kind) => AttemptResult::Failed(kind.attempt()),
         };
-        self.shared.metrics.attempt(&call.name, ended, began.elapsed());
+        self.shared.metrics.attempt(&Attempt {
+            name: &call.name,
+            ended,
+            elapsed: began.elapsed(),
+            is_retry: call.attempts > 0,
+            sent: call.body.as_ref().map_or(0, Bytes::len),
+            received: result.as_ref().map_or(0, |answer| answer.body.len()),
+        });
         tracing::debug!(
             route = %call.name, device = %call.device, method = %call.method, %ended,
             elapsed_seconds = seconds(began.elapsed()), "attempt"

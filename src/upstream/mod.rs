@@ -22,6 +22,7 @@ mod token;
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::sync::Semaphore;
 use tower::{
     ServiceBuilder, ServiceExt,
     layer::layer_fn,
@@ -154,7 +155,7 @@ impl Upstream {
             settings.backoff,
             settings.deadline,
             client.clone(),
-            metrics,
+            metrics.clone(),
         );
         let turns = Turns::new(&settings.rates, breaker.clone());
         let retry = RetryTransient::new(settings.backoff, breaker.clone());
@@ -163,6 +164,11 @@ impl Upstream {
             bytes: settings.max_request_bytes,
             filter_bytes: settings.max_filter_bytes,
         };
+        let (most, places) =
+            (settings.max_in_flight, Arc::new(Semaphore::new(settings.max_in_flight)));
+        let free = places.clone();
+        metrics.readings().calls_in_flight.is(move || most - free.available_permits());
+        metrics.readings().calls_in_flight_limit.is(move || most);
         let stack = ServiceBuilder::new()
             // Outermost, so that it sees the result of each attempt, and everything below is free while it waits: a call
             // in back-off keeps neither a turn nor a connection.
@@ -172,9 +178,9 @@ impl Upstream {
             .layer(layer_fn(|inner| Throttle { inner, turns: turns.clone() }))
             // Below the throttle, so that each call takes its own turn; above the concurrency limit, since calls that wait
             // to be sent together are not under way yet.
-            .layer(layer_fn(|inner| Batches::new(inner, limits)))
+            .layer(layer_fn(move |inner| Batches::new(inner, limits, metrics.clone())))
             // Next to the client: it bounds the connections, and the memory that answers need.
-            .layer(GlobalConcurrencyLimitLayer::new(settings.max_in_flight))
+            .layer(GlobalConcurrencyLimitLayer::with_semaphore(places))
             .service(client);
         Ok(Self { stack, turns, breaker })
     }

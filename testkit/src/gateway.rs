@@ -152,14 +152,26 @@ impl Gateway {
 
     /// Status and body of an admin path.
     pub async fn get(&self, path: &str) -> (u16, String) {
+        let (head, body) = self.ask(path, "").await;
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body)
+    }
+
+    /// Content type and body of an admin path for whoever accepts this.
+    pub async fn get_as(&self, path: &str, accept: &str) -> (String, String) {
+        let (head, body) = self.ask(path, &format!("accept: {accept}\r\n")).await;
+        let kind = head.lines().find_map(|line| line.strip_prefix("content-type: ")).unwrap();
+        (kind.to_owned(), body)
+    }
+
+    async fn ask(&self, path: &str, headers: &str) -> (String, String) {
         let mut stream = TcpStream::connect(&self.admin).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: x\r\n{headers}connection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
-        let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap();
-        (status, body)
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), body.to_owned())
     }
 
     /// The value of a metric; every given label must be there.

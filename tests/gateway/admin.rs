@@ -1,7 +1,5 @@
 //! The admin endpoint and the command line, from outside.
 
-use serde_json::Value;
-
 use crate::harness::{Broker, Gateway, Options, Upstream, eventually, nobody, program, run};
 
 #[tokio::test]
@@ -31,65 +29,6 @@ async fn readiness_follows_the_broker() {
     broker.start_again().await;
     gateway.ready().await;
     assert!(gateway.metric("mqtt_rest_gateway_broker_connects_total", &[]).await >= 2);
-}
-
-#[tokio::test]
-async fn metrics_are_named_once_and_for_all() {
-    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
-    let gateway = Gateway::start(&broker, &upstream).await;
-    let mut device = broker.device("d1").await;
-    upstream
-        .answers("POST", "/v1/devices/d1/telemetry", 200, serde_json::json!({"command": true}))
-        .await;
-    device.send("telemetry", serde_json::json!({})).await;
-    gateway.metric_reaches("mqtt_rest_gateway_messages_settled_total", &[], 1).await;
-    let (_, text) = gateway.get("/metrics").await;
-    let names: Vec<&str> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE "))
-        .map(|l| l.split(' ').next().unwrap())
-        .collect();
-    let expected = [
-        "mqtt_rest_gateway_build",
-        "mqtt_rest_gateway_attempts",
-        "mqtt_rest_gateway_call_seconds",
-        "mqtt_rest_gateway_fetches",
-        "mqtt_rest_gateway_publishes_refused",
-        "mqtt_rest_gateway_dead_letters",
-        "mqtt_rest_gateway_filter_errors",
-        "mqtt_rest_gateway_upstream_up",
-        "mqtt_rest_gateway_upstream_outages",
-        "mqtt_rest_gateway_broker_connected",
-        "mqtt_rest_gateway_broker_connects",
-        "mqtt_rest_gateway_redelivered",
-        "mqtt_rest_gateway_overruns",
-        "mqtt_rest_gateway_qos0_dropped",
-        "mqtt_rest_gateway_broker_sessions_lost",
-        "mqtt_rest_gateway_secret_errors",
-        "mqtt_rest_gateway_messages_received",
-        "mqtt_rest_gateway_messages_settled",
-        "mqtt_rest_gateway_messages_pending",
-        "mqtt_rest_gateway_messages_pending_of_one_device",
-    ];
-    let (mut names, mut expected) = (names, expected.to_vec());
-    names.sort_unstable();
-    expected.sort_unstable();
-    expected.retain(|name| {
-        names.contains(name)
-            || ![
-                "mqtt_rest_gateway_publishes_refused",
-                "mqtt_rest_gateway_dead_letters",
-                "mqtt_rest_gateway_filter_errors",
-                "mqtt_rest_gateway_secret_errors",
-            ]
-            .contains(name)
-    });
-    assert_eq!(names, expected, "{text}");
-    assert!(!text.contains("d1"), "never a device");
-    assert!(text.ends_with("# EOF\n"));
-    let (_, routes) = gateway.get("/routes").await;
-    let routes: Value = serde_json::from_str(&routes).unwrap();
-    assert_eq!(routes["routes"].as_array().unwrap().len(), 12);
 }
 
 #[tokio::test]

@@ -79,10 +79,10 @@ async fn a_gateway_that_may_do_all_passes_and_one_that_runs_is_not_disturbed() {
     let mut device = broker.login("d1", "d1", "v1/device/d1/#").await;
     device.ask("telemetry", json!({})).await;
     gateway.settles().await;
-    gateway.metric_is("gateway_broker_connects_total", &[], 1).await;
-    gateway.metric_is("gateway_messages_settled_total", &["delivered"], 1).await;
-    let settled = gateway.metric("gateway_messages_settled_total", &[]).await;
-    let loops = gateway.metric("gateway_messages_settled_total", &["loop"]).await;
+    gateway.metric_is("mqtt_rest_gateway_broker_connects_total", &[], 1).await;
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
+    let settled = gateway.metric("mqtt_rest_gateway_messages_settled_total", &[]).await;
+    let loops = gateway.metric("mqtt_rest_gateway_messages_settled_total", &["loop"]).await;
     assert_eq!(settled, loops + 1);
     assert_eq!(upstream.requests().await.iter().filter(|r| r.url.path() != "/").count(), 1);
 }

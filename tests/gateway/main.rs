@@ -36,6 +36,7 @@ mod letters;
 mod listed;
 mod logs;
 mod memory;
+mod metrics;
 mod order;
 mod outage;
 mod payloads;

@@ -71,7 +71,7 @@ async fn messages_that_make_no_progress_are_a_reason_and_none_at_all_is_not() {
     assert_eq!(scene.reasons(), "", "nothing to do is no standstill");
     scene.metrics.received(&scene.row);
     scene.metrics.received(&scene.row);
-    scene.metrics.settled(&scene.row, "delivered", 200);
+    scene.metrics.settled(&scene.row, "delivered", Instant::now());
     advance(PATIENCE).await;
     assert_eq!(
         scene.reasons(),
@@ -80,7 +80,7 @@ async fn messages_that_make_no_progress_are_a_reason_and_none_at_all_is_not() {
     );
     advance(Duration::from_secs(1)).await;
     assert_eq!(scene.reasons(), "upstream: 1 messages held, none settled for 31 s");
-    scene.metrics.settled(&scene.row, "delivered", 200);
+    scene.metrics.settled(&scene.row, "delivered", Instant::now());
     assert_eq!(scene.reasons(), "");
 }
 
@@ -90,7 +90,7 @@ async fn a_device_that_holds_more_than_half_of_a_window_nearly_full_is_a_reason(
     let shares = scene.metrics.shares().clone();
     let take = |device: &str, count: usize| -> Vec<_> {
         let device = Arc::from(device);
-        (0..count).map(|_| shares.take(&device, 1, Duration::ZERO)).collect()
+        (0..count).map(|_| shares.take(&device, 1, Duration::ZERO, Instant::now())).collect()
     };
     let mut places = take("greedy", WINDOW / 2);
     places.extend(take("other", WINDOW / 4));

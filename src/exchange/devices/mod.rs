@@ -259,6 +259,11 @@ impl Devices {
         }
     }
 
+    /// How many devices are known. One that speaks with a key and without one counts twice.
+    pub(super) fn len(&self) -> usize {
+        self.known().len()
+    }
+
     /// A device kept `before` items, and keeps `now`. Called under the lock.
     fn count(&self, before: usize, now: usize) {
         let items = self.items.load(Ordering::Relaxed);

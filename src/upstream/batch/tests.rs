@@ -99,7 +99,7 @@ async fn joined(devices: &[(&'static str, Authorization)]) -> (Vec<String>, Vec<
         async move { Ok(fixtures::answer(status)) }
     });
     let limits = BatchLimits { in_flight: 3, bytes: 100, filter_bytes: 100 };
-    let (batches, batch) = (Batches::new(api, limits), lines());
+    let (batches, batch) = (Batches::new(api, limits, Arc::default()), lines());
     let calls = devices.iter().map(|(body, authorization)| {
         let call = Call {
             body: Some(Bytes::from_static(body.as_bytes())),
