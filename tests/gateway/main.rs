@@ -42,6 +42,7 @@ mod outage;
 mod payloads;
 mod poison;
 mod polls;
+mod prometheus;
 mod protocol;
 mod replay;
 mod replicas;
