@@ -19,6 +19,7 @@ pub(crate) fn message(topic: &str, user: &[(&str, &str)], payload: &[u8]) -> Mes
         payload: Bytes::copy_from_slice(payload),
         properties: Properties { user: user.collect(), ..Properties::default() },
         received_at: SystemTime::UNIX_EPOCH,
+        trace: None,
         arrived: Instant::now(),
     }
 }

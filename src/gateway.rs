@@ -1,14 +1,6 @@
 //! Wires the parts together, starts them in order and stops them in order.
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::join;
 use tokio::{
@@ -20,21 +12,22 @@ use tokio::{
 
 use crate::{
     admin::{self, Health, Pages},
+    arrivals::{Arrivals, Arrived},
     config::Config,
     exchange::{Exchange, Lanes, Poller},
     log,
     metrics::Metrics,
-    mqtt::{
-        Connection, ConnectionSetupError, Delivery, Ended, Mode, Publisher, Status, Subscriptions,
-    },
+    mqtt::{Connection, ConnectionSetupError, Ended, Mode, Publisher, Status, Subscriptions},
     renewal::Renewal,
-    shares::{Place, Window},
-    table::{describe, refusal::Refusal},
+    table::describe,
+    traces::{Traces, TracesError},
     upstream::{ClientError, Upstream},
 };
 
 /// How long the gateway waits at the end of the grace for due PUBACKs to be written.
 const FINAL_ACKNOWLEDGEMENTS: Duration = Duration::from_secs(3);
+/// How long it waits for the collector to take the last spans.
+const FINAL_TRACES: Duration = Duration::from_secs(2);
 
 /// A gateway whose sockets are bound and whose parts are wired, not yet connected to the broker.
 pub struct Gateway {
@@ -47,6 +40,7 @@ pub struct Gateway {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     admin: Option<TcpListener>,
+    traces: Option<Traces>,
     config: Config,
 }
 
@@ -62,6 +56,9 @@ pub enum StartError {
     /// The upstream's settings.
     #[error(transparent)]
     Upstream(#[from] ClientError),
+    /// What exports traces.
+    #[error(transparent)]
+    Traces(#[from] TracesError),
 }
 
 /// How a gateway stopped.
@@ -128,6 +125,9 @@ impl Gateway {
             Connection::new(config.broker.clone(), subscriptions, metrics.clone())?;
         // Longer than a message can be held while everything works.
         let patience = config.upstream.deadline * 2 + config.upstream.attempt_timeout;
+        let client_id = &config.broker.client_id;
+        let started = config.traces.as_ref().map(|settings| Traces::start(settings, client_id));
+        let (traces, begins_spans) = started.transpose()?.unzip();
         let exchange = Exchange::new(
             config.exchange.clone(),
             config.table.clone(),
@@ -135,6 +135,7 @@ impl Gateway {
             upstream.clone(),
             publisher.clone(),
             metrics.clone(),
+            begins_spans.clone(),
         );
         config.give_readings(metrics.readings(), connection.receive_window());
         let poller = Poller {
@@ -143,6 +144,7 @@ impl Gateway {
             publisher: publisher.clone(),
             broker: broker.clone(),
             metrics: metrics.clone(),
+            tracer: begins_spans,
         };
         let health = Arc::new(Health::new(
             broker.clone(),
@@ -162,6 +164,7 @@ impl Gateway {
             poller: Arc::new(poller),
             metrics,
             admin,
+            traces,
             config,
         })
     }
@@ -221,7 +224,19 @@ impl Gateway {
     }
 
     /// Runs until `shutdown`, then stops cleanly within the grace.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Stopped {
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Stopped {
+        let (traces, grace) = (self.traces.take(), self.config.grace);
+        let (stopped, began) = self.serve(shutdown).await;
+        // Every span has ended: nobody has one any more.
+        if let Some(traces) = traces {
+            traces.flush(grace.saturating_sub(began.elapsed()).min(FINAL_TRACES)).await;
+        }
+        tracing::info!(%stopped, "stopped");
+        stopped
+    }
+
+    /// Runs until it has stopped; how, and when it began to stop.
+    async fn serve(self, shutdown: impl Future<Output = ()>) -> (Stopped, Instant) {
         let receive_window = self.connection.receive_window();
         let polls = self.poller.start(&self.config.table);
         let Self {
@@ -260,8 +275,9 @@ impl Gateway {
         let mut connection = tokio::spawn(connection.run(move |delivery| arrivals.take(delivery)));
         tokio::select! {
             () = shutdown => {}
-            ended = &mut connection => return ended_by_itself(ended.ok()),
+            ended = &mut connection => return (ended_by_itself(ended.ok()), Instant::now()),
         }
+        let began = Instant::now();
         let grace_seconds = config.grace.as_secs_f64();
         tracing::info!(grace_seconds, "stopping: finishing what is under way");
         health.stop();
@@ -281,8 +297,7 @@ impl Gateway {
             admin.abort();
         }
         log.abort();
-        tracing::info!(%stopped, "stopped");
-        stopped
+        (stopped, began)
     }
 }
 
@@ -328,70 +343,4 @@ async fn stop(
             Stopped::GraceRanOut
         }
     }
-}
-
-/// Takes what the connection delivers: into the lane of its device, or refused for its share.
-struct Arrivals<P> {
-    /// Puts a message into the lane of its sender.
-    push: P,
-    exchange: Arc<Exchange>,
-    upstream: Upstream,
-    metrics: Arc<Metrics>,
-    receive_window: Arc<AtomicUsize>,
-    max_pending: usize,
-    max_pending_bytes: usize,
-    patience: (Duration, Duration),
-}
-
-impl<P: Fn(Arc<str>, Arrived)> Arrivals<P> {
-    fn take(&self, delivery: Delivery) {
-        let Self { exchange, upstream, metrics, receive_window, .. } = self;
-        metrics.received(exchange.route_name(delivery.subscription));
-        let sender = delivery.sender.clone();
-        let shares = metrics.shares();
-        // Some brokers announce their delivery window in CONNACK (EMQX), others something else (Mosquitto):
-        // more messages at once than that show it.
-        if shares.messages() >= receive_window.load(Ordering::Relaxed) {
-            receive_window.store(self.max_pending, Ordering::Relaxed);
-        }
-        let messages = receive_window.load(Ordering::Relaxed);
-        let window = Window { messages, bytes: self.max_pending_bytes };
-        if let Some(held) = crowds(metrics, upstream, &sender, window, self.patience) {
-            let exchange = exchange.clone();
-            // Bounded by the window: the broker sends no more before this is settled.
-            tokio::spawn(async move {
-                exchange.serve(delivery, Err(Refusal::Crowded { held })).await;
-            });
-            return;
-        }
-        let clock = exchange.clock(delivery.subscription);
-        let (bytes, answering) = (delivery.message.payload.len(), upstream.answering_time());
-        let place = shares.take(&sender, bytes, answering, delivery.message.arrived);
-        // 2. It waits behind the earlier messages of its device.
-        (self.push)(sender, Arrived { delivery, clock, place });
-    }
-}
-
-/// A message in its lane.
-struct Arrived {
-    delivery: Delivery,
-    /// The reading at arrival of the clock by which its deadline runs.
-    clock: Duration,
-    place: Place,
-}
-
-/// How many messages of a device wait, if they keep other devices out: the window is nearly full, the
-/// device has more than its fair share of it, and it makes no progress although the API serves others. In
-/// an outage no message is refused for this: what does not fit stays with the broker.
-fn crowds(
-    metrics: &Metrics,
-    upstream: &Upstream,
-    device: &str,
-    window: Window,
-    (stuck, oldest): (Duration, Duration),
-) -> Option<usize> {
-    let over = metrics.shares().over_share(device, window, upstream.answering_time())?;
-    let waits = upstream.is_delayed(device) && over.oldest >= stuck;
-    let gets_on = over.stuck < stuck && over.oldest < oldest && !waits;
-    (!gets_on && upstream.outages().is_empty()).then_some(over.messages)
 }

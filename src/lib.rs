@@ -6,6 +6,7 @@
 //! consists of, and pure parts.
 
 mod admin;
+mod arrivals;
 mod backoff;
 mod call;
 mod cases;
@@ -33,6 +34,7 @@ mod table;
 pub mod template;
 mod tls;
 pub mod topic;
+pub mod traces;
 mod upstream;
 mod version;
 mod wall_clock;

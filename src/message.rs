@@ -8,6 +8,8 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::traces::Span;
+
 /// The user property that marks everything a gateway publishes; its value is the client identifier.
 /// A message that carries it and no credentials is not taken as a request, so that topics cannot loop.
 pub const VIA: &str = "via";
@@ -40,9 +42,22 @@ pub struct Message {
     pub received_at: SystemTime,
     /// Monotonic clock at arrival, for deadlines.
     pub arrived: Instant,
+    /// Its span, where traces are on.
+    pub trace: Option<Span>,
 }
 
 impl Message {
+    /// One that has just come.
+    pub(crate) fn new(
+        topic: String,
+        payload: Bytes,
+        properties: Properties,
+        arrived: Instant,
+    ) -> Self {
+        let received_at = SystemTime::now();
+        Self { topic, payload, properties, received_at, arrived, trace: None }
+    }
+
     /// The values of all user properties of this name.
     pub fn user_property<'m>(&'m self, name: &str) -> impl Iterator<Item = &'m str> {
         self.properties.user.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
@@ -74,6 +89,20 @@ impl Publication {
     pub fn settles(&self) -> Option<u64> {
         let Purpose::DeadLetter(letter) = &self.purpose else { return None };
         letter.original
+    }
+
+    /// The same with a span of its own below that of the message, which whoever receives it can go on from.
+    pub(crate) fn traced(mut self, trace: Option<&Span>) -> Self {
+        if let Some(trace) = trace {
+            let what = match self.purpose {
+                Purpose::Reply => "reply",
+                Purpose::Push => "push",
+                Purpose::DeadLetter(_) => "dead letter",
+            };
+            let span = trace.publication(what, &self.topic, self.payload.len());
+            span.put_properties(&mut self.properties.user);
+        }
+        self
     }
 
     /// The same in short, for a broker that takes no packet as large: of a dead letter what it says is

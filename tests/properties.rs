@@ -455,6 +455,7 @@ proptest! {
             payload: Bytes::new(),
             properties: Properties { user: user.clone(), ..Properties::default() },
             received_at: SystemTime::now(),
+            trace: None,
             arrived: tokio::time::Instant::now(),
         };
         let identity = Identity {

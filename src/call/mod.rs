@@ -25,6 +25,7 @@ use crate::{
     failure::FailureKind,
     secrets::Secret,
     template::{self, BadHeader, BadSegment, Rendered, Template},
+    traces::Span,
 };
 
 /// The content type of a body whose row names no other, and of what the gateway itself says.
@@ -89,6 +90,8 @@ pub struct Call {
     pub expires: Option<Instant>,
     /// How it may travel with others.
     pub batch: Option<Arc<Batch>>,
+    /// The span that its attempts belong below, where traces are on.
+    pub trace: Option<Span>,
 }
 
 /// What the attempts of a call know of each other: it is shared by its copies.
@@ -169,6 +172,7 @@ impl Call {
             hurried: false,
             expires: None,
             batch: None,
+            trace: None,
         }
     }
 

@@ -109,6 +109,7 @@ impl<'c> Rig<'c> {
             upstream.clone(),
             publisher.clone(),
             metrics.clone(),
+            None,
         );
         let poller = Poller {
             settings: config.exchange.clone(),
@@ -116,6 +117,7 @@ impl<'c> Rig<'c> {
             publisher,
             broker: watch::channel(Status::Subscribed).1,
             metrics,
+            tracer: None,
         };
         let seen = BTreeMap::new();
         Ok(Self { config, api, upstream, broker, exchange, poller, seen })
@@ -137,6 +139,7 @@ impl<'c> Rig<'c> {
                     payload: payload.clone(),
                     properties: properties.clone(),
                     received_at: wall_clock::now(),
+                    trace: None,
                     arrived: Instant::now(),
                 };
                 self.serve(message, differences, tried).await

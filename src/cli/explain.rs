@@ -77,6 +77,7 @@ impl Arguments {
                 ..Properties::default()
             },
             received_at: SystemTime::now(),
+            trace: None,
             arrived: Instant::now(),
         })
     }

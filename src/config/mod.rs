@@ -41,7 +41,7 @@ use self::{
     reader::{Reader, Section},
     request::Requests,
     secrets::Secrets,
-    values::{capture, duration, listener, non_empty, number, one_of},
+    values::{capture, collector, duration, listener, non_empty, number, one_of, share},
 };
 pub use self::{
     effective::effective,
@@ -57,7 +57,7 @@ use crate::{
         route::{Credentials, MaxBytes},
     },
     topic::is_publishable,
-    upstream as api,
+    traces, upstream as api,
 };
 
 /// The shipped file: what runs without a file, and where every default stands.
@@ -82,6 +82,8 @@ pub struct Config {
     pub grace: Duration,
     /// Logs.
     pub log: log::Settings,
+    /// Where traces go, if anywhere.
+    pub traces: Option<traces::Settings>,
     /// Keys that were left out and whose default does not fit the table, which does without them.
     pub unfit_defaults: Vec<&'static str>,
     /// Variables that Kubernetes sets for a Service whose name begins like ours.
@@ -110,6 +112,15 @@ fn text(file: Option<&Path>) -> Result<(String, String), ConfigError> {
     let text = fs::read_to_string(file);
     let text = text.map_err(|error| ConfigError::Unreadable(file.to_owned(), error))?;
     Ok((file.display().to_string(), text))
+}
+
+/// `[traces]`.
+fn trace_settings(root: &Section<'_>) -> Option<traces::Settings> {
+    let section = root.section("traces");
+    let endpoint = section.parsed("endpoint", collector);
+    let sample = section.value("sample", share);
+    section.finish();
+    endpoint.map(|endpoint| traces::Settings { endpoint, sample })
 }
 
 /// `[log]`.
@@ -185,6 +196,7 @@ impl Config {
         let grace = shutdown.value("grace", duration);
         shutdown.finish();
         let log = log_settings(&root);
+        let traces = trace_settings(&root);
         root.finish();
 
         let service_links = reader.service_links();
@@ -213,6 +225,7 @@ impl Config {
             admin: listen,
             grace,
             log,
+            traces,
             unfit_defaults,
             service_links,
         })

@@ -67,6 +67,27 @@ pub(super) fn base_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
+/// Where a collector takes traces.
+pub(super) fn collector(text: &str) -> Result<Url, String> {
+    let wanted = "write `http://host:4318`";
+    let url = Url::parse(text).map_err(|error| format!("invalid URL ({error}); {wanted}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("unknown scheme `{}`; {wanted}: OTLP over HTTP", url.scheme()));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(
+            "the URL has credentials; put what the collector wants into OTEL_EXPORTER_OTLP_HEADERS"
+                .to_owned(),
+        );
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(
+            "the URL has a query or fragment; take it out: the path of OTLP is appended".to_owned()
+        );
+    }
+    Ok(url)
+}
+
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|_| format!("invalid duration `{text}`; write `500ms`, `30s`, `5m` or `1h`"))?;
@@ -95,6 +116,12 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
 pub(super) fn number(text: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|number| (1..=MAX_NUMBER).contains(number));
     number.ok_or_else(|| format!("invalid number `{text}`; write a number from 1 to {MAX_NUMBER}"))
+}
+
+/// A part of a whole.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| format!("invalid share `{text}`; write a number from 0 to 1, such as 0.1"))
 }
 
 /// A text that crosses to a broker: not empty, and nothing that MQTT forbids [MQTT-1.5.4-2].

@@ -137,6 +137,7 @@ mod tests {
             payload: Bytes::from("x"),
             properties: Properties { user: user.collect(), ..Properties::default() },
             received_at: SystemTime::UNIX_EPOCH,
+            trace: None,
             arrived: Instant::now(),
         };
         let (route, key) = ("t".into(), Secret::new("remembered-key"));

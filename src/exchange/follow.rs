@@ -7,11 +7,12 @@ use super::{
     devices::{Devices, Observed},
     fetched::{Trouble, Unfetched},
     filters::Filters,
+    outcome::Outcome,
     push::{self, Pusher},
 };
 use crate::{
     call::Answer,
-    failure::Stopping,
+    failure::{FailureKind, Stopping},
     filter::{self, Context, Filter, FilterError, MAX_OUTPUT_BYTES, Val},
     fingerprint::fingerprint,
     metrics::Metrics,
@@ -36,6 +37,27 @@ pub(super) struct Followed {
     pub(super) fetched: usize,
     /// What went wrong with the others.
     pub(super) troubles: Vec<Trouble>,
+}
+
+impl Followed {
+    /// How a row ends that calls nothing but what it fetches: well if a fetch did, or there was none; else as the
+    /// worst of them.
+    pub(super) fn outcome(self, answer: Answer) -> Outcome {
+        let Self { fetched, troubles } = self;
+        let worst = troubles.into_iter().max_by_key(|trouble| match trouble {
+            Trouble::Failed(_) => u16::MAX,
+            Trouble::Answered(answer) => answer.status.as_u16(),
+            Trouble::Unusable(_) => 0,
+        });
+        match worst {
+            Some(Trouble::Failed(failure)) if fetched == 0 => Outcome::Failed(failure),
+            Some(Trouble::Answered(answer)) if fetched == 0 => Outcome::Rejected(answer),
+            Some(Trouble::Unusable(why)) if fetched == 0 => {
+                Outcome::Failed(FailureKind::Broken(why.to_string()).into())
+            }
+            _ => Outcome::Delivered(answer),
+        }
+    }
 }
 
 /// What follows from one answer: entries of `then`, each with what to mark as seen once it is done.
@@ -108,14 +130,22 @@ impl Follower {
             {
                 self.devices.forget_pushed_on(device, &topic);
             }
-            match self.pusher.fetch(fetch, taken, &answer).await {
+            let span = taken.message.trace.as_ref().map(|trace| trace.fetch(&fetch.name));
+            match self.pusher.fetch(fetch, taken, &answer, span.as_ref()).await {
                 Ok(fetched) => {
+                    if let Some(span) = &span {
+                        span.fetched(fetched.label());
+                    }
                     self.metrics.fetched(&fetch.name, fetched.label());
                     self.devices.mark_seen(&taken.speaker, observed);
                     followed.fetched += usize::from(fetch.call.is_some());
                 }
                 Err(Unfetched::Stopping) => return Err(Stopping),
                 Err(Unfetched::Trouble(trouble)) => {
+                    if let Some(span) = &span {
+                        span.fetched("failed");
+                        span.failed("failed", trouble.to_string());
+                    }
                     self.metrics.fetched(&fetch.name, "failed");
                     let (fetch, device) = (&*fetch.name, &**device);
                     tracing::warn!(fetch, device, trouble = %trouble, "a fetch failed: nothing is pushed");
@@ -195,4 +225,26 @@ impl Follower {
 fn is_plain_text(answer: &Answer) -> bool {
     let essence = answer.content_type.as_deref().and_then(|text| text.split(';').next());
     essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("text/plain"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{exchange::fetched::Unusable, fixtures};
+
+    #[test]
+    fn a_row_that_only_fetches_ends_well_if_a_fetch_did_and_else_as_the_worst() {
+        let end = |fetched: usize, troubles: Vec<Trouble>| {
+            let outcome = Followed { fetched, troubles }.outcome(fixtures::answer(204));
+            (outcome.code(), outcome.status())
+        };
+        let failed = || Trouble::Failed(FailureKind::AttemptTimeout.into());
+        let answered = |status| Trouble::Answered(fixtures::answer(status));
+        let unusable = || Trouble::Unusable(Unusable::Topic);
+        assert_eq!(end(0, vec![]), ("delivered", 204), "nothing was to be fetched");
+        assert_eq!(end(1, vec![failed(), answered(500)]), ("delivered", 204));
+        assert_eq!(end(0, vec![unusable()]), ("broken", 502));
+        assert_eq!(end(0, vec![answered(404), unusable(), answered(500)]), ("rejected", 500));
+        assert_eq!(end(0, vec![answered(500), failed()]), ("deadline", 504));
+    }
 }

@@ -24,9 +24,8 @@ use tokio::time::Instant;
 use self::{
     dead_letter::Envelope,
     devices::Devices,
-    fetched::Trouble,
     filters::{Filters, Shaped},
-    follow::{Followed, Follower},
+    follow::Follower,
     push::Pusher,
 };
 pub(crate) use self::{
@@ -41,7 +40,7 @@ use crate::{
     call::{Answer, Call, Endpoint, JSON, Lifetime, StatusCode},
     failure::{Failure, FailureKind, Stopping, Unanswered},
     log::printable,
-    message::Publication,
+    message::{Message, Publication},
     metrics::{Kept, Metrics},
     mqtt::{Delivery, Publisher},
     secrets::{Secret, key_list::KeyList},
@@ -52,6 +51,7 @@ use crate::{
     },
     template::Template,
     topic::PatternIndex,
+    traces::{Consumed, Span, Tracer},
     upstream::Upstream,
 };
 
@@ -85,6 +85,8 @@ pub(crate) struct Exchange {
     upstream: Upstream,
     publisher: Publisher,
     metrics: Arc<Metrics>,
+    /// None where traces are off.
+    tracer: Option<Tracer>,
 }
 
 /// Why a row has no answer.
@@ -114,6 +116,7 @@ impl Exchange {
         upstream: Upstream,
         publisher: Publisher,
         metrics: Arc<Metrics>,
+        tracer: Option<Tracer>,
     ) -> Self {
         let devices = Arc::new(Devices::new(remembered_devices));
         let known = devices.clone();
@@ -128,7 +131,7 @@ impl Exchange {
             publisher: publisher.clone(),
         };
         let follower = Follower::new(devices.clone(), filters.clone(), pusher, metrics.clone());
-        Self { settings, table, devices, filters, follower, upstream, publisher, metrics }
+        Self { settings, table, devices, filters, follower, upstream, publisher, metrics, tracer }
     }
 
     /// The label of the row that a subscription belongs to.
@@ -150,7 +153,8 @@ impl Exchange {
         delivery: Delivery,
         admitted: Result<Duration, Refusal>,
     ) -> Option<&'static str> {
-        let Delivery { message, subscription, captures, sender, receipt } = delivery;
+        let Delivery { mut message, subscription, captures, sender, receipt } = delivery;
+        message.trace = self.span(&message, subscription, &sender);
         // 3. A row takes it; or it is refused or ignored.
         let incoming = self.table.incoming(&message, subscription, &captures, &sender);
         let taken = self.table.take(&incoming, || self.known_key(&incoming));
@@ -166,6 +170,9 @@ impl Exchange {
         };
         // Not settled: the broker keeps it for the next gateway.
         let outcome = outcome.ok()?;
+        if let Some(trace) = &message.trace {
+            trace.concluded(outcome.code(), outcome.status(), outcome.trouble());
+        }
         let letter = self.conclude(&outcome, &incoming, taken.as_ref().ok()).await;
         // 7. What the answer sets off is fetched and pushed.
         let code = outcome.code();
@@ -178,11 +185,34 @@ impl Exchange {
         // 8. Behind everything published above, the message is settled, by its dead letter if it has one; 9. so the
         // broker gets its PUBACK.
         self.metrics.settled(incoming.name(), code, message.arrived);
+        if let Some(trace) = &message.trace {
+            receipt.trace(trace.clone()).await;
+        }
         match letter {
             None => receipt.settle().await,
             Some(letter) => receipt.settle_by(letter).await,
         }
         Some(code)
+    }
+
+    /// The span of a message that has come; none where traces are off.
+    fn span(
+        &self,
+        message: &Message,
+        subscription: Option<PatternIndex>,
+        sender: &str,
+    ) -> Option<Span> {
+        let tracer = self.tracer.as_ref()?;
+        let route = self.table.route(subscription);
+        Some(tracer.message(&Consumed {
+            topic: &message.topic,
+            pattern: route.map_or("(no row)", |route| route.on.as_str()),
+            row: self.table.name(subscription),
+            device: sender,
+            bytes: message.payload.len(),
+            received_at: message.received_at,
+            properties: &message.properties.user,
+        }))
     }
 
     /// The key of a device whose message has none, where its row takes one that is known: remembered, or listed.
@@ -253,7 +283,8 @@ impl Exchange {
         let call = taken.call(endpoint, memory, &self.settings.max_bytes, lifetime)?;
         let (has_turn, trial) = (turn.is_some(), turn.unwrap_or_default());
         // 5. Limits, attempts, back-off.
-        let answer = self.upstream.call(Call { trial, has_turn, ..call }).await?;
+        let trace = taken.message.trace.clone();
+        let answer = self.upstream.call(Call { trial, has_turn, trace, ..call }).await?;
         // What the row takes for a success is one to all that follows.
         let accepted = route.accepts(answer.status);
         let status = if accepted { StatusCode::OK } else { answer.status };
@@ -272,7 +303,7 @@ impl Exchange {
         };
         let answer = Answer { status, content_type, body, retry_after: None, attempts: 0 };
         let followed = self.follower.follow(taken, answer.clone()).await;
-        Ok(outcome_of_fetches(followed.map_err(|Stopping| Unanswered::Stopping)?, answer))
+        Ok(followed.map_err(|Stopping| Unanswered::Stopping)?.outcome(answer))
     }
 
     /// Does what follows the answer of a call. A defect in it does not change the outcome.
@@ -314,7 +345,7 @@ impl Exchange {
             Shaped::Made(body) => reply::reply(outcome, Some(body), message, &to, name, via),
         };
         if let Some(reply) = reply {
-            self.publisher.publish(reply).await;
+            self.publisher.publish(reply.traced(message.trace.as_ref())).await;
         }
         let letters = dead_letter.as_ref().filter(|_| outcome.is_dead_letter())?;
         let Some(topic) = &to.dead_letter else {
@@ -328,7 +359,8 @@ impl Exchange {
         };
         let key_property = &*self.table.identity.key_property;
         let envelope = Envelope { topic, route: name, key_property, key, via };
-        Some(dead_letter::dead_letter(outcome, message, &envelope))
+        let letter = dead_letter::dead_letter(outcome, message, &envelope);
+        Some(letter.traced(message.trace.as_ref()))
     }
 
     fn log(&self, outcome: &Outcome, incoming: &Incoming<'_>, key: Option<&Secret>) {
@@ -345,46 +377,5 @@ impl Exchange {
         if let Outcome::Ignored(_) = outcome {
             tracing::info!(route, device, reason, "ignored");
         }
-    }
-}
-
-/// How a row ends that calls nothing but what it fetches: well if a fetch did, or there was none; else as the
-/// worst of them.
-fn outcome_of_fetches(followed: Followed, answer: Answer) -> Outcome {
-    let Followed { fetched, troubles } = followed;
-    let worst = troubles.into_iter().max_by_key(|trouble| match trouble {
-        Trouble::Failed(_) => u16::MAX,
-        Trouble::Answered(answer) => answer.status.as_u16(),
-        Trouble::Unusable(_) => 0,
-    });
-    match worst {
-        Some(Trouble::Failed(failure)) if fetched == 0 => Outcome::Failed(failure),
-        Some(Trouble::Answered(answer)) if fetched == 0 => Outcome::Rejected(answer),
-        Some(Trouble::Unusable(why)) if fetched == 0 => {
-            Outcome::Failed(FailureKind::Broken(why.to_string()).into())
-        }
-        _ => Outcome::Delivered(answer),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{exchange::fetched::Unusable, fixtures};
-
-    #[test]
-    fn a_row_that_only_fetches_ends_well_if_a_fetch_did_and_else_as_the_worst() {
-        let end = |fetched: usize, troubles: Vec<Trouble>| {
-            let outcome = outcome_of_fetches(Followed { fetched, troubles }, fixtures::answer(204));
-            (outcome.code(), outcome.status())
-        };
-        let failed = || Trouble::Failed(FailureKind::AttemptTimeout.into());
-        let answered = |status| Trouble::Answered(fixtures::answer(status));
-        let unusable = || Trouble::Unusable(Unusable::Topic);
-        assert_eq!(end(0, vec![]), ("delivered", 204), "nothing was to be fetched");
-        assert_eq!(end(1, vec![failed(), answered(500)]), ("delivered", 204));
-        assert_eq!(end(0, vec![unusable()]), ("broken", 502));
-        assert_eq!(end(0, vec![answered(404), unusable(), answered(500)]), ("rejected", 500));
-        assert_eq!(end(0, vec![answered(500), failed()]), ("deadline", 504));
     }
 }

@@ -20,9 +20,10 @@ use super::{
     push::publication,
 };
 use crate::{
-    call::Answer,
+    call::{Answer, Call},
     filter::{self, Context, Val},
     fingerprint::fingerprint,
+    message::Publication,
     metrics::Metrics,
     mqtt::{Publisher, Status},
     table::{
@@ -31,6 +32,7 @@ use crate::{
         fetch::{Fetch, Push},
     },
     topic,
+    traces::{Span, Tracer},
     upstream::Upstream,
 };
 
@@ -46,6 +48,8 @@ pub(crate) struct Poller {
     pub(crate) broker: watch::Receiver<Status>,
     /// What is counted.
     pub(crate) metrics: Arc<Metrics>,
+    /// Begins spans; none where traces are off.
+    pub(crate) tracer: Option<Tracer>,
 }
 
 /// The value that each item had when it was last published. Those that an answer does not have are forgotten, so there
@@ -94,14 +98,21 @@ impl Poller {
         every: &Every,
         seen: &mut Seen,
     ) -> Option<&'static str> {
-        let outcome = match self.fetch(fetch, every, seen).await {
+        let span = self.tracer.as_ref().map(|tracer| tracer.fetch(&fetch.name));
+        let outcome = match self.fetch(fetch, every, seen, span.as_ref()).await {
             Ok(fetched) => fetched.label(),
             Err(Unfetched::Stopping) => return None,
             Err(Unfetched::Trouble(trouble)) => {
                 tracing::warn!(fetch = &*fetch.name, %trouble, "nothing pushed");
+                if let Some(span) = &span {
+                    span.failed("failed", trouble.to_string());
+                }
                 "failed"
             }
         };
+        if let Some(span) = &span {
+            span.fetched(outcome);
+        }
         self.metrics.fetched(&fetch.name, outcome);
         Some(outcome)
     }
@@ -111,9 +122,11 @@ impl Poller {
         fetch: &Fetch,
         every: &Every,
         seen: &mut Seen,
+        span: Option<&Span>,
     ) -> Result<Fetched, Unfetched> {
         let Some(endpoint) = &fetch.call else { return Ok(Fetched::Empty) };
         let call = fetch.call_by_itself(endpoint, self.settings.deadline)?;
+        let call = Call { trace: span.cloned(), ..call };
         let answer = self.upstream.call(call).await?;
         let pushes = if fetch.empty_on.contains(&answer.status) {
             Vec::new()
@@ -128,10 +141,13 @@ impl Poller {
         let mut fetched = Fetched::Empty;
         let before = std::mem::take(seen);
         for push in pushes {
-            match self.publish(fetch, every, push, &answer, &before, seen).await {
-                Ok(true) => fetched = Fetched::Pushed,
-                Ok(false) if fetched == Fetched::Empty => fetched = Fetched::Repeated,
-                Ok(false) => {}
+            match self.news(fetch, every, push, &answer, &before, seen) {
+                Ok(Some(news)) => {
+                    self.publisher.publish(news.traced(span)).await;
+                    fetched = Fetched::Pushed;
+                }
+                Ok(None) if fetched == Fetched::Empty => fetched = Fetched::Repeated,
+                Ok(None) => {}
                 Err(trouble) => {
                     self.metrics.fetched(&fetch.name, "failed");
                     tracing::warn!(fetch = &*fetch.name, %trouble, "not pushed");
@@ -143,8 +159,8 @@ impl Poller {
         Ok(fetched)
     }
 
-    /// Publishes a push if it is news; whether it is.
-    async fn publish(
+    /// What is to be published of a push, if it is news.
+    fn news(
         &self,
         fetch: &Fetch,
         every: &Every,
@@ -152,7 +168,7 @@ impl Poller {
         answer: &Answer,
         before: &Seen,
         seen: &mut Seen,
-    ) -> Result<bool, Unpublishable> {
+    ) -> Result<Option<Publication>, Unpublishable> {
         let input = if every.reads_pushes() { filter::parse(&push.payload)? } else { Val::Null };
         let levels =
             if every.values.is_empty() { Levels::default() } else { every.levels(&input)? };
@@ -160,20 +176,17 @@ impl Poller {
         let topic = topic.filter(|topic| topic::is_publishable(topic));
         let topic = topic.ok_or(Unpublishable::Topic)?;
         if let Some(on_change) = &every.on_change {
-            let Some(value) = Every::compared(on_change, &input)? else { return Ok(false) };
+            let Some(value) = Every::compared(on_change, &input)? else { return Ok(None) };
             let item = Item::new(&topic, push.correlation.as_deref().unwrap_or_default());
             let value = fingerprint(&value);
             seen.0.insert(item, value);
             if before.0.get(&item) == Some(&value) {
-                return Ok(false);
+                return Ok(None);
             }
         }
-        // No parsed value is kept while room for the publication is waited for.
-        drop(input);
         let content_type = answer.content_type.as_ref().filter(|_| fetch.payload.is_none());
         let via = &self.settings.via;
         let name = |name: &str| levels.get(name);
-        self.publisher.publish(publication(fetch, push, topic, content_type, via, name)).await;
-        Ok(true)
+        Ok(Some(publication(fetch, push, topic, content_type, via, name)))
     }
 }

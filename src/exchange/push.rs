@@ -11,7 +11,7 @@ use super::{
     items::Item,
 };
 use crate::{
-    call::{Answer, JSON},
+    call::{Answer, Call, JSON},
     filter::FilterError,
     message::{Properties, Publication, Purpose, VIA},
     mqtt::Publisher,
@@ -20,6 +20,7 @@ use crate::{
         fetch::{Fetch, Push},
     },
     topic::{self, Captures},
+    traces::Span,
     upstream::Upstream,
 };
 
@@ -49,12 +50,14 @@ impl Pusher {
         fetch: &Fetch,
         taken: &Taken<'_>,
         trigger: &Answer,
+        span: Option<&Span>,
     ) -> Result<Fetched, Unfetched> {
         let topic = topic(fetch, taken.captures).ok_or(Unusable::Topic)?;
         let answer = match &fetch.call {
             None => trigger.clone(),
             Some(endpoint) => {
                 let call = taken.fetch(&fetch.name, endpoint, self.deadline)?;
+                let call = Call { trace: span.cloned(), ..call };
                 let answer = self.upstream.call(call).await?;
                 if fetch.empty_on.contains(&answer.status) {
                     return Ok(Fetched::Empty);
@@ -70,7 +73,7 @@ impl Pusher {
             }
         };
         let pushes = self.pushes(fetch, taken, &answer.body)?;
-        Ok(self.push(fetch, taken, &topic, pushes, &answer).await)
+        Ok(self.push(fetch, taken, &topic, pushes, &answer, span).await)
     }
 
     /// Pushes what was not pushed within `redeliver_after`.
@@ -81,6 +84,7 @@ impl Pusher {
         topic: &str,
         pushes: Vec<Push>,
         answer: &Answer,
+        span: Option<&Span>,
     ) -> Fetched {
         let speaker = &taken.speaker;
         // A row without `call` is the device's own request for this push: it gets it, pushed before or not.
@@ -98,7 +102,7 @@ impl Pusher {
             let (topic, via) = (topic.to_owned(), &self.via);
             let value = |name: &str| taken.captures.get(name);
             let publication = publication(fetch, push, topic, content_type, via, value);
-            self.publisher.publish(publication).await;
+            self.publisher.publish(publication.traced(span)).await;
             if fetch.redeliver_after.is_some() {
                 self.devices.mark_pushed(speaker, item);
             }

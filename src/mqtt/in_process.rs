@@ -49,7 +49,9 @@ impl InProcess {
         loop {
             match self.commands.recv().await {
                 Some(Command::Publish(publication)) => return publication,
-                Some(Command::Settle(_) | Command::Finish | Command::Close) => {}
+                Some(
+                    Command::Settle(_) | Command::Trace(..) | Command::Finish | Command::Close,
+                ) => {}
                 // A sender of its own is kept here.
                 None => std::future::pending().await,
             }

@@ -46,6 +46,7 @@ use crate::{
     secrets::{Secret, password::Password},
     tls,
     topic::{Captures, PatternIndex, patterns::Patterns},
+    traces::Span,
 };
 
 /// How many commands may wait for the connection task; a sender of more waits.
@@ -233,6 +234,11 @@ impl Receipt {
         self.send(Command::Publish(letter)).await;
     }
 
+    /// Hands over the span of the message: it ends with the PUBACK.
+    pub(crate) async fn trace(&self, span: Span) {
+        let _ = self.commands.send(Command::Trace(self.ticket, span)).await;
+    }
+
     async fn send(self, command: Command) {
         let Self { commands, held_bytes, .. } = self;
         // First, so that the connection sees the room when it hears the command.
@@ -271,6 +277,8 @@ impl Publisher {
 enum Command {
     Publish(Publication),
     Settle(Ticket),
+    /// The span of this message, which ends when the message is acknowledged.
+    Trace(Ticket, Span),
     Finish,
     Close,
 }

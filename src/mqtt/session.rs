@@ -178,6 +178,7 @@ impl Session {
                 Err(publication) => self.ended(&publication, publish_result::illegal),
             },
             Command::Settle(ticket) => self.outbox.push(Entry::Settled(ticket)),
+            Command::Trace(ticket, span) => self.window.trace(ticket, span),
             Command::Finish => self.finishing = true,
             Command::Close => self.closing = true,
         }
@@ -324,9 +325,8 @@ impl Session {
                 return self.outbox.push(Entry::Settled(ticket));
             }
         };
-        let received_at = std::time::SystemTime::now();
         deliver(Delivery {
-            message: Message { topic, payload, properties, received_at, arrived: now },
+            message: Message::new(topic, payload, properties, now),
             subscription,
             captures,
             sender,

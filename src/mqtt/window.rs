@@ -39,6 +39,7 @@ use self::{
     slots::{Slot, Slots},
     strictness::Strictness,
 };
+use crate::traces::Span;
 
 /// Names one message for as long as this process handles it.
 pub type Ticket = u64;
@@ -205,6 +206,7 @@ impl Window {
             sender,
             at: now,
             after,
+            trace: None,
         });
         self.learn();
         arrival
@@ -240,6 +242,14 @@ impl Window {
             }
         }
         self.release();
+    }
+
+    /// Keeps the span of a message until its PUBACK is due, or the connection that brought it is gone.
+    pub(crate) fn trace(&mut self, ticket: Ticket, span: Span) {
+        let number = self.by_ticket.get(&ticket);
+        if let Some(slot) = number.and_then(|number| self.slots.get_mut(*number)) {
+            slot.trace = Some(span);
+        }
     }
 
     /// Whether a ping is wanted, to learn what the broker has read; `true` once for each.

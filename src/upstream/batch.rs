@@ -31,6 +31,7 @@ use crate::{
     failure::{Failure, FailureKind},
     metrics::Metrics,
     secrets::Secret,
+    traces::Span,
 };
 
 /// What bounds batches.
@@ -258,8 +259,10 @@ fn whole(calls: &[Waiting], form: &BatchForm, max: usize) -> Option<Call> {
             Call { body: Some(joined.ok()?), ..first.clone() }
         }
     };
+    let carried = calls.iter().filter_map(|waiting| waiting.call.trace.as_ref());
+    let trace = Span::batch(&first.name, carried);
     // For the log; no limit is kept for the device, it is below them.
-    Some(Call { device: "".into(), queued: None, expires: None, batch: None, ..together })
+    Some(Call { device: "".into(), queued: None, expires: None, batch: None, trace, ..together })
 }
 
 /// The bodies as entries of one object.

@@ -34,6 +34,7 @@ use crate::{
     log::seconds,
     metrics::{Attempt, AttemptResult, Metrics},
     tls,
+    traces::{self, Span},
 };
 
 /// A call whose deadline has passed and whose device timed out last time gets the attempt's time divided by this.
@@ -133,11 +134,22 @@ impl Client {
         time: Duration,
     ) -> Result<Answer, FailureKind> {
         let began = Instant::now();
-        let result = self.exchange(call, shown, began + time).await;
+        let span = call.trace.as_ref().map(|trace| {
+            let base = self.shared.connections.origin().url();
+            let Call { name: row, method, path, attempts: earlier, .. } = call;
+            trace.attempt(&traces::Attempt { row, method, base, path, earlier: *earlier })
+        });
+        let result = self.exchange(call, shown, began + time, span.as_ref()).await;
         let ended = match &result {
             Ok(answer) => AttemptResult::Answered(answer.status.as_u16()),
             Err(kind) => AttemptResult::Failed(kind.attempt()),
         };
+        if let Some(span) = span {
+            match &result {
+                Ok(answer) => span.answered(answer.status.as_u16()),
+                Err(kind) => span.failed(kind.attempt(), kind.to_string()),
+            }
+        }
         self.shared.metrics.attempt(&Attempt {
             name: &call.name,
             ended,
@@ -158,6 +170,7 @@ impl Client {
         call: &Call,
         shown: &Shown,
         end: Instant,
+        span: Option<&Span>,
     ) -> Result<Answer, FailureKind> {
         let clock = Clock { end, expires: call.expires };
         let Shared { connections, credentials, .. } = &*self.shared;
@@ -179,6 +192,9 @@ impl Client {
         }
         if let Some(sign) = &call.sign {
             credentials.sign(sign, call.body.as_deref().unwrap_or_default(), &mut request)?;
+        }
+        if let Some(span) = span {
+            span.put_headers(request.headers_mut());
         }
         let response = clock.bound(connections.send(request, which)).await?;
         let response = response.map_err(|error| unsent(&error))?;

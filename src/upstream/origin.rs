@@ -24,6 +24,11 @@ impl Origin {
         Ok(Self { base, path: url.path().trim_end_matches('/').into(), url: url.clone() })
     }
 
+    /// The base.
+    pub(super) fn url(&self) -> &Url {
+        &self.url
+    }
+
     /// The URL of a path and query below the base.
     ///
     /// # Errors

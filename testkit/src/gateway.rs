@@ -38,6 +38,12 @@ impl Options {
         self
     }
 
+    /// Sets a variable that is none of the gateway's own.
+    pub fn variable(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// A configuration of its own instead of the shipped one.
     pub fn config(mut self, text: &str) -> Self {
         self.config = Some(text.to_owned());

@@ -56,6 +56,7 @@ mod sessions;
 mod shapes;
 mod shipped_table;
 mod stop;
+mod traces;
 mod values;
 mod window;
 mod wrong_ways;

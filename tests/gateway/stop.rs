@@ -90,7 +90,7 @@ async fn the_grace_bounds_the_stop() {
     device.send("telemetry", json!({})).await;
     upstream.arrived("POST /v1/devices/d1/telemetry", 1).await;
     assert_eq!(gateway.stop().await.code(), Some(1));
-    gateway.logs("GraceRanOut").await;
+    gateway.logs("grace_ran_out").await;
 }
 
 #[tokio::test]

@@ -72,6 +72,7 @@ impl Window {
         let most = self.remembered();
         let Some(slot) = self.slots.get_mut(number) else { return };
         slot.known.stage = Stage::Acknowledged;
+        slot.trace = None;
         let (packet_id, known) = (slot.packet_id, slot.known);
         if self.by_id.get(&packet_id) == Some(&number) {
             self.by_id.remove(&packet_id);

@@ -8,6 +8,7 @@ use super::{
     PacketId,
     redelivery::{Known, Stage},
 };
+use crate::traces::Span;
 
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -21,6 +22,8 @@ pub(super) struct Slot {
     /// The number of an earlier, unacknowledged message with the same packet identifier: a fault of the
     /// broker.
     pub(super) after: Option<u64>,
+    /// The span of the message, where traces are on.
+    pub(super) trace: Option<Span>,
 }
 
 impl Slot {
