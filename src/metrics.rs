@@ -235,6 +235,11 @@ impl Metrics {
         self.calls.attempt(attempt);
     }
 
+    /// A call of this row or fetch has waited for its turn.
+    pub fn throttled(&self, name: &Arc<str>, time: Duration) {
+        self.calls.throttled(name, time);
+    }
+
     /// That many calls of a row travel together.
     pub fn batch(&self, route: &Arc<str>, calls: usize) {
         self.calls.batch(route, u32::try_from(calls).unwrap_or(u32::MAX));

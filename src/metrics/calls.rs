@@ -1,6 +1,11 @@
 //! What is counted of calls, by the row or fetch that makes them.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use prometheus_client::metrics::{counter::Counter, family::Family, histogram::Histogram};
 
@@ -41,6 +46,7 @@ pub(super) struct Calls {
     sent: Family<RouteLabel, Counter>,
     received: Family<RouteLabel, Counter>,
     batches: Family<RouteLabel, Histogram, fn() -> Histogram>,
+    throttled: Family<RouteLabel, Counter<f64, AtomicU64>>,
     /// The series of those that are known, so that no label is looked up for an attempt.
     callers: BTreeMap<Arc<str>, Caller>,
 }
@@ -65,11 +71,14 @@ impl Calls {
             sent: all.metric("request_bytes", "Bytes of bodies sent to the API, by row or fetch"),
             received: all.metric("answer_bytes", "Bytes of bodies that the API answered, decoded, by row or fetch"),
             batches: all.put("batch_calls", "Calls that travelled together in one request, by row", batches),
+            throttled: all.metric("throttled_seconds", "Time for which calls waited for a turn of a rate limit, or because the API asked for it, by row or fetch"),
             callers: BTreeMap::new(),
         };
         for name in &known.callers {
             calls.callers.insert(name.clone(), calls.caller(name));
-            calls.retries.get_or_create_owned(&RouteLabel { route: name.clone() });
+            let label = RouteLabel { route: name.clone() };
+            calls.retries.get_or_create_owned(&label);
+            calls.throttled.get_or_create_owned(&label);
             for word in known.attempts {
                 let (route, status) = (name.clone(), AttemptResult::Failed(word));
                 calls.attempts.get_or_create_owned(&AttemptLabels { route, status });
@@ -102,6 +111,11 @@ impl Calls {
         if is_retry {
             self.retries.get_or_create(&RouteLabel { route: name.clone() }).inc();
         }
+    }
+
+    pub(super) fn throttled(&self, name: &Arc<str>, time: Duration) {
+        let label = RouteLabel { route: name.clone() };
+        self.throttled.get_or_create(&label).inc_by(time.as_secs_f64());
     }
 
     pub(super) fn batch(&self, name: &Arc<str>, calls: u32) {

@@ -152,6 +152,11 @@ impl SharedBreaker {
         self.inner().delayed.contains_key(device)
     }
 
+    /// Counts how long a call of this row has waited for its turn.
+    pub(super) fn throttled(&self, row: &Arc<str>, time: Duration) {
+        self.metrics.throttled(row, time);
+    }
+
     /// Marks the device as one with a call that waits.
     pub(super) fn mark_delayed(self: &Arc<Self>, device: &Arc<str>) -> Delayed {
         *self.inner().delayed.entry(device.clone()).or_default() += 1;

@@ -127,9 +127,11 @@ impl Wanted<'_> {
         self.trial.excuse(wait);
         let _delayed = self.breaker.mark_delayed(self.device);
         tokio::select! {
-            () = tokio::time::sleep_until(next) => Ok(()),
-            () = self.breaker.stopped() => Err(Unanswered::Stopping),
+            () = tokio::time::sleep_until(next) => {}
+            () = self.breaker.stopped() => return Err(Unanswered::Stopping),
         }
+        self.breaker.throttled(self.name, wait);
+        Ok(())
     }
 
     /// Waits until the API wants calls of this device again, if it has asked for a pause.

@@ -110,6 +110,7 @@ async fn every_series_that_is_known_begins_at_0() {
         r#"attempts_total{route="config",status="timeout"} 0"#,
         r#"call_duration_seconds_count{route="telemetry"} 0"#,
         r#"retries_total{route="config"} 0"#,
+        r#"throttled_seconds_total{route="telemetry"} 0.0"#,
         r#"request_bytes_total{route="telemetry"} 0"#,
         r#"batch_calls_count{route="telemetry"} 0"#,
         r#"publishes_refused_total{reason="poison"} 0"#,
@@ -239,4 +240,47 @@ async fn the_page_names_every_metric_with_its_type_and_labels() {
     for name in page.keys() {
         assert!(found.contains_key(name), "docs/metrics.md names {name}, which is not exposed");
     }
+}
+
+#[tokio::test]
+async fn the_end_of_a_certificate_follows_its_file() {
+    const END: &str = "mqtt_rest_gateway_tls_certificate_not_after_seconds";
+    let certificates = Certificates::new();
+    let ends = |year| {
+        let end = rcgen::date_time_ymd(year, 1, 1);
+        let (certificate, key) = certificates.sign("client", |params| params.not_after = end);
+        let files = [("client.pem".to_owned(), certificate), ("client.key".to_owned(), key)];
+        certificates.change(&files);
+    };
+    ends(2026);
+    let gateway = Options::default()
+        .set("BROKER_URL", "mqtts://127.0.0.1:1")
+        .set("BROKER_CA_FILE", &certificates.path("ca.pem"))
+        .set("BROKER_CERT_FILE", &certificates.path("client.pem"))
+        .set("BROKER_KEY_FILE", &certificates.path("client.key"))
+        .spawn()
+        .await;
+    assert_eq!(gateway.metric(END, &["broker"]).await, 1_767_225_600);
+    ends(2027);
+    gateway.signal("HUP");
+    gateway.metric_reaches(END, &["broker"], 1_798_761_600).await;
+}
+
+#[tokio::test]
+async fn what_waits_for_a_rate_limit_is_counted() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let options = Options::default().set("UPSTREAM_RATE_TOTAL", "5/s");
+    let gateway = options.start(&broker, &upstream).await;
+    let mut device = broker.device("d1").await;
+    upstream.answers("POST", "/v1/devices/d1/telemetry", 200, json!({})).await;
+    for _ in 0..8 {
+        device.send("telemetry", json!({})).await;
+    }
+    gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 8).await;
+    let (_, text) = gateway.get("/metrics").await;
+    let name = "mqtt_rest_gateway_throttled_seconds_total{route=\"telemetry\"} ";
+    let seconds: f64 =
+        text.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse().unwrap();
+    // Five may go at once, and three wait a fifth of a second each.
+    assert!(seconds > 0.3, "{seconds}");
 }
