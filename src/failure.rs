@@ -52,6 +52,9 @@ pub enum FailureKind {
     /// The exchange broke off half-way, or the answer is not HTTP.
     #[error("the exchange with the upstream broke off: {0}")]
     Broken(String),
+    /// The server says that it has not handled the request: it is busy, or about to close the connection.
+    #[error("the upstream turned the request away: {0}")]
+    Unhandled(String),
     /// The answer has a content coding that is not understood.
     #[error("the answer has the content coding `{0}`, which is not understood")]
     Coding(String),
@@ -133,8 +136,8 @@ impl FailureKind {
         "throttled",
     ];
     /// The words that [`FailureKind::attempt`] has for an exchange that was made.
-    pub const ATTEMPTS: [&'static str; 6] =
-        ["unreachable", "local", "broken", "answer_too_large", "timeout", "expired"];
+    pub const ATTEMPTS: [&'static str; 7] =
+        ["unreachable", "local", "broken", "unhandled", "answer_too_large", "timeout", "expired"];
 
     /// The table of failures.
     #[rustfmt::skip]
@@ -146,6 +149,7 @@ impl FailureKind {
             Self::Unreachable(_)    => row("unreachable", 502, "unreachable",        T::Unprocessed, S::Unreachable),
             Self::Local(_)          => row("unreachable", 502, "local",              T::Unmade,      S::Nothing),
             Self::Broken(_)         => row("broken", 502,      "broken",             T::Transient,   S::Failed),
+            Self::Unhandled(_)      => row("broken", 502,      "unhandled",          T::Unprocessed, S::Failed),
             Self::Coding(_)         => row("broken", 502,      "broken",             T::Final,       S::Refused),
             Self::AnswerTooLarge(_) => row("answer_too_large", 502, "answer_too_large", T::Final,    S::Refused),
             Self::AttemptTimeout    => row("deadline", 504,    "timeout",            T::Transient,   S::Hung),
@@ -178,6 +182,7 @@ impl FailureKind {
             Self::Unreachable(_) => "the upstream cannot be reached".to_owned(),
             Self::Local(_) => "this machine cannot make the call".to_owned(),
             Self::Broken(_) => "the exchange with the upstream broke off".to_owned(),
+            Self::Unhandled(_) => "the upstream turned the request away".to_owned(),
             Self::NoToken(_) => "the token endpoint gives no token".to_owned(),
             kind => kind.to_string(),
         }

@@ -12,13 +12,13 @@ use super::{
     request::{Common, headers},
     secrets::Secrets,
     values::{
-        base_url, duration, key_header, key_prefix, number, positive_duration, probe_path, proxy,
-        size,
+        base_url, duration, key_header, key_prefix, number, one_of, positive_duration, probe_path,
+        proxy, size,
     },
 };
 use crate::{
     backoff::Backoff,
-    upstream::{BreakerSettings, Rates, Settings},
+    upstream::{BreakerSettings, HttpVersion, Rates, Settings},
 };
 
 /// And what all calls have in common. `device` says in which header a device's key goes upstream.
@@ -50,6 +50,7 @@ pub(super) fn read<'a>(
         auth: auth(&section, secrets).map(Arc::new),
         refused_on: refused_on(&section),
         proxy: section.parsed("proxy", proxy),
+        http_version: section.value("http_version", |text| one_of(text, &HttpVersion::WORDS)),
         tls: certificates(&section, url.scheme() == "https"),
         backoff: backoff(&section),
         breaker: breaker(&section),
@@ -57,6 +58,13 @@ pub(super) fn read<'a>(
         in_process: None,
         url,
     };
+    if settings.http_version == HttpVersion::Two
+        && settings.proxy.is_some()
+        && settings.url.scheme() == "http"
+    {
+        let text = "no proxy takes HTTP/2 for an http:// url; write \"auto\"";
+        section.mistake(None, "http_version", text);
+    }
     let headers = headers(&section, secrets).into_iter();
     let headers = headers.filter_map(|(name, value)| Some((name, value?))).collect();
     let common = Common { headers, sign: sign(&section, secrets).map(Arc::new) };

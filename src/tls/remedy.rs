@@ -41,6 +41,9 @@ fn tls(error: &Tls, section: &str) -> Option<String> {
         Tls::AlertReceived(Alert::CertificateRequired | Alert::HandshakeFailure) => format!(
             "; it may require a client certificate: set `[{section}] cert_file` and `key_file`"
         ),
+        Tls::AlertReceived(Alert::NoApplicationProtocol) => {
+            format!("; it does not speak HTTP/2: set `[{section}] http_version` to \"auto\"")
+        }
         Tls::AlertReceived(Alert::UnknownCA) => format!(
             "; it does not trust the authority that signed our certificate: is it the right one, in `[{section}] cert_file`?"
         ),

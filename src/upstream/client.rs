@@ -92,7 +92,8 @@ impl Client {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = self.shared.connections.origin().uri(path)?;
         let clock = Clock { end: Instant::now() + self.shared.attempt_timeout, expires: None };
-        let response = clock.bound(self.shared.connections.send(request, Which::Fresh)).await?;
+        let (sent, _place) = self.shared.connections.send(request, Which::Fresh);
+        let response = clock.bound(sent).await?;
         response.map(|response| response.status()).map_err(|error| unsent(&error))
     }
 
@@ -196,7 +197,8 @@ impl Client {
         if let Some(span) = span {
             span.put_headers(request.headers_mut());
         }
-        let response = clock.bound(connections.send(request, which)).await?;
+        let (sent, _place) = connections.send(request, which);
+        let response = clock.bound(sent).await?;
         let response = response.map_err(|error| unsent(&error))?;
         let (status, headers) = (response.status(), response.headers());
         let coding = Coding::of(headers)?;
@@ -304,13 +306,15 @@ pub(super) fn unsent(error: &legacy::Error) -> FailureKind {
 
 /// What an error of the HTTP library means for the next attempt. The text names causes, never the request.
 pub(super) fn classify(error: &(dyn Error + 'static)) -> FailureKind {
-    let (mut text, mut system, mut key, mut no_http) = (String::new(), None, None, false);
+    let (mut text, mut system, mut key) = (String::new(), None, None);
+    let (mut no_http, mut unhandled) = (false, false);
     let mut cause = Some(error);
     while let Some(error) = cause {
         text.push_str(if text.is_empty() { "" } else { ": " });
         text.push_str(&tls::plain(error));
         system = error.downcast_ref::<io::Error>().or(system);
         key = error.downcast_ref::<OpenError>().map(OpenError::key).or(key);
+        unhandled |= error.downcast_ref::<h2::Error>().is_some_and(is_unhandled);
         no_http |= error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse);
         cause = error.source();
     }
@@ -329,7 +333,17 @@ pub(super) fn classify(error: &(dyn Error + 'static)) -> FailureKind {
             FailureKind::Local(text)
         }
         Some(io) if io.kind() == io::ErrorKind::TimedOut => FailureKind::AttemptTimeout,
+        _ if unhandled => FailureKind::Unhandled(text),
         _ => FailureKind::Broken(text),
+    }
+}
+
+/// Whether a server says over HTTP/2 that it has not handled the request [RFC 9113, 8.7].
+fn is_unhandled(error: &h2::Error) -> bool {
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => true,
+        Some(h2::Reason::NO_ERROR) => error.is_go_away() && error.is_remote(),
+        _ => false,
     }
 }
 

@@ -1,4 +1,8 @@
-//! HTTP/1.1 connections to the REST API: those that are kept for further requests, and those for one request alone.
+//! Connections to the REST API: those that are kept for further requests, and those for one request alone.
+//!
+//! Over HTTP/1.1 a connection has one request at a time. Over HTTP/2 it has many, but no more than the server allows, and the
+//! library would let the rest wait where nobody sees it: so there are several kept clients, and each gets no more requests at
+//! once than every server should allow.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -20,7 +24,7 @@ use rustls::ClientConfig;
 use tokio::time::Instant;
 
 use super::{
-    Settings,
+    HttpVersion, Settings,
     connector::{Connector, Resolver},
     origin::Origin,
 };
@@ -44,6 +48,12 @@ pub(crate) fn always_sent() -> [(HeaderName, HeaderValue); 2] {
     [(ACCEPT, ANY_TYPE), (USER_AGENT, THIS_PROGRAM)]
 }
 
+/// Requests under way in one kept client: no server should allow fewer on a connection [RFC 9113, 6.5.2].
+const MAX_REQUESTS: usize = 100;
+/// How often an HTTP/2 connection with requests under way is asked whether it lives, and how long it may take to say so: one
+/// that does not is no other request's.
+const PING: Duration = Duration::from_secs(5);
+
 /// Which connection a request goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Which {
@@ -65,7 +75,8 @@ pub(super) struct Connections {
 }
 
 struct Clients {
-    kept: Client<Connector, Full<Bytes>>,
+    /// As many as it takes for all requests that may be under way.
+    kept: Box<[Kept]>,
     fresh: Client<Connector, Full<Bytes>>,
     /// It knows the `Proxy-Authorization` for a proxy that reads the requests.
     connector: Connector,
@@ -73,6 +84,15 @@ struct Clients {
     tls: Option<Arc<ClientConfig>>,
     made: Instant,
 }
+
+/// A client, and how many requests it has under way.
+struct Kept {
+    client: Client<Connector, Full<Bytes>>,
+    places: Arc<()>,
+}
+
+/// A place among the requests of a client, until the answer is read.
+pub(super) struct Place(#[expect(dead_code, reason = "it is counted")] Option<Arc<()>>);
 
 /// Why the client cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +116,12 @@ impl Clients {
         tls: Option<Arc<ClientConfig>>,
         resolver: &Resolver,
     ) -> Result<Self, ClientError> {
-        let config = tls.as_deref().cloned().map_or_else(tls::Settings::unused, Ok)?;
+        let mut config = tls.as_deref().cloned().map_or_else(tls::Settings::unused, Ok)?;
+        let version = match settings.in_process {
+            None => settings.http_version,
+            Some(_) => HttpVersion::One,
+        };
+        config.alpn_protocols = version.alpn();
         let resolver = resolver.clone();
         let connector = Connector::new(config, proxy(settings), resolver, settings.attempt_timeout)
             .ok_or(ClientError::Proxy)?
@@ -104,13 +129,25 @@ impl Clients {
         // The library sends a request again by itself only when no byte of it has been sent.
         let client = |idle: usize| {
             Client::builder(TokioExecutor::new())
+                .timer(TokioTimer::new())
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(IDLE_TIMEOUT)
                 .pool_max_idle_per_host(idle)
+                .http2_only(version == HttpVersion::Two)
+                .http2_keep_alive_interval(PING)
+                .http2_keep_alive_timeout(PING)
                 .build(connector.clone())
         };
+        // Where HTTP/2 cannot be spoken, one will do.
+        let many = match version {
+            HttpVersion::Auto => tls.is_some(),
+            HttpVersion::One => false,
+            HttpVersion::Two => true,
+        };
+        let count = if many { settings.max_in_flight.div_ceil(MAX_REQUESTS).max(1) } else { 1 };
+        let kept = |_| Kept { client: client(settings.max_in_flight), places: Arc::default() };
         Ok(Self {
-            kept: client(settings.max_in_flight),
+            kept: (0..count).map(kept).collect(),
             fresh: client(0),
             connector,
             tls,
@@ -161,7 +198,12 @@ impl Connections {
     }
 
     /// Sends a request. A redirect is not followed, since it could send a key to a host that the operator never named.
-    pub(super) fn send(&self, mut request: Request<Full<Bytes>>, which: Which) -> ResponseFuture {
+    /// The place is to be kept until the answer is read.
+    pub(super) fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        which: Which,
+    ) -> (ResponseFuture, Place) {
         // They were read at start, so what cannot be used now changes nothing.
         let tls = if self.encrypted { self.settings.tls.client().ok() } else { None };
         // No code that can panic runs under this lock.
@@ -185,8 +227,13 @@ impl Connections {
             headers.insert(PROXY_AUTHORIZATION, authorization);
         }
         match which {
-            Which::Kept => clients.kept.request(request),
-            Which::Fresh => clients.fresh.request(request),
+            Which::Kept => {
+                let has_room = |kept: &&Kept| Arc::strong_count(&kept.places) <= MAX_REQUESTS;
+                // There is one, but for requests that are not counted in `max_in_flight`, for tokens.
+                let kept = clients.kept.iter().find(has_room).unwrap_or(&clients.kept[0]);
+                (kept.client.request(request), Place(Some(kept.places.clone())))
+            }
+            Which::Fresh => (clients.fresh.request(request), Place(None)),
         }
     }
 }

@@ -143,8 +143,12 @@ impl Connector {
         let mut tcp = Tcp::new_with_resolver(resolver);
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
+        // What is offered to the API is not offered to a proxy, which is to open tunnels.
+        let mut without_alpn = tls.clone();
+        without_alpn.alpn_protocols.clear();
         let tls = Arc::new(tls);
-        let direct = HttpsConnector::from((tcp, tls.clone()));
+        let to_proxy = proxy.is_some().then(|| Arc::new(without_alpn));
+        let direct = HttpsConnector::from((tcp, to_proxy.unwrap_or_else(|| tls.clone())));
         let proxy = match proxy {
             None => None,
             Some(text) => {
@@ -179,20 +183,22 @@ impl Connector {
     async fn open(mut self, to: Uri) -> Opened {
         if let Some(in_process) = self.in_process {
             let stream = TokioIo::new(in_process.connect(&to)?);
-            return Ok(Stream { io: Box::new(stream), proxied: false });
+            return Ok(Stream { io: Box::new(stream), proxied: false, h2: false });
         }
         let Some(Proxy { url, mut tunnel, .. }) = self.proxy else {
             let open = self.direct.call(to.clone()).await;
             let io = open.map_err(|source| OpenError::direct(&to, source))?;
-            return Ok(Stream { io: Box::new(io), proxied: false });
+            let h2 = io.connected().is_negotiated_h2();
+            return Ok(Stream { io: Box::new(io), proxied: false, h2 });
         };
         let named = |source| OpenError::Proxy { proxy: url.clone(), source };
         Ok(if to.scheme() == Some(&Scheme::HTTP) {
             let io = Box::new(self.direct.call(url.clone()).await.map_err(named)?);
-            Stream { io, proxied: true }
+            Stream { io, proxied: true, h2: false }
         } else {
-            let io = Box::new(tunnel.call(to).await.map_err(named)?);
-            Stream { io, proxied: false }
+            let io = tunnel.call(to).await.map_err(named)?;
+            let h2 = io.connected().is_negotiated_h2();
+            Stream { io: Box::new(io), proxied: false, h2 }
         })
     }
 }
@@ -222,6 +228,8 @@ pub(super) struct Stream {
     io: Box<dyn Io>,
     /// Whether a proxy reads the requests, which must then have the whole URL in their first line.
     proxied: bool,
+    /// Whether the server has chosen HTTP/2.
+    h2: bool,
 }
 
 impl Stream {
@@ -232,7 +240,8 @@ impl Stream {
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        Connected::new().proxy(self.proxied)
+        let connected = Connected::new().proxy(self.proxied);
+        if self.h2 { connected.negotiated_h2() } else { connected }
     }
 }
 

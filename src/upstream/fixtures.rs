@@ -44,6 +44,7 @@ pub(super) fn settings(url: &str, retry: Backoff, breaker: BreakerSettings) -> S
         refused_on: Box::default(),
         proxy: None,
         tls: tls::Settings::default(),
+        http_version: super::HttpVersion::Auto,
         backoff: retry,
         breaker,
         rates: Rates::default(),

@@ -89,6 +89,8 @@ pub struct Settings {
     pub proxy: Option<Secret>,
     /// Certificates.
     pub tls: tls::Settings,
+    /// Which HTTP is spoken.
+    pub http_version: HttpVersion,
     /// Waits between attempts.
     pub backoff: Backoff,
     /// When a row counts as down, and how that is found out.
@@ -97,6 +99,34 @@ pub struct Settings {
     pub rates: Rates,
     /// Where calls go in place of the network.
     pub in_process: Option<InProcess>,
+}
+
+/// `[upstream] http_version`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HttpVersion {
+    /// What the server prefers of both, by ALPN; without TLS it is 1.1.
+    #[default]
+    Auto,
+    /// HTTP/1.1.
+    One,
+    /// HTTP/2, without TLS as well.
+    Two,
+}
+
+impl HttpVersion {
+    /// As the configuration has them.
+    pub const WORDS: [(&'static str, Self); 3] =
+        [("auto", Self::Auto), ("1.1", Self::One), ("2", Self::Two)];
+
+    /// What is offered by ALPN.
+    fn alpn(self) -> Vec<Vec<u8>> {
+        let (one, two) = (b"http/1.1".to_vec(), b"h2".to_vec());
+        match self {
+            Self::Auto => vec![two, one],
+            Self::One => Vec::new(),
+            Self::Two => vec![two],
+        }
+    }
 }
 
 /// `[upstream.auth]`: what goes into `Authorization` of every call.

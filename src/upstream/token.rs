@@ -124,7 +124,8 @@ impl Tokens {
         if let Some((_, failure)) = state.failure.as_ref().filter(|(at, _)| *at > asked) {
             return Err(failure.clone());
         }
-        let requested = self.request(secret).map(|request| connections.send(request, Which::Fresh));
+        let requested =
+            self.request(secret).map(|request| connections.send(request, Which::Fresh).0);
         let answered = match requested {
             Ok(sent) => timeout(time, answer(sent)).await.unwrap_or_else(|_| Err(no_answer())),
             Err(kind) => Err(kind),

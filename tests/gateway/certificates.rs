@@ -2,10 +2,11 @@
 //! them.
 
 use std::{
-    convert::Infallible,
     fs,
+    future::ready,
     os::unix::fs::symlink,
     path::PathBuf,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -14,11 +15,15 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Response, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{
+    Request, Response, StatusCode, Version,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
@@ -146,45 +151,137 @@ impl Certificates {
     }
 }
 
-/// An HTTPS server that answers every request with `"ok"`.
+/// An HTTPS server that answers every request with `"ok"`, in HTTP/2 if it is agreed on.
 pub struct Https {
     tls: Arc<Mutex<TlsAcceptor>>,
     asks: bool,
+    alpn: Vec<Vec<u8>>,
     port: u16,
+    seen: Seen,
 }
+
+/// The requests that came: on the how manyeth connection, by which HTTP, and their path.
+pub type Seen = Arc<Mutex<Vec<(usize, Version, String)>>>;
 
 impl Https {
     /// On a port of this address.
     pub async fn start(certificates: &Certificates, address: &str, asks: bool) -> Self {
-        let tls = Arc::new(Mutex::new(TlsAcceptor::from(Arc::new(certificates.server(asks)))));
+        let answer = |_: &str, _| ready(Answer::Ok);
+        Self::speaking(&["http/1.1"], certificates, address, asks, answer).await
+    }
+
+    /// The same with these protocols to agree on, and an answer of the test's own to a path that comes for the how manyeth
+    /// time.
+    pub async fn speaking<F>(
+        alpn: &[&str],
+        certificates: &Certificates,
+        address: &str,
+        asks: bool,
+        answer: impl Fn(&str, usize) -> F + Clone + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let alpn: Vec<_> = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let acceptor = acceptor(certificates, asks, &alpn);
+        let tls = Arc::new(Mutex::new(acceptor));
         let listener = TcpListener::bind((address, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let acceptor = tls.clone();
+        let seen = Seen::default();
+        let server = Self { tls: tls.clone(), asks, alpn, port, seen: seen.clone() };
         tokio::spawn(async move {
+            let mut connections = 0;
             while let Ok((stream, _)) = listener.accept().await {
-                let acceptor = acceptor.lock().unwrap().clone();
+                let acceptor = tls.lock().unwrap().clone();
+                connections += 1;
+                let (seen, answer) = (seen.clone(), answer.clone());
                 tokio::spawn(async move {
                     // A client that does not trust us goes away here.
                     let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let answer = service_fn(async |_| {
-                        let body = Full::new(Bytes::from_static(b"\"ok\""));
-                        Ok::<_, Infallible>(Response::new(body))
-                    });
-                    let http = hyper::server::conn::http1::Builder::new();
-                    // How it ends does not matter.
-                    let _ = http.serve_connection(TokioIo::new(stream), answer).await;
+                    let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    serve(TokioIo::new(stream), h2, connections, seen, answer).await;
                 });
             }
         });
-        Self { tls, asks, port }
+        server
     }
 
     /// From now on by the files as they are now.
     pub fn renew(&self, certificates: &Certificates) {
-        *self.tls.lock().unwrap() = TlsAcceptor::from(Arc::new(certificates.server(self.asks)));
+        *self.tls.lock().unwrap() = acceptor(certificates, self.asks, &self.alpn);
     }
 
     pub fn url(&self, host: &str) -> String {
         format!("https://{host}:{}", self.port)
+    }
+
+    /// The requests so far.
+    pub fn seen(&self) -> Vec<(usize, Version, String)> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+fn acceptor(certificates: &Certificates, asks: bool, alpn: &[Vec<u8>]) -> TlsAcceptor {
+    let mut config = certificates.server(asks);
+    config.alpn_protocols = alpn.to_vec();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// What a server does with a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// `"ok"`.
+    Ok,
+    /// 503.
+    Busy,
+    /// `"ok"`, and no further request on this connection.
+    Last,
+    /// Over HTTP/2 a stream that is refused.
+    Refuse,
+}
+
+/// Serves one connection.
+pub async fn serve<F>(
+    io: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+    h2: bool,
+    connection: usize,
+    seen: Seen,
+    answer: impl Fn(&str, usize) -> F,
+) where
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let last = Arc::new(Notify::new());
+    let service = service_fn(|request: Request<_>| {
+        let path = request.uri().path().to_owned();
+        let mut seen = seen.lock().unwrap();
+        seen.push((connection, request.version(), path.clone()));
+        let times = seen.iter().filter(|(_, _, seen)| *seen == path).count();
+        let (answer, last) = (answer(&path, times), last.clone());
+        async move {
+            let answer = answer.await;
+            if answer == Answer::Last {
+                last.notify_one();
+            }
+            if answer == Answer::Refuse {
+                return Err(h2::Error::from(h2::Reason::REFUSED_STREAM));
+            }
+            let mut response = Response::new(Full::new(Bytes::from_static(b"\"ok\"")));
+            if answer == Answer::Busy {
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            }
+            Ok(response)
+        }
+    });
+    // How it ends does not matter.
+    if h2 {
+        let mut http = http2::Builder::new(TokioExecutor::new());
+        let mut connection = pin!(http.max_concurrent_streams(100).serve_connection(io, service));
+        tokio::select! {
+            _ = &mut connection => return,
+            () = last.notified() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    } else {
+        let _ = http1::Builder::new().serve_connection(io, service).await;
     }
 }

@@ -29,6 +29,7 @@ mod fleet;
 mod flow;
 mod health;
 mod hostile;
+mod http2;
 mod identity;
 mod joined;
 mod keyless;
