@@ -408,7 +408,7 @@ async fn a_broker_that_answers_no_ping_is_left() {
 async fn a_puback_that_refuses_counts_although_the_connection_then_ends() {
     let dir = tempfile::tempdir().unwrap();
     let acl = dir.path().join("acl");
-    std::fs::write(&acl, "topic readwrite #\n").unwrap();
+    std::fs::write(&acl, "topic readwrite v1/#\n").unwrap();
     let broker = Broker::configured(&format!("acl_file {}", acl.display())).await;
     let upstream = quick(&["d1"]).await;
     upstream.answers("POST", &path("d2"), 422, json!({})).await;
@@ -418,7 +418,7 @@ async fn a_puback_that_refuses_counts_although_the_connection_then_ends() {
         d2.send("telemetry", json!({ "n": n })).await;
         d1.ask("telemetry", json!({})).await;
     }
-    gateway.metric_is(REFUSED, &[r#"outcome="refused""#], 5).await;
+    gateway.metric_is(REFUSED, &[r#"reason="refused""#], 5).await;
     assert!(gateway.metric(CONNECTS, &[]).await <= 6);
     assert_eq!(upstream.count(&format!("POST {}", path("d2"))).await, 5);
 }
