@@ -1,9 +1,10 @@
 //! Sends spans to the collector, from a thread of its own, and counts what is lost.
 
 use std::{
+    error::Error,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -65,13 +66,13 @@ pub enum TracesError {
 pub(super) fn processor(endpoint: &Url) -> Result<Bounded, TracesError> {
     let endpoint = endpoint.as_str().trim_end_matches('/');
     let endpoint = endpoint.strip_suffix(PATH).unwrap_or(endpoint);
+    let losses = Arc::new(Losses::default());
     let otlp = Otlp::builder()
         .with_http()
-        .with_http_client(Collector::new(endpoint.starts_with("https:"))?)
+        .with_http_client(Collector::new(endpoint.starts_with("https:"), losses.clone())?)
         .with_protocol(Protocol::HttpBinary)
         .with_endpoint(format!("{endpoint}{PATH}"))
         .build()?;
-    let losses = Arc::new(Losses::default());
     let exporter = Counted { otlp, losses: losses.clone() };
     // Size of a batch and delay are those of the standard variables, or the library's.
     let config = BatchConfigBuilder::default().with_max_queue_size(MAX_WAITING).build();
@@ -93,12 +94,18 @@ struct Told {
     last: Option<Instant>,
     /// Lost with the collector since then.
     unexported: usize,
+    /// Why the last exchange with the collector failed: the library says only that it did.
+    trouble: Option<String>,
 }
 
 impl Losses {
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says what has been lost, unless that was said a moment ago.
     fn tell(&self, unexported: usize, error: Option<&OTelSdkError>) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told();
         told.unexported += unexported;
         let since = told.last.map(|last| last.elapsed());
         let dropped = self.dropped.load(Ordering::Relaxed);
@@ -108,7 +115,7 @@ impl Losses {
         self.dropped.fetch_sub(dropped, Ordering::Relaxed);
         let unexported = std::mem::take(&mut told.unexported);
         told.last = Some(Instant::now());
-        let error = error.map(ToString::to_string);
+        let error = told.trouble.take().or_else(|| error.map(ToString::to_string));
         let within_seconds = since.map(seconds);
         tracing::warn!(
             unexported,
@@ -182,6 +189,7 @@ impl SpanExporter for Counted {
 /// A client for one request at a time.
 struct Collector {
     tls: Option<TlsConnector>,
+    losses: Arc<Losses>,
 }
 
 impl fmt::Debug for Collector {
@@ -191,9 +199,9 @@ impl fmt::Debug for Collector {
 }
 
 impl Collector {
-    fn new(encrypted: bool) -> Result<Self, TracesError> {
+    fn new(encrypted: bool, losses: Arc<Losses>) -> Result<Self, TracesError> {
         let tls = encrypted.then(|| tls::Settings::default().client()).transpose()?;
-        Ok(Self { tls: tls.map(TlsConnector::from) })
+        Ok(Self { tls: tls.map(TlsConnector::from), losses })
     }
 
     async fn exchange(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
@@ -230,13 +238,30 @@ async fn send(
     Ok(Response::from_parts(head, body))
 }
 
+/// An error with its causes, on one line.
+fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 #[async_trait]
 impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         // This is the exporting thread, which has nothing else to do: on a runtime of its own for the moment, so that
         // the gateway's thread has no part in it.
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async { timeout(EXCHANGE, self.exchange(request)).await? })
+        let uri = request.uri().clone();
+        let result = runtime.block_on(async { timeout(EXCHANGE, self.exchange(request)).await? });
+        if let Err(error) = &result {
+            self.losses.told().trouble = Some(format!("{uri}: {}", with_causes(&**error)));
+        }
+        result
     }
 }
 

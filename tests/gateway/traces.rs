@@ -268,7 +268,7 @@ async fn a_collector_that_is_away_or_hangs_slows_nothing() {
     hangs.responds("POST", "/v1/traces", slow).await;
     let (_nobody, address) = crate::harness::nobody();
     let away = format!("http://{address}");
-    for endpoint in [away, hangs.url()] {
+    for (endpoint, said) in [(away, "Connection refused"), (hangs.url(), "")] {
         let (broker, upstream) = (Broker::start().await, Upstream::start().await);
         let mut gateway = Options::default()
             .set("TRACES_ENDPOINT", &endpoint)
@@ -281,6 +281,8 @@ async fn a_collector_that_is_away_or_hangs_slows_nothing() {
             device.send("telemetry", json!({"n": count})).await;
         }
         gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 50).await;
+        gateway.logs(said).await;
+        assert!(said.is_empty() || gateway.log().contains("spans are lost"), "{}", gateway.log());
         let began = tokio::time::Instant::now();
         assert_eq!(gateway.stop().await.code(), Some(0), "{}", gateway.log());
         // The grace is 25 s, and an exchange may take 10 s.
