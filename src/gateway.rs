@@ -48,7 +48,7 @@ pub struct Gateway {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The admin endpoint's address is taken, for example.
-    #[error("the admin endpoint cannot listen on {0}: {1}")]
+    #[error("the admin endpoint cannot listen on {0}: {1}; set `[admin] listen`, or \"\" for none")]
     Admin(SocketAddr, io::Error),
     /// The broker's settings.
     #[error(transparent)]

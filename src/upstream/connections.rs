@@ -237,3 +237,50 @@ impl Connections {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        backoff::Backoff,
+        secrets::watched::PAUSE,
+        upstream::{BreakerSettings, fixtures},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn new_certificates_are_used_after_a_pause_and_broken_ones_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("ca.pem");
+        let renew = || {
+            let ca = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+            fs::write(&file, ca.cert.pem()).unwrap();
+        };
+        renew();
+        let wait = Backoff { initial: Duration::ZERO, max: Duration::ZERO };
+        let breaker = BreakerSettings { devices: 1, probe: wait, probe_path: None };
+        let mut settings = fixtures::settings("https://localhost:1", wait, breaker);
+        let files = tls::Files { ca_file: Some(file.clone()), ..tls::Files::default() };
+        settings.tls = tls::Settings::new(files);
+        let connections = Connections::new(&settings, Resolver::system()).unwrap();
+        let used = || {
+            drop(connections.send(Request::new(Full::default()), Which::Kept));
+            connections.clients.lock().unwrap().tls.clone().unwrap()
+        };
+        let first = used();
+        renew();
+        assert!(Arc::ptr_eq(&first, &used()), "they were looked at a moment ago");
+        tokio::time::advance(PAUSE).await;
+        let second = used();
+        assert!(!Arc::ptr_eq(&first, &second));
+        for content in ["", "half"] {
+            fs::write(&file, content).unwrap();
+            tokio::time::advance(PAUSE).await;
+            assert!(Arc::ptr_eq(&second, &used()), "{content}");
+        }
+        renew();
+        tokio::time::advance(PAUSE).await;
+        assert!(!Arc::ptr_eq(&second, &used()));
+    }
+}
