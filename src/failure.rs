@@ -166,6 +166,25 @@ impl FailureKind {
         self.row().code
     }
 
+    /// What the operator can do about it, in a sentence.
+    #[rustfmt::skip]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "See whether [upstream] url can be reached from here, and its certificate trusted (ca_file).",
+            Self::Local(_) => "This machine is short of files, memory or ports: raise its limits.",
+            Self::Broken(_) => "The API, or a proxy before it, ends exchanges half-way: see its log.",
+            Self::Unhandled(_) => "The API, or a proxy before it, is too busy: let it have more room, or lower [upstream] max_in_flight.",
+            Self::Coding(_) => "Have the API answer in no content coding, or in gzip.",
+            Self::AnswerTooLarge(_) => "Raise [upstream] max_response_bytes, or have the API answer less.",
+            Self::AttemptTimeout => "The API was too slow for this message: see why, or raise [upstream] attempt_timeout and deadline.",
+            Self::Deadline(_) => "The API served others and put this message off until its time was up: see why in its log, or raise [upstream] deadline.",
+            Self::Expired => "It expired before the API took it: see why that was slow, or have the sender let it live longer.",
+            Self::Barred(_) => "Renew what the gateway shows the API: [secrets] or [upstream.auth].",
+            Self::NoToken(_) => "See whether the token endpoint works, and takes the secret in [upstream.auth].",
+            Self::Throttled(_) => "Let the device send less, or raise [upstream.rate] if the API allows it.",
+        }
+    }
+
     /// The HTTP-like status of the error reply.
     pub fn status(&self) -> u16 {
         self.row().status

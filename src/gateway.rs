@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    admin::{self, Health, Pages},
+    admin::{self, About, Health, Pages},
     arrivals::{Arrivals, Arrived},
     config::Config,
     exchange::{Exchange, Lanes, Poller},
@@ -244,7 +244,8 @@ impl Gateway {
         } = self;
         let admin = admin.map(|listener| {
             let routes = describe::table_json(&config.table);
-            let pages = Pages::new(health.clone(), metrics.clone(), routes);
+            let about = About::of(&config);
+            let pages = Pages::new(health.clone(), metrics.clone(), routes, about);
             tokio::spawn(admin::serve(listener, Arc::new(pages)))
         });
         let log = tokio::spawn(join(log::write_summaries(), admin::remind(health.clone())));

@@ -4,6 +4,8 @@
 //! at start begins at 0 ([`Known`]).
 
 mod calls;
+mod failures;
+mod figures;
 mod known;
 mod labels;
 mod messages;
@@ -24,12 +26,15 @@ use tokio::{runtime::Handle, time::Instant};
 
 pub(crate) use self::{
     calls::Attempt,
+    failures::{FailedMessage, Numbered},
+    figures::{RouteCounts, Times},
     known::Known,
     labels::{AttemptResult, Kept, SideLabel},
     text::Format,
 };
 use self::{
     calls::Calls,
+    figures::Figures,
     labels::{DeadLetterLabels, FetchLabels, ReasonLabel, RouteLabel, SecretLabel},
     messages::Messages,
     process::{Busy, Process},
@@ -39,7 +44,7 @@ use self::{
 use crate::shares::Shares;
 
 /// What became of a fetch.
-const FETCHED: [&str; 4] = ["pushed", "repeated", "empty", "failed"];
+pub(crate) const FETCHED: [&str; 4] = ["pushed", "repeated", "empty", "failed"];
 /// Why a publication did not reach its subscribers.
 const REFUSED: [&str; 4] = ["refused", "too_large", "illegal", "poison"];
 
@@ -48,6 +53,7 @@ const REFUSED: [&str; 4] = ["refused", "too_large", "illegal", "poison"];
 pub struct Metrics {
     registry: Registry,
     messages: Arc<Messages>,
+    figures: Figures,
     shares: Arc<Shares>,
     calls: Calls,
     fetches: Family<FetchLabels, Counter>,
@@ -129,6 +135,7 @@ impl Metrics {
         all.put("busy_seconds", "Time for which the one thread that does all the work was busy", busy);
         let metrics = Self {
             messages: all.collector(Messages::new(known)),
+            figures: Figures::default(),
             shares: all.collector(Shares::default()),
             calls: Calls::new(&mut all, known),
             fetches: all.metric("fetches", "Fetches that ran, by their result"),
@@ -303,11 +310,14 @@ impl Metrics {
         self.broker_connects.inc();
         self.broker_connected.set(1);
         self.broker_disconnected.stop();
+        self.figures.broker_changed();
     }
 
     /// The gateway is not connected to the broker any more.
     pub fn disconnected(&self) {
-        self.broker_connected.set(0);
+        if self.broker_connected.set(0) == 1 {
+            self.figures.broker_changed();
+        }
         self.broker_disconnected.start();
     }
 

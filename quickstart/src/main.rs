@@ -214,6 +214,7 @@ fn look(broker: &Broker, admin: Option<SocketAddr>) {
     tell(format_args!(
         "
 Look:
+  http://{admin}/ in a browser
   curl http://{admin}/readyz
   curl http://{admin}/metrics
   curl http://{admin}/routes

@@ -4,9 +4,9 @@ use std::{io, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode, client::conn::http1, header::HOST};
+use hyper::{Request, Response, StatusCode, body::Incoming, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
 use url::Url;
 
 /// Most bytes of an answer that are read.
@@ -35,6 +35,24 @@ pub(crate) async fn ask(url: &Url, limit: Duration) -> Result<(StatusCode, Strin
 }
 
 async fn exchange(url: &Url) -> Result<(StatusCode, String), AskError> {
+    let Opened { answer, driver } = open(url).await?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+    driver.abort();
+    let body = body.map_err(AskError::Exchange)?.to_bytes();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// An answer whose body is still to come.
+pub(crate) struct Opened {
+    /// The answer.
+    pub(crate) answer: Response<Incoming>,
+    /// The task that brings its body, for as long as it runs.
+    pub(crate) driver: JoinHandle<hyper::Result<()>>,
+}
+
+/// Asks, and does not wait for the body.
+pub(crate) async fn open(url: &Url) -> Result<Opened, AskError> {
     let host = url.host_str().filter(|_| url.scheme() == "http").ok_or(AskError::Url)?;
     let port = url.port_or_known_default().ok_or(AskError::Url)?;
     let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await;
@@ -46,10 +64,6 @@ async fn exchange(url: &Url) -> Result<(StatusCode, String), AskError> {
     let request = request.body(Empty::<Bytes>::new()).map_err(|_| AskError::Url)?;
     // Its end is seen by whoever waits for the answer.
     let driver = tokio::spawn(connection);
-    let response = sender.send_request(request).await.map_err(broken)?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-    driver.abort();
-    let body = body.map_err(AskError::Exchange)?.to_bytes();
-    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    let answer = sender.send_request(request).await.map_err(broken)?;
+    Ok(Opened { answer, driver })
 }

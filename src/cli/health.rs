@@ -36,7 +36,7 @@ pub(super) async fn health(
 ) -> Result<(), CommandError> {
     let url = match arguments.url {
         Some(url) => url,
-        None => url(config()?.admin, arguments.ready)?,
+        None => url(config()?.admin, if arguments.ready { "readyz" } else { "livez" })?,
     };
     let answer = ask(&url, arguments.timeout).await;
     let (status, text) = answer.map_err(|error| format!("{url}: {error}"))?;
@@ -49,7 +49,7 @@ pub(super) async fn health(
 }
 
 /// Where a gateway that listens here is asked.
-fn url(listen: Option<SocketAddr>, ready: bool) -> Result<Url, String> {
+pub(super) fn url(listen: Option<SocketAddr>, page: &str) -> Result<Url, String> {
     let mut address = listen.ok_or("the admin endpoint is off: set [admin] listen")?;
     // All addresses of a machine are none to connect to.
     if address.ip().is_unspecified() {
@@ -58,7 +58,6 @@ fn url(listen: Option<SocketAddr>, ready: bool) -> Result<Url, String> {
             SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
         });
     }
-    let page = if ready { "readyz" } else { "livez" };
     let url = Url::parse(&format!("http://{address}/{page}"));
     Ok(url.expect("an address is a host and a port of a URL"))
 }
@@ -69,14 +68,14 @@ mod tests {
 
     #[test]
     fn a_gateway_that_listens_everywhere_is_asked_at_home() {
-        let url = |listen: &str, ready| url(Some(listen.parse().unwrap()), ready).unwrap();
-        assert_eq!(url("0.0.0.0:9180", false).as_str(), "http://127.0.0.1:9180/livez");
-        assert_eq!(url("[::]:9180", true).as_str(), "http://[::1]:9180/readyz");
-        assert_eq!(url("10.0.0.1:80", false).as_str(), "http://10.0.0.1/livez");
+        let url = |listen: &str, page| url(Some(listen.parse().unwrap()), page).unwrap();
+        assert_eq!(url("0.0.0.0:9180", "livez").as_str(), "http://127.0.0.1:9180/livez");
+        assert_eq!(url("[::]:9180", "readyz").as_str(), "http://[::1]:9180/readyz");
+        assert_eq!(url("10.0.0.1:80", "livez").as_str(), "http://10.0.0.1/livez");
     }
 
     #[test]
     fn an_endpoint_that_is_off_cannot_be_asked() {
-        assert!(url(None, false).is_err());
+        assert!(url(None, "livez").is_err());
     }
 }

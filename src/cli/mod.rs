@@ -7,6 +7,7 @@ mod health;
 mod help;
 mod man;
 mod test;
+mod top;
 
 use std::{
     collections::BTreeMap,
@@ -66,6 +67,9 @@ enum Command {
     /// Play cases of the table: messages, the calls that must come of them and what the API answers, and what must be
     /// published. Connects to nothing, reads no secret. Exit code 1 if a case does not end as it says.
     Test(test::Arguments),
+    /// Show how a running gateway stands: broker, API, rows, what waits, and the last failures, each with what to do about
+    /// it. The page at `/` of the admin endpoint shows the same.
+    Top(top::Arguments),
     /// Print the shipped configuration file, to begin one's own with.
     Config {
         /// Print what is in force instead: file, environment and defaults in one, and where each value comes from.
@@ -154,6 +158,7 @@ fn execute(
         Command::Schema => print(&config::schema())?,
         Command::Completions { shell } => print(&man::completions(Cli::command(), shell))?,
         Command::Man => print(&man::page(Cli::command())?)?,
+        Command::Top(arguments) => runtime.block_on(top::top(arguments, without_secrets))?,
         Command::Test(arguments) => runtime.block_on(test::test(&arguments, file, env))?,
     }
     Ok(())

@@ -61,7 +61,7 @@ pub(super) fn dead_letter(
     say("status", outcome.status().to_string());
     say("attempts", outcome.attempts().to_string());
     say("received_at", received_at.to_string());
-    if let Some(words) = words(outcome, &keys) {
+    if let Some(words) = answer(outcome, &keys) {
         say("answer", words);
     }
     say(VIA, (*via).to_owned());
@@ -101,16 +101,7 @@ pub(crate) fn device_property(name: &str) -> Option<&str> {
 }
 
 /// The API's first words, on one line, without the key; `None` if it said nothing.
-pub(super) fn answer(
-    outcome: &Outcome,
-    message: &Message,
-    key_property: &str,
-    key: Option<&Secret>,
-) -> Option<String> {
-    words(outcome, &Keys::new(message, key_property, key))
-}
-
-fn words(outcome: &Outcome, keys: &Keys<'_>) -> Option<String> {
+pub(super) fn answer(outcome: &Outcome, keys: &Keys<'_>) -> Option<String> {
     let body = outcome.answer().map(|answer| &answer.body).filter(|body| !body.is_empty())?;
     // Cut after masking: half a key would not be found.
     let window = body.get(..body.len().min(MAX_ANSWER + 2 * MAX_PROPERTY_BYTES)).unwrap_or(body);

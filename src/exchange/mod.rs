@@ -5,6 +5,7 @@
 
 mod dead_letter;
 mod devices;
+mod failed;
 mod fetched;
 mod filters;
 mod follow;
@@ -31,7 +32,7 @@ use self::{
 pub(crate) use self::{
     dead_letter::device_property,
     lanes::Lanes,
-    outcome::Outcome,
+    outcome::{Outcome, WELL},
     poll::{Poller, Seen},
     push::topic as push_topic,
     reply::Destinations,
@@ -39,13 +40,13 @@ pub(crate) use self::{
 use crate::{
     call::{Answer, Call, Endpoint, JSON, Lifetime, StatusCode},
     failure::{Failure, FailureKind, Stopping, Unanswered},
-    log::printable,
     message::{Message, Publication},
     metrics::{Kept, Metrics},
     mqtt::{Delivery, Publisher},
     secrets::{Secret, key_list::KeyList},
     table::{
         Incoming, Table, Taken,
+        keys::Keys,
         refusal::Refusal,
         route::{Credentials, MaxBytes},
     },
@@ -54,9 +55,6 @@ use crate::{
     traces::{Consumed, Span, Tracer},
     upstream::Upstream,
 };
-
-/// How much of the API's answer a line of the log has, in bytes.
-const ANSWER_IN_LOG: usize = 200;
 
 /// What the configuration says about exchanges.
 #[derive(Debug, Clone)]
@@ -368,11 +366,11 @@ impl Exchange {
         let device = incoming.route.map_or("", |_| &**incoming.device);
         let reason = outcome.code();
         if let Some(trouble) = outcome.trouble() {
-            let attempts = outcome.attempts();
-            let key_property = &self.table.identity.key_property;
-            let answer = dead_letter::answer(outcome, incoming.message, key_property, key);
-            let answer = answer.map(|answer| printable::short_line(&answer, ANSWER_IN_LOG));
+            let keys = Keys::new(incoming.message, &self.table.identity.key_property, key);
+            let failed = failed::message(outcome, incoming, &trouble, &keys);
+            let (attempts, answer) = (failed.attempts, failed.answer.as_deref());
             tracing::warn!(route, device, reason, attempts, trouble, answer, "not delivered");
+            self.metrics.failed(failed);
         }
         if let Outcome::Ignored(_) = outcome {
             tracing::info!(route, device, reason, "ignored");

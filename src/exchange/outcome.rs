@@ -1,10 +1,13 @@
 //! How a message can end, and what programs and people are told about it.
 
 use crate::{
-    call::Answer,
+    call::{Answer, StatusCode},
     failure::{Failure, FailureKind},
     table::{Ignored, NotTaken, refusal::Refusal},
 };
+
+/// The codes of outcomes in which nothing went wrong.
+pub(crate) const WELL: [&str; 4] = ["delivered", "skipped", "loop", "not_a_request"];
 
 /// The ends of a message. Each comes to exactly one.
 #[derive(Debug)]
@@ -103,6 +106,18 @@ impl Outcome {
         }
     }
 
+    /// What the operator can do about the trouble, in a sentence.
+    pub(super) fn remedy(&self) -> &'static str {
+        match self {
+            Self::Delivered(_) | Self::Skipped | Self::Ignored(_) => "",
+            Self::Rejected(answer) => remedy(answer.status),
+            Self::Failed(failure) => failure.kind.remedy(),
+            Self::Refused(refusal) => refusal.remedy(),
+            Self::Unknown => "Nothing: it is known with the API's next answer to this device.",
+            Self::Panicked => "A defect of the gateway: please report it with the dead letter.",
+        }
+    }
+
     /// Whether the message is put aside for the operator.
     pub(crate) fn is_dead_letter(&self) -> bool {
         match self {
@@ -138,6 +153,26 @@ impl Outcome {
     }
 }
 
+/// What to do about an API that refuses with this status.
+fn remedy(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        300..=399 => {
+            "The API wants to be called elsewhere, and redirects are not followed: set [upstream] url to that."
+        }
+        401 | 403 => {
+            "The API does not take this device's key, or not for this: see whether it is registered there."
+        }
+        404 | 405 | 410 => {
+            "The API has nothing there: see whether the device is registered, and the row's call is right."
+        }
+        413 => "The API takes no message as large as this: have the device send less at once.",
+        501 => "The API does not offer this call: see the row's call.",
+        _ => {
+            "The API does not take what the message says: compare it with what the API wants. The dead letter has it."
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +199,8 @@ mod tests {
             assert_eq!(outcome.attempts(), attempts, "{code}");
             assert_eq!(outcome.is_dead_letter(), letter, "{code}");
             assert_eq!(outcome.trouble().is_some(), trouble, "{code}");
+            assert_eq!(!outcome.remedy().is_empty(), trouble, "{code}");
+            assert_eq!(!WELL.contains(&code), trouble, "{code}");
         }
     }
 }

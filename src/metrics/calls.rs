@@ -11,6 +11,7 @@ use prometheus_client::metrics::{counter::Counter, family::Family, histogram::Hi
 
 use super::{
     AttemptResult, Known, Register,
+    figures::Times,
     labels::{AttemptLabels, RouteLabel},
 };
 
@@ -116,6 +117,12 @@ impl Calls {
     pub(super) fn throttled(&self, name: &Arc<str>, time: Duration) {
         let label = RouteLabel { route: name.clone() };
         self.throttled.get_or_create(&label).inc_by(time.as_secs_f64());
+    }
+
+    /// The exchanges of a row or fetch, and how long they took.
+    pub(super) fn time(&self, name: &Arc<str>) -> Times {
+        let known = self.callers.get(name);
+        known.map_or_else(Times::default, |caller| Times::from(&caller.seconds))
     }
 
     pub(super) fn batch(&self, name: &Arc<str>, calls: u32) {

@@ -13,7 +13,10 @@ use prometheus_client::{
 };
 use tokio::time::Instant;
 
-use super::Known;
+use super::{
+    Known,
+    figures::{RouteCounts, Times},
+};
 
 /// From the fastest answer to the length of a long outage, in which a message is held.
 const BUCKETS: [f64; 16] = [
@@ -48,9 +51,22 @@ impl Default for Row {
     }
 }
 
+impl Row {
+    /// For people.
+    pub(super) fn counts(&self) -> RouteCounts {
+        let settled = self.settled.iter().copied().collect();
+        RouteCounts { received: self.received, settled, times: Times::from(&self.seconds) }
+    }
+}
+
 impl Tally {
     pub(super) fn pending(&self) -> u64 {
         self.received - self.settled
+    }
+
+    /// What is counted, by row.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (&Arc<str>, &Row)> {
+        self.rows.iter()
     }
 
     pub(super) fn last_settled(&self) -> Option<Instant> {

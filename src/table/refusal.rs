@@ -93,4 +93,20 @@ impl Refusal {
     pub fn status(&self) -> u16 {
         self.row().1
     }
+
+    /// What the operator can do about it, in a sentence.
+    #[rustfmt::skip]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::NoRoute => "Write a row for this topic, or have the device use another one. The subscription, of an earlier table, is ended.",
+            Self::NoCredentials(_) => "Have the device say who it is and show its key in every message, or see credentials of the row.",
+            Self::Identity(_) => "Have the device say the same id in topic and properties; if it means another one, find out why.",
+            Self::ResponseTopic(_) => "Have the device ask for its answer below its own topics.",
+            Self::BadPayload(_) => "Correct what the device sends, or the row: mqtt-rest-gateway explain shows what it makes of a payload.",
+            Self::BadSegment(_) => "Correct the level of the topic, or the value of the payload, that goes into the path.",
+            Self::BadHeader(_) => "Correct the level of the topic, or the value of the payload, that goes into the header.",
+            Self::Crowded { .. } => "See why the messages of this device do not get through, or let it send less.",
+            Self::TooLarge { .. } => "Have the device send less at once, or raise [upstream] max_request_bytes; max_filter_bytes where a filter reads it.",
+        }
+    }
 }

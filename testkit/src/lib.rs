@@ -15,6 +15,7 @@
 #![expect(missing_docs, reason = "verbs, which a test reads as a sentence")]
 
 mod broker;
+mod browser;
 mod device;
 pub mod fake_broker;
 mod gateway;
@@ -30,6 +31,7 @@ pub mod wire;
 
 pub use self::{
     broker::Broker,
+    browser::Browser,
     device::{Device, credentials, telemetry},
     gateway::{Gateway, Options},
     patience::{PATIENCE, QUIET, eventually, while_it_moves},

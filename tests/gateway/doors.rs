@@ -81,7 +81,7 @@ async fn the_admin_endpoint_listens_on_ipv6_too_and_its_front_page_lists_the_pat
     let options = Options::default().set("ADMIN_LISTEN", "[::]:0");
     let gateway = options.start(&broker, &upstream).await;
     let (status, page) = gateway.get("/").await;
-    assert_eq!((status, page.as_str()), (200, "/livez\n/readyz\n/metrics\n/routes\n"));
+    assert_eq!((status, page.as_str()), (200, "/livez\n/readyz\n/metrics\n/routes\n/events\n"));
     let mut stream = knock(&gateway, b"POST /livez HTTP/1.1\r\nhost: x\r\n\r\n").await;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();

@@ -40,6 +40,7 @@ mod memory;
 mod metrics;
 mod order;
 mod outage;
+mod page;
 mod payloads;
 mod poison;
 mod polls;

@@ -84,7 +84,7 @@ async fn no_path_prints_a_key() {
         "every call has it, the probe has not"
     );
 
-    let mut places = commands().await;
+    let mut places = commands(&gateway).await;
     for path in ["/livez", "/readyz", "/metrics", "/routes", "/nothing"] {
         places.push((path.to_owned(), gateway.get(path).await.1));
     }
@@ -102,6 +102,14 @@ async fn no_path_prints_a_key() {
             }
         }
     }
+}
+
+/// What people are shown, which is what `/events` says.
+async fn top(gateway: &Gateway) -> String {
+    let url = format!("http://{}", gateway.admin());
+    let (code, shown, error) = run(&["top", "--once", "--url", &url], "").await;
+    assert_eq!(code, 0, "{error}");
+    shown
 }
 
 /// Every row, with a payload that is JSON and one that is not, against every kind of answer. How many
@@ -188,9 +196,9 @@ async fn every_refusal(device: &mut Device) -> u64 {
 }
 
 /// What the command line prints of a message with the key, and of a configuration with secrets, right or wrong.
-async fn commands() -> Vec<(String, String)> {
+async fn commands(gateway: &Gateway) -> Vec<(String, String)> {
     let property = format!("access_key={KEY}");
-    let mut places = Vec::new();
+    let mut places = vec![("top".to_owned(), top(gateway).await)];
     for topic in
         ["v1/device/d1/update", "v1/device/d1/telemetry", "v1/device/../telemetry", "other"]
     {
@@ -309,6 +317,7 @@ async fn no_path_prints_what_authorizes_the_gateway() {
         for path in ["/readyz", "/metrics", "/routes"] {
             texts.push(gateway.get(path).await.1);
         }
+        texts.push(top(&gateway).await);
         assert!(texts.concat().contains("no token") || texts.concat().contains("our credentials"));
         for text in texts {
             for secret in shown {

@@ -40,7 +40,8 @@ impl Scene {
     }
 
     fn reasons(&self) -> String {
-        self.health.unready().join("\n")
+        let reasons = self.health.unready();
+        reasons.iter().map(|reason| reason.text.as_str()).collect::<Vec<_>>().join("\n")
     }
 }
 
