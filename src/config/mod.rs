@@ -114,6 +114,14 @@ fn text(file: Option<&Path>) -> Result<(String, String), ConfigError> {
     Ok((file.display().to_string(), text))
 }
 
+/// Where the admin endpoint listens.
+fn admin_listener(root: &Section<'_>) -> Option<SocketAddr> {
+    let admin = root.section("admin");
+    let listen = admin.value("listen", listener);
+    admin.finish();
+    listen
+}
+
 /// `[traces]`.
 fn trace_settings(root: &Section<'_>) -> Option<traces::Settings> {
     let section = root.section("traces");
@@ -189,9 +197,7 @@ impl Config {
         device.finish();
         let secrets = Arc::new(secrets.finish());
         let Destinations { errors, dead_letter, unfit_defaults } = destinations(&root, &table);
-        let admin = root.section("admin");
-        let listen = admin.value("listen", listener);
-        admin.finish();
+        let admin = admin_listener(&root);
         let shutdown = root.section("shutdown");
         let grace = shutdown.value("grace", duration);
         shutdown.finish();
@@ -216,13 +222,14 @@ impl Config {
                 },
                 errors,
                 dead_letter,
+                secrets: secrets.clone(),
                 keys,
             },
             broker: mqtt::Settings { retains: table.retains(), ..broker },
             upstream: api::Settings { secrets, rates, ..upstream },
             table: Arc::new(table),
             remembered_devices,
-            admin: listen,
+            admin,
             grace,
             log,
             traces,

@@ -7,7 +7,7 @@ use super::outcome::Outcome;
 use crate::{
     log::printable,
     message::{DeadLetter, Message, Properties, Publication, Purpose, VIA},
-    secrets::Secret,
+    secrets::{Secret, Secrets},
     table::keys::{Keys, MAX_PROPERTY_BYTES},
 };
 
@@ -41,6 +41,8 @@ pub(super) struct Envelope<'e> {
     pub(super) key_property: &'e str,
     /// The key of the call, if one was found.
     pub(super) key: Option<&'e Secret>,
+    /// The gateway's own secrets, which must not stand in it either.
+    pub(super) secrets: &'e Secrets,
     /// The gateway's client identifier.
     pub(super) via: &'e str,
 }
@@ -51,7 +53,7 @@ pub(super) fn dead_letter(
     message: &Message,
     envelope: &Envelope<'_>,
 ) -> Publication {
-    let Envelope { topic, route, key_property, key, via } = envelope;
+    let Envelope { topic, route, key_property, key, secrets, via } = envelope;
     let keys = Keys::new(message, key_property, *key);
     let received_at = humantime::format_rfc3339_millis(message.received_at);
     let mut user = Vec::new();
@@ -61,7 +63,7 @@ pub(super) fn dead_letter(
     say("status", outcome.status().to_string());
     say("attempts", outcome.attempts().to_string());
     say("received_at", received_at.to_string());
-    if let Some(words) = answer(outcome, &keys) {
+    if let Some(words) = answer(outcome, &keys, secrets) {
         say("answer", words);
     }
     say(VIA, (*via).to_owned());
@@ -100,12 +102,13 @@ pub(crate) fn device_property(name: &str) -> Option<&str> {
     }
 }
 
-/// The API's first words, on one line, without the key; `None` if it said nothing.
-pub(super) fn answer(outcome: &Outcome, keys: &Keys<'_>) -> Option<String> {
+/// The API's first words, on one line, without the key and the gateway's own secrets; `None` if it said nothing.
+pub(super) fn answer(outcome: &Outcome, keys: &Keys<'_>, secrets: &Secrets) -> Option<String> {
     let body = outcome.answer().map(|answer| &answer.body).filter(|body| !body.is_empty())?;
     // Cut after masking: half a key would not be found.
     let window = body.get(..body.len().min(MAX_ANSWER + 2 * MAX_PROPERTY_BYTES)).unwrap_or(body);
-    Some(printable::short_line(&keys.mask(&String::from_utf8_lossy(window)), MAX_ANSWER))
+    let text = String::from_utf8_lossy(window);
+    Some(printable::short_line(&secrets.mask(&keys.mask(&text)), MAX_ANSWER))
 }
 
 #[cfg(test)]
@@ -140,6 +143,7 @@ mod tests {
                 route: &route,
                 key_property: "access_key",
                 key: Some(&key),
+                secrets: &Secrets::default(),
                 via: "gateway",
             },
         )

@@ -4,6 +4,7 @@ use super::{dead_letter, outcome::Outcome};
 use crate::{
     log::printable,
     metrics::FailedMessage,
+    secrets::Secrets,
     table::{Incoming, keys::Keys},
 };
 
@@ -18,10 +19,11 @@ pub(super) fn message(
     incoming: &Incoming<'_>,
     trouble: &str,
     keys: &Keys<'_>,
+    secrets: &Secrets,
 ) -> FailedMessage {
     // Cut after masking: half a key would not be found.
     let short = |text: &str, bytes| printable::short_line(&keys.mask(text), bytes);
-    let answer = dead_letter::answer(outcome, keys);
+    let answer = dead_letter::answer(outcome, keys, secrets);
     FailedMessage {
         at: incoming.message.received_at,
         topic: short(&incoming.message.topic, MAX_TOPIC),

@@ -43,7 +43,7 @@ use crate::{
     message::{Message, Publication},
     metrics::{Kept, Metrics},
     mqtt::{Delivery, Publisher},
-    secrets::{Secret, key_list::KeyList},
+    secrets::{Secret, Secrets, key_list::KeyList},
     table::{
         Incoming, Table, Taken,
         keys::Keys,
@@ -69,6 +69,8 @@ pub struct Settings {
     pub errors: Option<Template>,
     /// Where dead letters go.
     pub dead_letter: Option<Template>,
+    /// The gateway's own secrets: what is told of an answer goes without them.
+    pub secrets: Arc<Secrets>,
     /// The keys of devices that show none.
     pub keys: Option<Arc<KeyList>>,
 }
@@ -323,7 +325,7 @@ impl Exchange {
         incoming: &Incoming<'_>,
         taken: Option<&Taken<'_>>,
     ) -> Option<Publication> {
-        let Settings { via, errors, dead_letter, .. } = &self.settings;
+        let Settings { via, errors, dead_letter, secrets, .. } = &self.settings;
         let key = taken.and_then(|taken| taken.speaker.key.as_ref());
         let (message, name) = (incoming.message, incoming.name());
         self.log(outcome, incoming, key);
@@ -356,7 +358,7 @@ impl Exchange {
             return None;
         };
         let key_property = &*self.table.identity.key_property;
-        let envelope = Envelope { topic, route: name, key_property, key, via };
+        let envelope = Envelope { topic, route: name, key_property, key, secrets, via };
         let letter = dead_letter::dead_letter(outcome, message, &envelope);
         Some(letter.traced(message.trace.as_ref()))
     }
@@ -367,7 +369,8 @@ impl Exchange {
         let reason = outcome.code();
         if let Some(trouble) = outcome.trouble() {
             let keys = Keys::new(incoming.message, &self.table.identity.key_property, key);
-            let failed = failed::message(outcome, incoming, &trouble, &keys);
+            let failed =
+                failed::message(outcome, incoming, &trouble, &keys, &self.settings.secrets);
             let (attempts, answer) = (failed.attempts, failed.answer.as_deref());
             tracing::warn!(route, device, reason, attempts, trouble, answer, "not delivered");
             self.metrics.failed(failed);

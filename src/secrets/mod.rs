@@ -10,6 +10,7 @@ mod secret;
 pub(crate) mod watched;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs::File,
     io::{self, Read},
@@ -113,10 +114,28 @@ impl Secrets {
         self.named.keys().filter_map(|name| Some((&**name, self.look(name)?.error?)))
     }
 
+    /// The text without any of them, as they were last read.
+    pub fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        self.named.values().fold(Cow::Borrowed(text), |text, source| match source {
+            Source::Value(value) => without(text, value.expose()),
+            Source::File(watched) => without(text, watched.last_read().expose()),
+        })
+    }
+
     /// How often one has changed so far.
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Relaxed)
     }
+}
+
+/// The text without this key, as it is and as it stands in JSON.
+pub(crate) fn without<'t>(text: Cow<'t, str>, key: &str) -> Cow<'t, str> {
+    let as_json = serde_json::Value::from(key).to_string();
+    [key, as_json.trim_matches('"')].into_iter().fold(text, |text, form| {
+        // A key of a letter or two is found in any text.
+        let found = if form.len() < 4 { *text == *form } else { text.contains(form) };
+        if found { text.replace(form, "<redacted>").into() } else { text }
+    })
 }
 
 fn read(file: &Path) -> Result<Secret, SecretError> {

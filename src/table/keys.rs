@@ -57,17 +57,7 @@ impl<'k> Keys<'k> {
 
     /// The text without the keys.
     pub(crate) fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        let mut text = Cow::Borrowed(text);
-        for key in &self.values {
-            let as_json = serde_json::Value::from(*key).to_string();
-            for form in [*key, as_json.trim_matches('"')] {
-                // A key of a letter or two is found in any text.
-                let found = if form.len() < 4 { *text == *form } else { text.contains(form) };
-                if found {
-                    text = text.replace(form, "<redacted>").into();
-                }
-            }
-        }
-        text
+        let whole = Cow::Borrowed(text);
+        self.values.iter().fold(whole, |text, key| secrets::without(text, key))
     }
 }

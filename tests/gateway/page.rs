@@ -330,6 +330,27 @@ impl Ear {
     }
 }
 
+/// Many an API says in its 404 what was asked for, and there the secret is in the path.
+#[tokio::test]
+async fn a_secret_in_a_path_that_the_api_says_again_is_not_shown() {
+    const SECRET: &str = "RECOGNISABLE-c0ffee-PATH";
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let path = format!("/hooks/{SECRET}");
+    let said = format!("Cannot POST {path}");
+    upstream.responds("POST", &path, ResponseTemplate::new(404).set_body_string(said)).await;
+    let table = "[[route]]\nname = \"hook\"\non = \"v1/device/{device_id}/hook\"\ncredentials = \"none\"\n\
+                 call = \"POST /hooks/{$hook}\"\n";
+    let options = Options::default().config(table).set("SECRETS_HOOK", SECRET);
+    let gateway = options.start(&broker, &upstream).await;
+    let mut letters = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
+    broker.device("d1").await.send("hook", json!({})).await;
+    let letter = letters.next().await;
+    let event = Ear::open(&gateway).await.event().await;
+    let words = "Cannot POST /hooks/<redacted>";
+    assert_eq!((letter.user("answer"), &event["failures"][0]["answer"]), (words, &json!(words)));
+    assert!(!gateway.log().contains(SECRET));
+}
+
 #[tokio::test]
 async fn eight_may_listen_for_as_long_as_they_like_and_one_more_ends_the_first() {
     let scene = Scene::new().await;
