@@ -128,9 +128,12 @@ async fn hates(
 
 #[tokio::test]
 async fn a_publication_that_ends_every_connection_is_found_and_dropped() {
-    let (broker, upstream) = (FakeBroker::start().await, quick(&["d1", "d2", "d3"]).await);
-    let mut gateway = gateway(&broker, &upstream.url(), Options::default()).await;
-    for restarted in [false, true] {
+    let upstream = quick(&["d1", "d2", "d3"]).await;
+    // The message comes again to the next process, and is found out again. That one has a listener of its own: the first one
+    // may have come back to its before it was killed.
+    for _ in 0..2 {
+        let broker = FakeBroker::start().await;
+        let mut gateway = gateway(&broker, &upstream.url(), Options::default()).await;
         let (mut answers, mut acknowledged, mut connections) = (Vec::new(), Vec::new(), 0);
         while acknowledged.len() < 3 {
             let mut link = broker.serve(connections > 0, Props::default()).await;
@@ -150,11 +153,7 @@ async fn a_publication_that_ends_every_connection_is_found_and_dropped() {
         gateway.metric_is(REFUSED, &["poison"], 1).await;
         gateway.logs("over this publication, again and again").await;
         assert!(!gateway.log().contains("client id?"), "the reason is known to be another");
-        if !restarted {
-            // The message comes again to the next process, and is found out again.
-            gateway.kill().await;
-            gateway = crate::fixture::gateway(&broker, &upstream.url(), Options::default()).await;
-        }
+        gateway.kill().await;
     }
 }
 
