@@ -475,6 +475,8 @@ async fn top_draws_on_a_terminal_and_leaves_it_as_it_was() {
             let read = timeout(PATIENCE, screen.read(&mut bytes)).await.expect(text).unwrap();
             assert!(read > 0, "{text} is not in {seen:?}");
             seen.push_str(&String::from_utf8_lossy(&bytes[..read]));
+            // It draws once a second, whatever it draws.
+            assert!(seen.matches("\u{1b}[H").count() < 30, "{text} is not in {seen:?}");
         }
         std::mem::take(&mut seen)
     };
