@@ -241,9 +241,9 @@ impl Report {
         self.warnings.extend(limits::warnings(settings, limits));
         if limits.receive_maximum < settings.max_pending {
             self.warnings.push(format!(
-                "Receive Maximum is {}, below max_pending = {}: with Mosquitto and EMQX it is also how many \
-                 messages the gateway gets at once; raise max_inflight_messages (Mosquitto) or \
-                 mqtt.max_inflight (EMQX)",
+                "Receive Maximum is {}, below max_pending = {}: the broker takes so many publications at \
+                 once, and EMQX delivers no more messages at once either; raise mqtt.max_inflight (EMQX) or \
+                 max_inflight_messages (Mosquitto)",
                 limits.receive_maximum, settings.max_pending
             ));
         }
