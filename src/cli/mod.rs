@@ -47,11 +47,7 @@ enum Command {
     /// Run the gateway. The same as no command.
     Run,
     /// Report every mistake in the configuration; exit code 78 if there is one.
-    Check {
-        /// Also try to reach the broker and the API.
-        #[arg(long)]
-        connect: bool,
-    },
+    Check(check::Arguments),
     /// Publish dead letters again as the messages that they were, one by one, in order, for the running gateway. The
     /// first run only subscribes to them: from then on the broker keeps them for the next one.
     Replay(replay::Arguments),
@@ -132,7 +128,9 @@ fn execute(
     match command {
         Command::Run => runtime.block_on(run(config()?))?,
         Command::Drain { quiet, timeout } => runtime.block_on(drain(config()?, quiet, timeout))?,
-        Command::Check { connect } => runtime.block_on(check::check(&config()?, file, connect))?,
+        Command::Check(arguments) => {
+            runtime.block_on(check::check(&arguments, file, config()))?;
+        }
         Command::Replay(arguments) => {
             let config = config()?;
             log::install(&config.log);

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// What a variable of the environment begins with to be ours.
 pub(super) const PREFIX: &str = "GATEWAY_";
 
 /// One mistake in the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mistake {
     /// Line in the file, from 1; none if it came from the environment.
     pub line: Option<usize>,

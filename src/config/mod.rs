@@ -103,6 +103,19 @@ pub enum ConfigError {
 
 /// The text of a file, or the shipped one if none is named, and what it is called.
 ///
+impl ConfigError {
+    /// One by one; that a file cannot be read is one as well.
+    pub fn mistakes(self) -> Vec<Mistake> {
+        match self {
+            Self::Unreadable(file, error) => {
+                let place = file.display().to_string();
+                vec![Mistake { line: None, place, text: error.to_string() }]
+            }
+            Self::Mistakes(Mistakes { mistakes, .. }) => mistakes,
+        }
+    }
+}
+
 /// # Errors
 /// [`ConfigError::Unreadable`].
 fn text(file: Option<&Path>) -> Result<(String, String), ConfigError> {

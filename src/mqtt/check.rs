@@ -27,8 +27,8 @@ pub(crate) struct Trial<'t> {
 /// What was found.
 #[derive(Default)]
 pub(crate) struct Report {
-    /// For people.
-    pub(crate) lines: Vec<String>,
+    /// What was tried or announced, and what came of it.
+    pub(crate) facts: Vec<(&'static str, String)>,
     /// What can lose messages.
     pub(crate) warnings: Vec<String>,
     /// What does not work.
@@ -65,18 +65,18 @@ pub(crate) async fn check_broker(
     let encrypted = matches!(settings.address.transport, Transport::Mqtts | Transport::Wss);
     let over = if encrypted { " over TLS" } else { "" };
     let Settings { address, client_id, .. } = &settings;
-    report.lines.push(format!("{address} accepts us{over}, as `{client_id}`"));
+    report.fact("connection", &format!("{address} accepts us{over}, as `{client_id}`"));
     if connack.session_present {
         let text = "not tried: there is a session, the gateway's where ids are bound to users";
-        report.line("subscriptions", text);
-        report.line("reading", "not proven: that session is left alone");
+        report.fact("subscriptions", text);
+        report.fact("reading", "not proven: that session is left alone");
     } else {
         connection.end().await;
         connection = OneOff::begin(&settings, true, 0).await?.0;
         report.subscribe(&mut connection, &settings, trial.patterns).await?;
     }
     if connack.limits.maximum_qos == 0 {
-        report.line("writing", "not proven: at QoS 0 the broker answers nothing");
+        report.fact("writing", "not proven: at QoS 0 the broker answers nothing");
     } else {
         report.write(&mut connection, client_id, trial).await?;
         if !connack.session_present {
@@ -89,8 +89,8 @@ pub(crate) async fn check_broker(
 }
 
 impl Report {
-    fn line(&mut self, what: &str, text: &str) {
-        self.lines.push(format!("  {what:<20} {text}"));
+    fn fact(&mut self, what: &'static str, text: &str) {
+        self.facts.push((what, text.to_owned()));
     }
 
     async fn subscribe(
@@ -108,7 +108,7 @@ impl Report {
                 None => refused.push(format!("{filter} (no answer)")),
             }
         }
-        self.line("subscriptions", &format!("{} accepted", patterns.len() - refused.len()));
+        self.fact("subscriptions", &format!("{} accepted", patterns.len() - refused.len()));
         if !refused.is_empty() {
             self.problems.push(format!(
                 "{} refuses subscriptions; allow them in its access list: {}",
@@ -142,9 +142,9 @@ impl Report {
             }
         }
         let allowed = own.len() - denied.len();
-        self.line("writing", &format!("{allowed} of {} topics of a device", own.len()));
+        self.fact("writing", &format!("{allowed} of {} topics of a device", own.len()));
         if !others.is_empty() {
-            self.line("", &format!("not tried: {} topics of no device", others.len()));
+            self.fact("writing", &format!("not tried: {} topics of no device", others.len()));
         }
         if !denied.is_empty() {
             self.problems.push(format!(
@@ -153,7 +153,7 @@ impl Report {
             ));
         }
         let Some(topic) = &trial.letters else {
-            self.line("dead letters", "none are published");
+            self.fact("dead letters", "none are published");
             self.warnings.push(
                 "[dead_letter] topic is not set: what cannot be delivered is gone".to_owned(),
             );
@@ -161,19 +161,19 @@ impl Report {
         };
         match connection.publish(topic, via).await? {
             reason if reason::is_failure(reason) => {
-                self.line("dead letters", "refused");
+                self.fact("dead letters", "refused");
                 self.problems.push(format!(
                     "dead letters are refused, and would be lost; allow them in the broker's access list: {topic} ({})",
                     reason::name(reason)
                 ));
             }
             reason::NO_MATCHING_SUBSCRIBERS => {
-                self.line("dead letters", "taken, and nobody is subscribed");
+                self.fact("dead letters", "taken, and nobody is subscribed");
                 self.warnings.push(format!(
                     "nobody is subscribed to dead letters ({topic}): they would be lost; subscribe with a session of its own"
                 ));
             }
-            _ => self.line(
+            _ => self.fact(
                 "dead letters",
                 "taken; the broker does not say that nobody is subscribed, which some never say",
             ),
@@ -205,13 +205,13 @@ impl Report {
         let missing = connection.missing(&sent).await.unwrap_or_default();
         let missing = if ended.is_some() { Vec::new() } else { missing };
         if let Some(error) = ended {
-            return self.line("reading", &format!("not proven: {error}"));
+            return self.fact("reading", &format!("not proven: {error}"));
         }
         let back = sent.len() - missing.len();
-        self.line("reading", &format!("{back} of {} filters brought a message", patterns.len()));
+        self.fact("reading", &format!("{back} of {} filters brought a message", patterns.len()));
         if !unproven.is_empty() {
-            self.line(
-                "",
+            self.fact(
+                "reading",
                 &format!(
                     "not proven, since we may not write there, or there is no device in it: {}",
                     unproven.join(", ")
@@ -225,19 +225,22 @@ impl Report {
                 missing.join(", ")
             ));
         }
-        self.line("", "not proven: Response Topics that devices choose, rights by a device's name");
+        self.fact(
+            "reading",
+            "not proven: Response Topics that devices choose, rights by a device's name",
+        );
     }
 
     fn limits(&mut self, settings: &Settings, limits: &Limits) {
         let or =
             |value: Option<u32>, default: &str| value.map_or(default.to_owned(), |v| v.to_string());
         let yes = |yes| if yes { "yes" } else { "no" };
-        self.line("takes at once", &limits.receive_maximum.to_string());
-        self.line("largest packet", &or(limits.maximum_packet_size, "no limit"));
-        self.line("session expiry", &or(limits.session_expiry, "as asked"));
-        self.line("maximum QoS", &limits.maximum_qos.to_string());
-        self.line("retain", yes(limits.retain));
-        self.line("shared subscriptions", yes(limits.shared_subscriptions));
+        self.fact("takes at once", &limits.receive_maximum.to_string());
+        self.fact("largest packet", &or(limits.maximum_packet_size, "no limit"));
+        self.fact("session expiry", &or(limits.session_expiry, "as asked"));
+        self.fact("maximum QoS", &limits.maximum_qos.to_string());
+        self.fact("retain", yes(limits.retain));
+        self.fact("shared subscriptions", yes(limits.shared_subscriptions));
         self.warnings.extend(limits::warnings(settings, limits));
         if limits.receive_maximum < settings.max_pending {
             self.warnings.push(format!(

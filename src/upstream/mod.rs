@@ -283,6 +283,9 @@ pub(crate) enum UnreachedError {
     /// The request got no answer.
     #[error("{0}: {1}")]
     Failed(Url, FailureKind),
+    /// The token endpoint gives no token.
+    #[error(transparent)]
+    Token(#[from] FailureKind),
 }
 
 /// Sends one request to the API, as `check --connect` does, and returns the status of the answer, whatever it is.
@@ -296,4 +299,13 @@ pub(crate) async fn probe(settings: &Settings) -> Result<StatusCode, UnreachedEr
         FailureKind::Unreachable(text) if text.contains("://") => UnreachedError::Unreachable(text),
         kind => UnreachedError::Failed(settings.url.clone(), kind),
     })
+}
+
+/// Asks for a token, as `check --connect` does; `None` where calls carry none.
+///
+/// # Errors
+/// [`UnreachedError`] when there is none to be had.
+pub(crate) async fn probe_tokens(settings: &Settings) -> Option<Result<(), UnreachedError>> {
+    let Auth::ClientCredentials(credentials) = settings.auth.as_deref()? else { return None };
+    Some(token::probe(settings, credentials).await)
 }

@@ -17,8 +17,10 @@ use tokio::{
 use url::form_urlencoded;
 
 use super::{
+    Settings, UnreachedError,
     client::{classify, unsent},
     connections::{Connections, Which},
+    connector::Resolver,
 };
 use crate::{failure::FailureKind, log::seconds, secrets::Secret, template::Rendered};
 
@@ -190,6 +192,21 @@ impl Tokens {
         }
         Ok(request)
     }
+}
+
+/// Asks for a token that nobody uses.
+///
+/// # Errors
+/// [`UnreachedError`] when the endpoint gives none.
+pub(super) async fn probe(
+    settings: &Settings,
+    credentials: &ClientCredentials,
+) -> Result<(), UnreachedError> {
+    let connections = Connections::new(settings, Resolver::system())?;
+    let secret = |name: &str| Some(settings.secrets.look(name)?.value);
+    let tokens = Tokens::new(credentials.clone());
+    tokens.get(&connections, settings.attempt_timeout, secret).await?;
+    Ok(())
 }
 
 /// User and password as a header has them [RFC 7617].

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
@@ -110,6 +110,81 @@ async fn what_the_access_list_denies_is_told_and_fails() {
     let (code, _, error) = check("noletters").await;
     assert!(error.contains("dead letters are refused") && !error.contains("replies"), "{error}");
     assert_eq!(code, 1);
+}
+
+/// The exit code of a `check` with `--json`, and what it prints; it complains nowhere else.
+async fn found(arguments: &[&str], env: &[(&str, &str)]) -> (i32, Value) {
+    let mut check = program();
+    check.args(arguments).arg("--json").envs(env.iter().copied());
+    let output = check.output().await.unwrap();
+    assert!(output.stderr.is_empty(), "{output:?}");
+    (output.status.code().unwrap(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+#[tokio::test]
+async fn what_is_found_is_one_object_for_programs() {
+    let (_dir, broker) = broker().await;
+    let upstream = Upstream::start().await;
+    let (broker, api) = (broker.url(), upstream.url());
+    let env = |user| {
+        let broker = [("GATEWAY_BROKER_URL", &*broker), ("GATEWAY_BROKER_USERNAME", user)];
+        [broker[0], broker[1], ("GATEWAY_UPSTREAM_URL", &*api)]
+    };
+    let (code, found_good) = found(&["check", "--connect"], &env("good")).await;
+    assert_eq!(
+        (code, &found_good["valid"], &found_good["problems"]),
+        (0, &json!(true), &json!([]))
+    );
+    assert_eq!((&found_good["routes"], &found_good["fetches"]), (&json!(12), &json!(9)));
+    assert_eq!(found_good["broker"]["subscriptions"], json!(["12 accepted"]));
+    assert_eq!(found_good["upstream"], json!(format!("{api}/ answers 404 Not Found")));
+    assert!(found_good["warnings"].to_string().contains("nobody is subscribed to dead letters"));
+    let (code, denied) = found(&["check", "--connect"], &env("nosub")).await;
+    assert_eq!((code, &denied["valid"]), (1, &json!(true)));
+    assert!(denied["problems"][0].as_str().unwrap().contains("allow reading"), "{denied}");
+    // Without --connect nobody is asked; what is wrong has its place.
+    let (code, offline) = found(&["check"], &env("nosub")).await;
+    assert_eq!((code, &offline["broker"], &offline["upstream"]), (0, &Value::Null, &Value::Null));
+    let (code, wrong) = found(&["check"], &[("GATEWAY_LOG_LEVEL", "verbose")]).await;
+    assert_eq!((code, &wrong["valid"]), (78, &json!(false)));
+    assert_eq!(wrong["mistakes"][0]["place"], "GATEWAY_LOG_LEVEL");
+    let (code, wrong) = found(&["check", "--config", "no/such.toml"], &[]).await;
+    assert_eq!((code, &wrong["mistakes"][0]["place"]), (78, &json!("no/such.toml")));
+}
+
+#[tokio::test]
+async fn the_token_endpoint_is_asked() {
+    let (dir, broker) = broker().await;
+    let upstream = Upstream::start().await;
+    let endpoint = format!("{}/oauth/token", upstream.url());
+    let config = format!(
+        "[upstream]\nurl = \"{}\"\n[upstream.auth.oauth2]\ntoken_url = \"{endpoint}\"\nclient_id = \"g\"\n\
+         client_secret = \"{{$s}}\"\n[secrets]\ns = \"open-sesame\"\n[[route]]\nname = \"up\"\n\
+         on = \"v1/device/{{device_id}}/up\"\ncall = \"POST /up\"\ncredentials = \"none\"\n\
+         [device]\ncapture = \"device_id\"\n",
+        upstream.url()
+    );
+    let file = dir.path().join("gateway.toml");
+    fs::write(&file, config).unwrap();
+    let broker = broker.url();
+    let check = async || {
+        let mut check = program();
+        check.args(["check", "--connect"]).arg("--config").arg(&file);
+        check.env("GATEWAY_BROKER_URL", &broker).env("GATEWAY_BROKER_USERNAME", "good");
+        let output = check.output().await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let grant = json!({"access_token": "t", "token_type": "bearer"});
+    upstream.answers("POST", "/oauth/token", 200, grant).await;
+    let (code, out, error) = check().await;
+    assert_eq!(code, 0, "{out}{error}");
+    assert!(out.contains(&format!("token endpoint: {endpoint} gives a token")), "{out}");
+    upstream.answers("POST", "/oauth/token", 401, json!({"error": "invalid_client"})).await;
+    let (code, _, error) = check().await;
+    let why = "it answers 401 Unauthorized, invalid_client; see [upstream.auth.oauth2]";
+    assert!(code == 1 && error.contains(&endpoint) && error.contains(why), "{error}");
+    assert!(!error.contains("open-sesame"));
 }
 
 #[tokio::test]
