@@ -16,7 +16,7 @@ use std::{
     io::{self, Read},
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -34,6 +34,9 @@ pub struct Secrets {
     named: BTreeMap<Arc<str>, Source>,
     /// How often one has changed.
     changes: AtomicU64,
+    /// What was shown that is made of them, or had for them: the last two, since whoever refuses the one before may still
+    /// speak of it.
+    shown: Mutex<[Option<Secret>; 2]>,
 }
 
 /// Where a secret comes from.
@@ -80,7 +83,7 @@ impl Source {
 impl Secrets {
     /// These.
     pub fn new(named: BTreeMap<Arc<str>, Source>) -> Self {
-        Self { named, changes: AtomicU64::new(0) }
+        Self { named, ..Self::default() }
     }
 
     /// The names of those that are read from files.
@@ -114,12 +117,29 @@ impl Secrets {
         self.named.keys().filter_map(|name| Some((&**name, self.look(name)?.error?)))
     }
 
-    /// The text without any of them, as they were last read.
+    /// This is shown, and is made of them or had for them: a token, a user with a password.
+    pub fn show(&self, value: &str) {
+        let mut shown = self.shown();
+        if shown.iter().flatten().all(|known| known.expose() != value) {
+            shown.rotate_right(1);
+            shown[0] = Some(Secret::new(value));
+        }
+    }
+
+    /// The text without any of them, as they were last read, and without what is made of them.
     pub fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        self.named.values().fold(Cow::Borrowed(text), |text, source| match source {
-            Source::Value(value) => without(text, value.expose()),
-            Source::File(watched) => without(text, watched.last_read().expose()),
-        })
+        let named = self.named.values().map(|source| match source {
+            Source::Value(value) => value.clone(),
+            Source::File(watched) => watched.last_read(),
+        });
+        let shown = self.shown().clone();
+        let all = named.chain(shown.into_iter().flatten());
+        all.fold(Cow::Borrowed(text), |text, secret| without(text, secret.expose()))
+    }
+
+    fn shown(&self) -> MutexGuard<'_, [Option<Secret>; 2]> {
+        // Whoever panicked had changed nothing, or all.
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often one has changed so far.
@@ -203,6 +223,16 @@ mod tests {
         secrets.look_again();
         assert_eq!((token(&secrets), secrets.changes()), (("third".to_owned(), true), 2));
         assert!(secrets.look("fixed").is_some() && secrets.look("none").is_none());
+    }
+
+    #[test]
+    fn the_last_two_that_were_shown_are_masked() {
+        let secrets = Secrets::default();
+        for value in ["first", "second", "second", "third", "second"] {
+            secrets.show(value);
+        }
+        let masked = secrets.mask("first second third");
+        assert_eq!(masked, "first <redacted> <redacted>");
     }
 
     #[test]

@@ -136,6 +136,10 @@ impl Credentials {
             (_, token) => token.as_ref().map(|token| token.value.clone()),
         };
         if let Some(own) = own {
+            // What the API says of it is passed on without it.
+            if let Some((_, value)) = own.to_str().ok().and_then(|text| text.split_once(' ')) {
+                self.secrets.show(value);
+            }
             headers.insert(AUTHORIZATION, own);
         }
         Ok(())

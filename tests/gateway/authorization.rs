@@ -47,6 +47,31 @@ async fn a_user_and_its_password_go_along() {
     assert_eq!(header(request, "authorization"), "Basic Z2F0ZXdheTpzM2NyOmV0");
 }
 
+/// What the API says of what it was shown goes on without it: a token, and the one before, as well as a user with a password.
+#[tokio::test]
+async fn what_is_shown_is_not_passed_on_when_the_api_says_it_again() {
+    let (broker, upstream) = (Broker::start().await, Upstream::start().await);
+    let oauth2 = format!(
+        "[upstream.auth.oauth2]\ntoken_url = \"{}/oauth/token\"\nclient_id = \"gateway\"\nclient_secret = \"{{$s}}\"\n",
+        upstream.url()
+    );
+    let mut letters = broker.observer("mqtt-rest-gateway/dead-letter/#").await;
+    for (auth, shown) in [
+        (oauth2.as_str(), "RECOGNISABLE-token"),
+        ("[upstream.auth]\nbasic = \"gateway:{$s}\"\n", "Z2F0ZXdheTpzM2NyOmV0"),
+    ] {
+        grants(&upstream, "RECOGNISABLE-token", 3600).await;
+        let echo = json!({ "no": format!("what is {shown}?") });
+        upstream.answers("POST", "/d1/up", 422, echo).await;
+        let gateway = start(&broker, &upstream, &format!("{auth}{ROW}")).await;
+        broker.device("d1").await.send("up", json!({})).await;
+        let words = r#"{"no":"what is <redacted>?"}"#;
+        assert_eq!(letters.next().await.user("answer"), words);
+        gateway.logs("not delivered").await;
+        assert!(!gateway.log().contains(shown), "{}", gateway.log());
+    }
+}
+
 /// A token endpoint beside the API, a gateway that asks it, and a device.
 struct Stage {
     broker: Broker,
