@@ -206,7 +206,7 @@ impl Metrics {
         // Writing into a string cannot fail.
         let _ = encoding::text::encode(&mut text, &self.registry);
         match format {
-            Format::OpenMetrics => text,
+            Format::OpenMetrics => text::with_units(&text),
             Format::Plain => text::plain(&text),
         }
     }

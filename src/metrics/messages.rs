@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use prometheus_client::{
@@ -17,6 +18,7 @@ use super::{
     Known,
     figures::{RouteCounts, Times},
 };
+use crate::wall_clock;
 
 /// From the fastest answer to the length of a long outage, in which a message is held.
 const BUCKETS: [f64; 16] = [
@@ -35,6 +37,8 @@ pub(super) struct Tally {
     received: u64,
     settled: u64,
     last_settled: Option<Instant>,
+    /// Which that was when it was scraped last, and the time of day.
+    last_shown: Option<(Instant, f64)>,
 }
 
 /// The messages of one row.
@@ -71,6 +75,22 @@ impl Tally {
 
     pub(super) fn last_settled(&self) -> Option<Instant> {
         self.last_settled
+    }
+
+    /// When the last one was settled, in seconds since 1970; 0 if none was. It is the same in every scrape until the next
+    /// one is.
+    fn last_settled_timestamp(&mut self) -> f64 {
+        let Some(last) = self.last_settled else { return 0.0 };
+        match self.last_shown {
+            Some((shown, timestamp)) if shown == last => timestamp,
+            _ => {
+                let now = wall_clock::now().duration_since(SystemTime::UNIX_EPOCH);
+                let timestamp = now.unwrap_or_default().saturating_sub(last.elapsed());
+                let timestamp = timestamp.as_secs_f64();
+                self.last_shown = Some((last, timestamp));
+                timestamp
+            }
+        }
     }
 
     /// A message of this row arrived.
@@ -116,7 +136,7 @@ impl fmt::Debug for Messages {
 
 impl Collector for Messages {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let tally = self.tally();
+        let mut tally = self.tally();
         let help = "Messages received from the broker, by row";
         let kind = MetricType::Counter;
         let mut family = encoder.encode_descriptor("messages_received", help, None, kind)?;
@@ -139,6 +159,10 @@ impl Collector for Messages {
         for (route, row) in &tally.rows {
             row.seconds.encode(family.encode_family(&[("route", &**route)])?)?;
         }
+        let last = ConstGauge::new(tally.last_settled_timestamp());
+        let help = "When a message was last settled, in seconds since 1970";
+        let (name, kind) = ("last_settled_timestamp_seconds", last.metric_type());
+        last.encode(encoder.encode_descriptor(name, help, None, kind)?)?;
         let pending = ConstGauge::new(i64::try_from(tally.pending()).unwrap_or(i64::MAX));
         let help = "Messages received and not settled: received - settled";
         let kind = pending.metric_type();

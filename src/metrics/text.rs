@@ -40,6 +40,23 @@ impl Format {
     }
 }
 
+/// Units, which are the last words of names.
+const UNITS: [&str; 2] = ["seconds", "bytes"];
+
+/// `OpenMetrics` with the unit of each metric that has one.
+pub(super) fn with_units(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len() + 2048);
+    for line in open_metrics.lines() {
+        text.extend([line, "\n"]);
+        let typed = line.strip_prefix("# TYPE ").and_then(|typed| typed.split_once(' '));
+        let unit = typed.and_then(|(name, _)| Some((name, name.rsplit_once('_')?.1)));
+        if let Some((name, unit)) = unit.filter(|(_, unit)| UNITS.contains(unit)) {
+            text.extend(["# UNIT ", name, " ", unit, "\n"]);
+        }
+    }
+    text
+}
+
 /// `OpenMetrics` as plain text: samples are the same in both, but what is said of a metric names it by its samples, and there
 /// are no units and no end.
 pub(super) fn plain(open_metrics: &str) -> String {
@@ -110,5 +127,15 @@ mod tests {
                     # HELP b_info Of b.\n# TYPE b_info gauge\nb_info{} 1\n# HELP c Of c.\n# TYPE c histogram\n\
                     c_count 0\n# HELP d Of d.\n# TYPE d untyped\nd 1\n";
         assert_eq!(plain(open_metrics), text);
+    }
+
+    #[test]
+    fn a_metric_whose_name_ends_in_a_unit_has_it() {
+        let given = "# HELP a_seconds In seconds.\n# TYPE a_seconds counter\na_seconds_total 1\n\
+                     # TYPE b_bytes_limit gauge\nb_bytes_limit 2\n# TYPE c_bytes gauge\nc_bytes 3\n# EOF\n";
+        let text = "# HELP a_seconds In seconds.\n# TYPE a_seconds counter\n# UNIT a_seconds seconds\n\
+                    a_seconds_total 1\n# TYPE b_bytes_limit gauge\nb_bytes_limit 2\n# TYPE c_bytes gauge\n\
+                    # UNIT c_bytes bytes\nc_bytes 3\n# EOF\n";
+        assert_eq!(with_units(given), text);
     }
 }

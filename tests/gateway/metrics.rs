@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    time::SystemTime,
 };
 
 use serde_json::{Value, json};
@@ -199,6 +200,13 @@ async fn both_formats_have_the_same_samples_and_no_device() {
     assert!(open_kind.starts_with("application/openmetrics-text; version=1.0.0"), "{open_kind}");
     assert_eq!(samples(&plain), samples(&open));
     assert!(open.ends_with("# EOF\n") && !plain.contains("# EOF"));
+    let unit = "# UNIT mqtt_rest_gateway_last_settled_timestamp_seconds seconds\n";
+    assert!(open.contains(unit) && !plain.contains("# UNIT"));
+    let settled = "\nmqtt_rest_gateway_last_settled_timestamp_seconds ";
+    let settled: f64 =
+        plain.split_once(settled).unwrap().1.lines().next().unwrap().parse().unwrap();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!(settled > now - 600.0 && settled <= now, "{settled}, and it is {now}");
     assert!(!open.contains("d1"), "never a device");
 }
 
