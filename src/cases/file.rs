@@ -60,7 +60,10 @@ pub(crate) fn read(file: &Path) -> Result<CaseFile, CasesError> {
 /// `folder` is where names of files are looked up.
 fn parse(text: &str, folder: &Path) -> Result<CaseFile, Vec<Mistake>> {
     let env = BTreeMap::new();
-    let reader = Reader::new(text, &env);
+    read_all(Reader::new(text, &env), folder)
+}
+
+fn read_all(reader: Reader<'_>, folder: &Path) -> Result<CaseFile, Vec<Mistake>> {
     let root = reader.root();
     let table = root.optional("table", |file| Ok(folder.join(file)));
     let properties = texts(&root, "properties");
@@ -319,5 +322,15 @@ fn time(text: &str) -> Result<SystemTime, String> {
         .map_err(|_| format!("`{text}` is no time; write `{BEGINNING}`"))
 }
 
+/// The keys that are asked for where this is read, by their paths.
 #[cfg(test)]
-mod tests;
+pub(super) fn asked(text: &str) -> std::collections::BTreeSet<String> {
+    let env = BTreeMap::new();
+    let reader = Reader::new(text, &env);
+    let asked = reader.asked.clone();
+    assert!(read_all(reader, Path::new("")).is_ok(), "{text}");
+    asked.take()
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -8,6 +8,7 @@ mod content;
 mod file;
 mod play;
 mod report;
+mod schema;
 
 use std::{
     collections::BTreeSet,
@@ -19,8 +20,8 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
 
-pub(crate) use self::file::read;
 use self::{compare::Difference, content::Content};
+pub(crate) use self::{file::read, schema::SCHEMA};
 use crate::{
     config::{Config, Mistakes},
     message::Properties,

@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::error::CommandError;
 use crate::{
+    cases,
     config::{self, Config, SHIPPED},
     gateway::{Gateway, Stopped},
     log::{self, printable},
@@ -87,7 +88,11 @@ enum Command {
     Health(health::Arguments),
     /// Print the JSON Schema of the configuration, for editors. With `#:schema ./FILE` as the first line of a configuration
     /// they complete its keys, say what each means and mark what is wrong.
-    Schema,
+    Schema {
+        /// Print that of files of cases instead, which `test` plays.
+        #[arg(long)]
+        cases: bool,
+    },
     /// Print a script that completes commands and options in a shell.
     Completions {
         /// The shell.
@@ -153,7 +158,8 @@ fn execute(
         Command::Health(arguments) => {
             runtime.block_on(health::health(arguments, without_secrets))?;
         }
-        Command::Schema => print(&config::schema())?,
+        Command::Schema { cases: false } => print(&config::schema())?,
+        Command::Schema { cases: true } => print(cases::SCHEMA)?,
         Command::Completions { shell } => print(&man::completions(Cli::command(), shell))?,
         Command::Man => print(&man::page(Cli::command())?)?,
         Command::Top(arguments) => runtime.block_on(top::top(arguments, without_secrets))?,

@@ -36,6 +36,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(test)]
+pub(crate) use self::schema::tests::schema_errors;
 use self::{
     destination::{Destinations, destinations},
     reader::{Reader, Section},
@@ -101,8 +103,6 @@ pub enum ConfigError {
     Mistakes(Mistakes),
 }
 
-/// The text of a file, or the shipped one if none is named, and what it is called.
-///
 impl ConfigError {
     /// One by one; that a file cannot be read is one as well.
     pub fn mistakes(self) -> Vec<Mistake> {
@@ -116,6 +116,8 @@ impl ConfigError {
     }
 }
 
+/// The text of a file, or the shipped one if none is named, and what it is called.
+///
 /// # Errors
 /// [`ConfigError::Unreadable`].
 fn text(file: Option<&Path>) -> Result<(String, String), ConfigError> {

@@ -43,7 +43,7 @@ pub(crate) struct Reader<'a> {
     env_names: RefCell<BTreeSet<String>>,
     /// Every key that was asked for, by its path, whichever row or section it was of.
     #[cfg(test)]
-    pub(super) asked: std::rc::Rc<RefCell<BTreeSet<String>>>,
+    pub(crate) asked: std::rc::Rc<RefCell<BTreeSet<String>>>,
 }
 
 impl<'a> Reader<'a> {

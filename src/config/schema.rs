@@ -71,4 +71,4 @@ fn shipped(section: &str, key: &str) -> Option<Value> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

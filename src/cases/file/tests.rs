@@ -39,9 +39,8 @@ properties = {}
     assert_eq!((first.line, second.line, third.line), (4, 9, 11));
 }
 
-#[test]
-fn all_mistakes_of_a_file_are_told_with_line_and_remedy() {
-    let text = r#"
+/// A file with mistakes.
+pub(in crate::cases) const MISTAKEN: &str = r#"
 tabel = "x.toml"
 [[case]]
 name    = "x"
@@ -62,7 +61,10 @@ fetch   = "f"
 expiry  = "1s"
 calls   = [{ body = 1, body_file = "/dev/null" }]
 "#;
-    let found = mistakes(text);
+
+#[test]
+fn all_mistakes_of_a_file_are_told_with_line_and_remedy() {
+    let found = mistakes(MISTAKEN);
     for expected in [
         "line 2: tabel: unknown key; do you mean `table`?",
         "line 5: case `x`: payload: JSON has no word for this number",

@@ -56,6 +56,11 @@ fn document(table: &DeTable<'_>) -> Value {
     Value::Object(members.collect())
 }
 
+/// What this schema finds wrong with a file, whatever it is the schema of.
+pub(crate) fn schema_errors(schema: &Value, text: &str) -> Vec<String> {
+    errors(&jsonschema::validator_for(schema).unwrap(), text)
+}
+
 /// What the schema finds wrong with a file.
 fn errors(validator: &Validator, text: &str) -> Vec<String> {
     let document = document(DeTable::parse(text).unwrap().get_ref());
