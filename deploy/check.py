@@ -41,6 +41,9 @@ KUBERNETES = ["1.29", "1.33", "1.37"]
 # MiB that README's formula makes of the defaults, and what is remembered of 100,000 devices.
 FORMULA = 405 + 98
 
+# The node of an EMQX cluster that has the replica's number, docs/guides/emqx.md.
+EMQX_NODE = "mqtt://emqx-$(POD_INDEX).emqx-headless:1884"
+
 # Values that must be refused, each with a word of the answer.
 REFUSED = {
     "upstream: {url: ''}": "upstream/url",
@@ -56,6 +59,8 @@ REFUSED = {
     "resources: {limits: null}": "resources",
     "podSpec: {containers: []}": "podSpec",
     "networkPolicy: {metricsFrom: []}": "metricsFrom",
+    "traces: {endpoint: 'collector:4318'}": "traces/endpoint",
+    "environment: {GATEWAY_TRACES_ENDPOINT: 'http://collector:4318'}": "GATEWAY_TRACES_ENDPOINT",
 }
 
 
@@ -95,6 +100,10 @@ def rules_are_as_shipped(document: dict) -> None:
     """No word of the rules is lost on the way through the chart, which has templates in the same braces."""
     shipped = yaml.safe_load((ROOT / "deploy/prometheus/mqtt-rest-gateway.rules.yml").read_text())
     assert document["spec"] == shipped, "the rules are not those of deploy/prometheus/"
+
+
+def dashboard_is_as_shipped(text: str) -> None:
+    assert text == (ROOT / "deploy/grafana/dashboard.json").read_text(), "the dashboard is not that of deploy/grafana/"
 
 
 def pod_of(document: dict) -> dict | None:
@@ -206,6 +215,8 @@ def promises(name: str, documents: list[dict]) -> dict[str, bool]:
     if name == "share-group":
         environment = {entry["name"]: entry.get("value", "") for entry in pod["containers"][0]["env"]}
         said["a client id for each replica"] = "$(POD_INDEX)" in environment["GATEWAY_BROKER_CLIENT_ID"]
+        said["a gateway beside each node of the cluster, on a listener of its own"] = environment["GATEWAY_BROKER_URL"] == EMQX_NODE
+        said["the share of a member that is gone goes to the others"] = environment.get("GATEWAY_BROKER_SESSION_EXPIRY") == "5m"
         said["a member that cannot start holds up no rollout"] = kinds["StatefulSet"]["spec"].get("podManagementPolicy") == "Parallel"
     return said
 
@@ -251,7 +262,7 @@ class Bottle:
         return text
 
     def environment(self, container: dict) -> dict[str, str]:
-        values = {"POD_INDEX": "0"}
+        values = {"POD_INDEX": "0", "NODE_IP": "127.0.0.1"}
         for entry in container["env"]:
             value = entry.get("value", values.get(entry["name"], ""))
             value = re.sub(r"\$\((\w+)\)", lambda match: values[match[1]], value)
@@ -359,6 +370,8 @@ def main() -> None:
                 for version in KUBERNETES:
                     kubernetes_validate.validate(document, version, strict=True)
                     checked += 1
+            if document["metadata"]["name"].endswith("-dashboard"):
+                dashboard_is_as_shipped(document["data"]["mqtt-rest-gateway.json"])
             if pod := pod_of(document):
                 faults = is_restricted(pod["spec"])
                 assert not faults, f"{name}: {faults}"

@@ -81,6 +81,25 @@ checksum/files: {{ $files | sha256sum | trunc 16 | quote }}
 - name: GATEWAY_CONFIG
   value: /etc/mqtt-rest-gateway/config/config.toml
 {{- end }}
+{{- with .Values.traces }}
+{{- if .endpoint }}
+{{- if contains "$(NODE_IP)" .endpoint }}
+- name: NODE_IP
+  valueFrom:
+    fieldRef:
+      fieldPath: status.hostIP
+{{- end }}
+- name: GATEWAY_TRACES_ENDPOINT
+  value: {{ .endpoint | quote }}
+- name: GATEWAY_TRACES_SAMPLE
+  value: {{ .sample | quote }}
+{{- with .headersSecret }}
+- name: OTEL_EXPORTER_OTLP_HEADERS
+  valueFrom:
+    secretKeyRef: { name: {{ . }}, key: headers }
+{{- end }}
+{{- end }}
+{{- end }}
 {{- range $name, $value := omit .Values.environment "GATEWAY_ADMIN_LISTEN" }}
 - name: {{ $name }}
   value: {{ $value | quote }}
