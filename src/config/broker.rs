@@ -30,6 +30,8 @@ pub(super) fn read(root: &Section<'_>) -> Settings {
         max_packet: broker.value("max_packet", packet_size),
         // The table says it.
         retains: false,
+        // The upstream says it.
+        longest_payload: 0,
         ack_hold: broker.value("ack_hold", |text| match text {
             "forever" => Ok(None),
             text => duration(text).map(Some).map_err(|error| format!("{error}, or `forever`")),

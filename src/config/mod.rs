@@ -227,6 +227,7 @@ impl Config {
         }
         let rates = table.routes.iter().filter_map(|route| Some((route.name.clone(), route.rate?)));
         let rates = api::Rates { rows: rates.collect(), ..upstream.rates };
+        let longest_payload = upstream.max_response_bytes;
         Ok(Self {
             exchange: exchange::Settings {
                 via: broker.client_id.clone(),
@@ -240,7 +241,7 @@ impl Config {
                 secrets: secrets.clone(),
                 keys,
             },
-            broker: mqtt::Settings { retains: table.retains(), ..broker },
+            broker: mqtt::Settings { retains: table.retains(), longest_payload, ..broker },
             upstream: api::Settings { secrets, rates, ..upstream },
             table: Arc::new(table),
             remembered_devices,

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use super::{Settings, reader::Limits};
 
+/// Bytes of a packet besides its payload: topic and properties as they ordinarily are.
+const HEAD: usize = 1024;
+
 /// What the operator should know before it hurts.
 pub(super) fn warnings(settings: &Settings, limits: &Limits) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -46,10 +49,14 @@ pub(super) fn warnings(settings: &Settings, limits: &Limits) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if limits.maximum_packet_size.is_some_and(|most| most < 65_536) {
+    let longest = settings.longest_payload;
+    if let Some(most) = limits.maximum_packet_size
+        && (most as usize) < longest + HEAD
+    {
         warnings.push(format!(
-            "the broker takes no packet above {} bytes: larger replies and dead letters are dropped",
-            limits.maximum_packet_size.unwrap_or_default()
+            "the broker takes no packet above {most} bytes, and an answer may have {longest} \
+             (max_response_bytes): larger replies and pushes are dropped, dead letters come without their payload; \
+             raise max_packet_size (Mosquitto) or mqtt.max_packet_size (EMQX)"
         ));
     }
     warnings

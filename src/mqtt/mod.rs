@@ -78,6 +78,8 @@ pub struct Settings {
     pub max_packet: u32,
     /// Whether anything is published that the broker is to retain.
     pub retains: bool,
+    /// Longest payload of a reply or a push, in bytes.
+    pub longest_payload: usize,
     /// `ack_hold`: how long an unsettled message may hold back the PUBACKs of later ones; `None` is for
     /// ever.
     pub ack_hold: Option<Duration>,

@@ -41,6 +41,7 @@ impl World {
             max_pending_bytes: 1 << 20,
             max_packet: 1 << 20,
             retains: true,
+            longest_payload: 1 << 20,
             ack_hold: None,
             username: None,
             password: None,
