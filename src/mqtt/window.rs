@@ -149,6 +149,11 @@ impl Window {
     /// may use those packet identifiers for other messages, even for equal ones.
     pub fn ping_answered(&mut self) {
         self.redelivery.ping_answered();
+        // With a full window the broker may still have some to send again: Mosquitto 2.0.11, when it is started
+        // again, puts what exceeds the Receive Maximum back into its queue.
+        if self.unacknowledged + self.redelivery.unread() < self.receive_maximum {
+            self.redelivery.repeated();
+        }
         self.strictness.ping_answered();
         self.learn();
     }
@@ -264,12 +269,13 @@ impl Window {
     }
 
     /// Nothing more will be settled on this connection, so settled messages stop waiting for unsettled
-    /// ones. Their PUBACKs are still in order, and nothing follows them.
+    /// ones. Their PUBACKs are still in order. What must be withheld stays so: the broker goes on with new
+    /// messages until it reads the DISCONNECT.
     pub fn close(&mut self) {
         self.clock.clear();
         for number in self.slots.numbers() {
             let settled = self.slots.get(number).is_some_and(|slot| slot.is(Stage::Settled));
-            if settled && self.cannot_come_round(number) {
+            if settled && self.may_be_acknowledged(number) {
                 self.acknowledge(number);
             }
         }

@@ -3,14 +3,17 @@
 //!
 //! `ACK_HOLDS=0s,100ms,2s` measures these values of `ack_hold` side by side instead, and asserts less.
 
-use std::{env, time::Duration};
+use std::{collections::BTreeSet, env, time::Duration};
 
 use fastrand::Rng;
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
+    harness::{Broker, Options, eventually, telemetry, while_it_moves},
     load::{Account, Load, Seed, between},
     rig::Rig,
+    scripted_api::{Reply, ScriptedApi},
+    wire::{Packet, Wire},
 };
 
 /// 300 messages a second.
@@ -76,4 +79,73 @@ async fn everything(ack_hold: Option<&str>, window: &str, mut rng: Rng) -> Accou
         gateway = rig.gateway().await;
     }
     rig.ends(gateway, sending).await
+}
+
+/// Mosquitto 2.0.11 has more in flight than the Receive Maximum, so messages can be settled far behind others that
+/// hang. Acknowledged at the end, they would let it send a message that comes in that moment before those that it has
+/// queued.
+#[tokio::test]
+async fn what_comes_while_the_gateway_leaves_overtakes_nothing() {
+    const QUEUED: u64 = 1000;
+    let broker = Broker::configured("max_queued_messages 0").await;
+    let api = ScriptedApi::start(|seen| {
+        if seen.device().starts_with(['h', 'z']) { Reply::Hang } else { Reply::status(200) }
+    })
+    .await;
+    let options =
+        Options::default().set("BROKER_URL", &broker.url()).set("UPSTREAM_URL", &api.url());
+    let options = options.set("BROKER_MAX_PENDING", "8").set("SHUTDOWN_GRACE", "300ms");
+    // It has a session.
+    let mut gateway = options.clone().spawn().await;
+    gateway.ready().await;
+    gateway.stop().await;
+    let mut wire = Wire::connect(broker.port, &Packet::connect("devices")).await.unwrap();
+    // Those of q go at once, and with each the broker exceeds the Receive Maximum further.
+    for n in 0..8 {
+        publish(&mut wire, "q", n).await;
+    }
+    for n in 0..10 {
+        publish(&mut wire, &format!("h{}", n / 2), n).await;
+    }
+    for n in 0..50 {
+        publish(&mut wire, &format!("r{n}"), n).await;
+    }
+    for n in 0..QUEUED {
+        publish(&mut wire, "z", n).await;
+    }
+    let mut gateway = options.clone().spawn().await;
+    eventually("the window is full, or exceeded", || async {
+        let settled = api.count(|seen| seen.device().starts_with('r')) == 50;
+        let pending = gateway.metric("mqtt_rest_gateway_messages_pending", &[]).await;
+        (settled || pending == 8).then_some(())
+    })
+    .await;
+    let publishing = tokio::spawn(async move {
+        for n in QUEUED..100 * QUEUED {
+            publish(&mut wire, "z", n).await;
+        }
+    });
+    gateway.stop().await;
+    publishing.abort();
+    let hung = api.count(|_| true);
+    api.now(|_| Reply::status(200));
+    let _gateway = options.spawn().await;
+    let numbers = || -> Vec<u64> {
+        let of_z = api.seen().into_iter().skip(hung).filter(|seen| seen.device() == "z");
+        of_z.map(|seen| seen.body.parse().unwrap()).collect()
+    };
+    while_it_moves("what was queued", || {
+        let came: BTreeSet<_> = numbers().into_iter().filter(|n| *n < QUEUED).collect();
+        async move { if came.len() as u64 == QUEUED { Ok(()) } else { Err(came.len()) } }
+    })
+    .await;
+    let overtaken: Vec<_> =
+        numbers().windows(2).filter(|w| w[0] > w[1]).map(<[_]>::to_vec).collect();
+    assert!(overtaken.is_empty(), "{overtaken:?}");
+}
+
+/// A message of a device, until the broker has it.
+async fn publish(wire: &mut Wire, device: &str, n: u64) {
+    wire.send(&Packet::Publish(telemetry(1, device, n.to_string()))).await.unwrap();
+    wire.receive().await.unwrap();
 }

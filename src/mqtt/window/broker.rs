@@ -91,7 +91,8 @@ pub(super) struct Broker {
     quota: usize,
     last_id: PacketId,
     pub(super) messages: u64,
-    queue: VecDeque<Message>,
+    /// With a packet identifier where it was in flight before a restart.
+    queue: VecDeque<(Option<PacketId>, Message)>,
     in_flight: VecDeque<InFlight>,
     pub(super) down: VecDeque<Down>,
     /// PUBACKs; `None` is a PINGREQ.
@@ -138,9 +139,9 @@ impl Broker {
         self.messages += 1;
         if !qos_0 {
             if self.kind.habit == Habit::Overruns && connected && self.quota > 0 {
-                return self.deliver(message);
+                return self.deliver((None, message));
             }
-            self.queue.push_back(message);
+            self.queue.push_back((None, message));
         } else if connected {
             self.down.push_back(Down::Publish { packet_id: 0, dup: false, message });
         }
@@ -159,13 +160,16 @@ impl Broker {
         Ok(())
     }
 
-    fn deliver(&mut self, message: Message) -> Result<(), TestCaseError> {
+    fn deliver(
+        &mut self,
+        (again, message): (Option<PacketId>, Message),
+    ) -> Result<(), TestCaseError> {
         self.quota = self.quota.saturating_sub(1);
-        let packet_id = self.next_id();
+        let packet_id = again.unwrap_or_else(|| self.next_id());
         let taken = self.in_flight.iter().find(|sent| sent.packet_id == packet_id);
         prop_assert!(taken.is_none(), "packet identifier {packet_id} has come round to {taken:?}");
         self.in_flight.push_back(InFlight { packet_id, message, read: false });
-        self.down.push_back(Down::Publish { packet_id, dup: false, message });
+        self.down.push_back(Down::Publish { packet_id, dup: again.is_some(), message });
         Ok(())
     }
 
@@ -227,6 +231,17 @@ impl Broker {
     pub(super) fn cut(&mut self) {
         self.up.clear();
         self.down.clear();
+    }
+
+    /// It is stopped and started again. Of what is in flight no more than the Receive Maximum stays so; the
+    /// rest waits first in the queue.
+    pub(super) fn restart(&mut self) {
+        if self.kind.habit == Habit::Overruns {
+            let most = self.receive_maximum.min(self.in_flight.len());
+            for sent in self.in_flight.drain(most..).rev() {
+                self.queue.push_front((Some(sent.packet_id), sent.message));
+            }
+        }
     }
 
     pub(super) fn connect(&mut self, kept: bool) -> Result<(), TestCaseError> {

@@ -36,10 +36,11 @@ enum Step {
     Read,
     /// The broker sends again what is in flight, on the same connection, if it is of that kind.
     Again(Index),
-    /// The broker reads some more, then the connection is gone.
-    Cut(Index),
-    /// The gateway leaves well: what is settled goes in order, whatever it waited for, and is read.
-    Leave,
+    /// The broker reads some more, then the connection is gone. The broker may be stopped and started again.
+    Cut { read: Index, restart: bool },
+    /// The gateway leaves well: what is settled goes in order, whatever it waited for, and is read. In between a
+    /// device publishes.
+    Leave(Index, u8),
     /// A connection stands, on the same session or not.
     Connect { kept: bool },
 }
@@ -57,8 +58,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Ping),
         10 => Just(Step::Read),
         2 => any::<Index>().prop_map(Step::Again),
-        1 => any::<Index>().prop_map(Step::Cut),
-        1 => Just(Step::Leave),
+        1 => (any::<Index>(), any::<bool>()).prop_map(|(read, restart)| Step::Cut { read, restart }),
+        1 => (any::<Index>(), 0..SENDERS).prop_map(|(index, sender)| Step::Leave(index, sender)),
         3 => prop::bool::weighted(0.7).prop_map(|kept| Step::Connect { kept }),
     ]
 }

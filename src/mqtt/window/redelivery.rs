@@ -138,12 +138,16 @@ impl Redelivery {
     pub(super) fn ping_answered(&mut self) {
         self.read = self.read.max(self.before_ping);
         self.before_ping = self.next();
-        self.repeated();
+    }
+
+    /// How many PUBACKs of this connection the broker may not have read.
+    pub(super) fn unread(&self) -> usize {
+        usize::try_from(self.next() - self.read).unwrap_or(usize::MAX)
     }
 
     /// Whether the broker has read every PUBACK.
     pub(super) fn is_read(&self) -> bool {
-        self.read == self.next()
+        self.unread() == 0
     }
 
     /// A message of the previous connection is settled.
@@ -158,7 +162,7 @@ impl Redelivery {
     }
 
     /// Redelivery is complete: what has not come again the broker does not have any more.
-    fn repeated(&mut self) {
+    pub(super) fn repeated(&mut self) {
         if self.repeating {
             (self.repeating, self.age) = (false, None);
             self.before.retain(|_, known| known.stage == Stage::InProgress);

@@ -218,6 +218,33 @@ fn closing_acknowledges_what_is_settled_in_order() {
 }
 
 #[test]
+fn closing_overtakes_fewer_messages_than_the_receive_maximum() {
+    let mut model = Model::new(None);
+    for id in 1..20 {
+        model.arrive(id, "a");
+    }
+    let (b, _, c) = (model.arrive(20, "b"), model.arrive(21, "a"), model.arrive(22, "c"));
+    model.settle(b);
+    model.settle(c);
+    model.window.close();
+    assert_eq!(model.acks(), [20]);
+}
+
+#[test]
+fn with_a_full_window_a_ping_does_not_complete_redelivery() {
+    let mut model = Model::new(None);
+    let tickets: Vec<_> = (1..=21).map(|id| model.arrive(id, "a")).collect();
+    model.settle(tickets[20]);
+    model.window.disconnected(&HashSet::new());
+    model.window.connected(true);
+    for id in 1..=20 {
+        assert_eq!(model.send(id, "a", true), Arrival::InProgress);
+    }
+    model.window.ping_answered();
+    assert_eq!(model.send(21, "a", true), Arrival::Settled(tickets[20]));
+}
+
+#[test]
 fn qos_0_is_never_acknowledged() {
     let mut model = Model::new(None);
     let (x, a) = (model.arrive(0, "a"), model.arrive(1, "a"));

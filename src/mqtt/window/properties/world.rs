@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proptest::prelude::*;
+use proptest::{prelude::*, sample::Index};
 
 use super::{
     super::{broker::*, *},
@@ -109,12 +109,12 @@ impl World {
             Step::Ping => self.ping()?,
             Step::Read => self.broker.read(1)?,
             Step::Again(index) => self.broker.send_again(self.connected, *index),
-            Step::Cut(index) => {
-                let read = index.index(self.broker.up.len() + 1);
-                self.broker.read(read)?;
+            Step::Cut { read, restart } => {
+                self.broker.read(read.index(self.broker.up.len() + 1))?;
                 self.disconnect();
+                restart.then(|| self.broker.restart());
             }
-            Step::Leave => self.leave()?,
+            Step::Leave(index, sender) => self.leave(Some((*index, *sender)))?,
             Step::Connect { kept } => self.connect(*kept)?,
         }
         self.broker.send(self.connected)?;
@@ -243,7 +243,7 @@ impl World {
             let acknowledged = self.came.iter().all(|m| m.acknowledged || m.settled.is_none());
             let slots = &self.window.slots;
             prop_assert!(acknowledged && !slots.range(slots.numbers()).any(Slot::holds_back));
-            self.leave()?;
+            self.leave(None)?;
             self.connect(true)?;
             self.asking = true;
         }
@@ -276,7 +276,6 @@ impl World {
         Ok(())
     }
 
-    /// Whether there was one.
     fn take(&mut self) -> Result<bool, TestCaseError> {
         let packet_id = self.window.next_due();
         prop_assert_eq!(packet_id, self.due.pop_front());
@@ -304,12 +303,12 @@ impl World {
         }
     }
 
-    fn leave(&mut self) -> Result<(), TestCaseError> {
+    fn leave(&mut self, publish: Option<(Index, u8)>) -> Result<(), TestCaseError> {
         self.window.close();
         // What is settled is acknowledged, unless it must be stopped.
         for (number, message) in (0_u64..).zip(&self.came) {
             let slot = self.window.slots.get(number).filter(|slot| slot.is(Stage::Settled));
-            let closed = slot.is_none() || !self.window.cannot_come_round(number);
+            let closed = slot.is_none() || !self.window.may_be_acknowledged(number);
             prop_assert!(closed, "{message:?} is not acknowledged at the end");
         }
         let mut waits: Vec<&mut Came> =
@@ -323,6 +322,10 @@ impl World {
         }
         self.due = self.window.due.clone();
         while self.take()? {}
+        if let Some((index, sender)) = publish {
+            self.broker.read(index.index(self.broker.up.len() + 1))?;
+            self.broker.publish(sender, false, self.connected)?;
+        }
         self.broker.read(usize::MAX)?;
         self.disconnect();
         Ok(())
