@@ -5,13 +5,14 @@
 
 use std::time::Duration;
 
+use fastrand::Rng;
 use serde_json::json;
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     harness::eventually,
     link::{Cut, Link},
-    load::{Seed, between},
+    load::{Account, Seed, between},
     rig::{LOAD, Rig, WINDOW},
 };
 
@@ -173,14 +174,20 @@ async fn an_api_that_fails_everybody_or_some_loses_nothing_and_keeps_the_order()
 
 #[tokio::test]
 async fn a_stop_under_load_is_clean_and_loses_nothing() {
-    const STOPS: u64 = 5;
     let seed = Seed::new().await;
-    let mut rng = seed.rng();
-    let (mut rig, mut gateway, sending) = Rig::new().await.start(&mut rng).await;
+    stops(Rig::new().await.set("BROKER_MAX_PENDING", "2048"), seed.rng()).await.exactly_once();
+    // Mosquitto 2.0.11 exceeds this window. What is settled too far behind others cannot be acknowledged at the end
+    // without a change of the order: it comes again.
+    stops(Rig::new().await, seed.rng()).await.nothing_lost_and_all_in_order();
+}
+
+async fn stops(rig: Rig, mut rng: Rng) -> Account {
+    const STOPS: u64 = 5;
+    let (mut rig, mut gateway, sending) = rig.start(&mut rng).await;
     for _ in 0..STOPS {
         sleep(between(&mut rng, 100, 800)).await;
         assert_eq!(gateway.stop().await.code(), Some(0));
         gateway = rig.gateway().await;
     }
-    rig.ends(gateway, sending).await.exactly_once();
+    rig.ends(gateway, sending).await
 }
