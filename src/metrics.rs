@@ -3,6 +3,7 @@
 //! No label names a device: how many time series there are is decided by the table, not by the fleet. Whatever is known
 //! at start begins at 0 ([`Known`]).
 
+mod acknowledgements;
 mod calls;
 mod failures;
 mod figures;
@@ -25,6 +26,7 @@ use prometheus_client::{
 use tokio::{runtime::Handle, time::Instant};
 
 pub(crate) use self::{
+    acknowledgements::Acknowledgements,
     calls::Attempt,
     failures::{FailedMessage, Numbered},
     figures::{RouteCounts, Times},
@@ -33,6 +35,7 @@ pub(crate) use self::{
     text::Format,
 };
 use self::{
+    acknowledgements::Waits,
     calls::Calls,
     figures::Figures,
     labels::{DeadLetterLabels, FetchLabels, ReasonLabel, RouteLabel, SecretLabel},
@@ -53,6 +56,7 @@ const REFUSED: [&str; 4] = ["refused", "too_large", "illegal", "poison"];
 pub struct Metrics {
     registry: Registry,
     messages: Arc<Messages>,
+    acknowledgements: Waits,
     figures: Figures,
     shares: Arc<Shares>,
     calls: Calls,
@@ -135,6 +139,7 @@ impl Metrics {
         all.put("busy_seconds", "Time for which the one thread that does all the work was busy", busy);
         let metrics = Self {
             messages: all.collector(Messages::new(known)),
+            acknowledgements: Waits::new(&mut all),
             figures: Figures::default(),
             shares: all.collector(Shares::default()),
             calls: Calls::new(&mut all, known),
@@ -170,6 +175,9 @@ impl Metrics {
 
     /// Creates the series that are known.
     fn begin_at_0(&self, known: &Known) {
+        for route in &known.routes {
+            self.acknowledgements.of(route);
+        }
         for fetch in &known.fetches {
             for outcome in FETCHED {
                 let labels = FetchLabels { fetch: fetch.clone(), outcome };
@@ -229,6 +237,11 @@ impl Metrics {
     /// A message that arrived then has its outcome.
     pub fn settled(&self, route: &Arc<str>, outcome: &'static str, arrived: Instant) {
         self.messages.tally().settle(route, outcome, arrived);
+    }
+
+    /// The series of a session whose subscriptions have these labels.
+    pub(crate) fn acknowledgements(&self, names: &[Arc<str>]) -> Acknowledgements {
+        Acknowledgements(names.iter().map(|name| self.acknowledgements.of(name)).collect())
     }
 
     /// How many messages are pending, and how long ago the last one was settled.

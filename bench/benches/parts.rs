@@ -59,7 +59,13 @@ fn parts(criterion: &mut Criterion) {
             number += 1;
             let packet_id = u16::try_from(number % 65_535).unwrap() + 1;
             let sender = "d1".into();
-            let arrived = window::Arrived { packet_id, dup: false, fingerprint: number, sender };
+            let arrived = window::Arrived {
+                packet_id,
+                dup: false,
+                fingerprint: number,
+                sender,
+                subscription: None,
+            };
             window.arrive(arrived, now)
         };
         let mut held: std::collections::VecDeque<_> =

@@ -256,7 +256,8 @@ impl Config {
 
     /// What to subscribe to.
     pub fn subscriptions(&self) -> Subscriptions {
-        Subscriptions { patterns: self.table.patterns.clone(), mode: Mode::Serve }
+        let patterns = self.table.patterns.clone();
+        Subscriptions { patterns, names: self.table.names().cloned().collect(), mode: Mode::Serve }
     }
 }
 

@@ -14,7 +14,6 @@ use crate::{
     failure::FailureKind,
     metrics::{Known, Readings, SideLabel},
     mqtt::CONNECTION_FAILURES,
-    table::NO_ROUTE,
 };
 
 impl Config {
@@ -46,7 +45,7 @@ impl Config {
         let keys = self.exchange.keys.as_ref().map(|_| Arc::from("keys_file"));
         let has_letters = self.exchange.dead_letter.is_some();
         Known {
-            routes: routes.iter().map(|route| &route.name).chain([&*NO_ROUTE]).cloned().collect(),
+            routes: self.table.names().cloned().collect(),
             callers: calling.chain(fetching).cloned().collect(),
             batches: batches.map(|route| route.name.clone()).collect(),
             fetches: fetches.iter().map(|fetch| fetch.name.clone()).collect(),

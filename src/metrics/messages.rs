@@ -26,6 +26,11 @@ const BUCKETS: [f64; 16] = [
     3600.0,
 ];
 
+/// How long messages take.
+pub(super) fn seconds() -> Histogram {
+    Histogram::new(BUCKETS)
+}
+
 /// Messages received and settled, counted under one lock so that `received = settled + pending`
 /// holds in every scrape.
 #[derive(Default)]
@@ -51,7 +56,7 @@ pub(super) struct Row {
 
 impl Default for Row {
     fn default() -> Self {
-        Self { received: 0, settled: Vec::new(), seconds: Histogram::new(BUCKETS) }
+        Self { received: 0, settled: Vec::new(), seconds: seconds() }
     }
 }
 

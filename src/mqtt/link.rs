@@ -9,8 +9,9 @@ use tokio::time::Instant;
 use super::{
     packet::{self, PublishLimits},
     reader::Limits,
-    window::{PacketId, Window},
+    window::{Due, PacketId, Window},
 };
+use crate::metrics::Acknowledgements;
 
 /// A connection that the broker has accepted.
 pub(super) struct Link {
@@ -89,14 +90,23 @@ impl Link {
     }
 
     /// Writes what is due: a ping, acknowledgements.
-    pub(super) fn acknowledge(&mut self, window: &mut Window, out: &mut BytesMut) {
+    pub(super) fn acknowledge(
+        &mut self,
+        window: &mut Window,
+        counted: &Acknowledgements,
+        out: &mut BytesMut,
+        now: Instant,
+    ) {
         if std::mem::take(&mut self.ping) {
             packet::ping(out);
         }
         for packet_id in self.released.drain(..) {
             packet::pubcomp(packet_id, out);
         }
-        while let Some(packet_id) = window.next_due() {
+        while let Some(Due { packet_id, came }) = window.next_due() {
+            if let Some((at, subscription)) = came {
+                counted.written(subscription, now - at);
+            }
             if self.qos_2.remove(&packet_id) {
                 packet::pubrec(packet_id, out);
             } else {

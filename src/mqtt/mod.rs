@@ -165,6 +165,8 @@ pub(crate) enum Ended {
 pub struct Subscriptions {
     /// The patterns of all rows.
     pub patterns: Arc<Patterns>,
+    /// Their labels in the metrics, and at the end that of a message that no row takes.
+    pub names: Vec<Arc<str>>,
     /// What is done with them.
     pub mode: Mode,
 }

@@ -36,9 +36,9 @@ use super::{
 use crate::{
     fingerprint::fingerprint,
     message::{Message, Publication},
-    metrics::Metrics,
+    metrics::{Acknowledgements, Metrics},
     secrets::Secret,
-    topic::{Captures, Pattern},
+    topic::Pattern,
 };
 
 /// How many bytes are encoded ahead of the socket; the rest stays in the outbox, which is bounded.
@@ -50,6 +50,7 @@ pub(super) struct Session {
     subscriber: Subscriber,
     commands: mpsc::WeakSender<Command>,
     metrics: Arc<Metrics>,
+    acknowledgements: Acknowledgements,
     window: Window,
     outbox: Outbox,
     intake: Intake,
@@ -76,6 +77,7 @@ impl Session {
         Self {
             window: Window::new(settings.ack_hold, settings.max_pending),
             outbox: Outbox::new(),
+            acknowledgements: metrics.acknowledgements(&subscriptions.names),
             intake: Intake::new(&settings),
             subscriber: Subscriber::new(subscriptions, &settings, status),
             receive_window: Arc::new(AtomicUsize::new(settings.max_pending.into())),
@@ -302,10 +304,8 @@ impl Session {
             let is_stray = found.is_none() && !patterns.brings_beside(&topic);
             self.subscriber.arrived(&topic, &subscription_ids, is_stray);
         }
-        let (subscription, captures) = match found {
-            Some((index, captures)) => (Some(index), captures),
-            None => (None, Captures::default()),
-        };
+        let (subscription, captures) = found.unzip();
+        let captures = captures.unwrap_or_default();
         let sender = subscription.and_then(|row| patterns.sender(row, &captures));
         let sender: Arc<str> = sender.unwrap_or_else(|| topic.as_str().into());
         let arrived = Arrived {
@@ -313,6 +313,7 @@ impl Session {
             dup,
             fingerprint: fingerprint((&topic, &payload, &properties.correlation_data)),
             sender: sender.clone(),
+            subscription,
         };
         if qos == 2 {
             self.link.iter_mut().for_each(|link| link.came_at_qos_2(packet_id));
@@ -342,7 +343,7 @@ impl Session {
             return;
         }
         self.subscriber.transmit(out);
-        self.transmit_acknowledgements(out);
+        self.transmit_acknowledgements(out, now);
         if self.intake.state != State::Closing {
             let through = self.transmit_outbox(out, now);
             let again = self.intake.has_room_again() || self.window.must_reconnect();
@@ -352,16 +353,15 @@ impl Session {
             }
             self.window.close();
             self.intake.state = State::Closing;
-            self.transmit_acknowledgements(out);
+            self.transmit_acknowledgements(out, now);
         }
         packet::disconnect(false, out);
         self.intake.state = State::Leaving;
     }
 
-    fn transmit_acknowledgements(&mut self, out: &mut BytesMut) {
-        if let Some(link) = &mut self.link {
-            link.acknowledge(&mut self.window, out);
-        }
+    fn transmit_acknowledgements(&mut self, out: &mut BytesMut, now: Instant) {
+        let Some(link) = &mut self.link else { return };
+        link.acknowledge(&mut self.window, &self.acknowledgements, out, now);
     }
 
     /// `false` if more is waiting than may be encoded ahead.
@@ -375,7 +375,7 @@ impl Session {
                 // 9. Everything published before is on this connection: the PUBACK may follow.
                 Some(Next::Settled(ticket)) => {
                     self.window.settle(ticket, now);
-                    self.transmit_acknowledgements(out);
+                    self.transmit_acknowledgements(out, now);
                 }
                 Some(Next::Publish(packet_id, publication)) => {
                     let wire_id = if at_most_once { 0 } else { packet_id };

@@ -39,7 +39,7 @@ use self::{
     slots::{Slot, Slots},
     strictness::Strictness,
 };
-use crate::traces::Span;
+use crate::{topic::PatternIndex, traces::Span};
 
 /// Names one message for as long as this process handles it.
 pub type Ticket = u64;
@@ -73,6 +73,17 @@ pub struct Arrived {
     pub fingerprint: u64,
     /// Who sent it.
     pub sender: Arc<str>,
+    /// Which subscription it came for.
+    pub subscription: Option<PatternIndex>,
+}
+
+/// A PUBACK that is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// Which PUBLISH it answers.
+    pub packet_id: PacketId,
+    /// When that came, and for which subscription; none if it was acknowledged on this connection before.
+    pub came: Option<(Instant, Option<PatternIndex>)>,
 }
 
 /// The window.
@@ -110,7 +121,7 @@ pub struct Window {
     redelivery: Redelivery,
     strictness: Strictness,
     /// PUBACKs that are due, in this order.
-    due: VecDeque<PacketId>,
+    due: VecDeque<Due>,
 }
 
 impl Window {
@@ -160,7 +171,7 @@ impl Window {
 
     /// A PUBLISH arrived.
     pub fn arrive(&mut self, arrived: Arrived, now: Instant) -> Arrival {
-        let Arrived { packet_id, dup, fingerprint, sender } = arrived;
+        let Arrived { packet_id, dup, fingerprint, sender, subscription } = arrived;
         self.strictness.moved(now);
         if packet_id == 0 {
             // It has no PUBACK: it cannot hold one back.
@@ -175,7 +186,7 @@ impl Window {
         }
         let known = match self.redelivery.arrived(packet_id, dup, fingerprint) {
             Recognised::Acknowledged => {
-                self.due.push_back(packet_id);
+                self.due.push_back(Due { packet_id, came: None });
                 return Arrival::InProgress;
             }
             Recognised::New => None,
@@ -209,6 +220,7 @@ impl Window {
                 .hold()
                 .is_some_and(|hold| hold.is_zero() || self.overdue.contains(&sender)),
             sender,
+            subscription,
             at: now,
             after,
             trace: None,
@@ -282,7 +294,7 @@ impl Window {
     }
 
     /// Takes the next PUBACK that is due; the caller must send it.
-    pub fn next_due(&mut self) -> Option<PacketId> {
+    pub fn next_due(&mut self) -> Option<Due> {
         self.due.pop_front()
     }
 

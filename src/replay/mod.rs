@@ -324,7 +324,8 @@ fn subscriptions(config: &Config) -> Result<Subscriptions, ReplayError> {
         patterns.extend(replays.as_deref().map(pattern).transpose()?);
     }
     let rows = patterns.into_iter().map(|on| (on.clone(), Sender::Made(on)));
-    Ok(Subscriptions { patterns: Arc::new(Patterns::new(rows.collect())), mode: Mode::Serve })
+    let patterns = Arc::new(Patterns::new(rows.collect()));
+    Ok(Subscriptions { patterns, names: Vec::new(), mode: Mode::Serve })
 }
 
 fn pattern(topic: &str) -> Result<Pattern, ReplayError> {

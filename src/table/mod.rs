@@ -198,6 +198,11 @@ impl Table {
         self.route(subscription).map_or(&*NO_ROUTE, |route| &route.name)
     }
 
+    /// The labels of all rows, and at the end that of none.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.routes.iter().map(|route| &route.name).chain([&*NO_ROUTE])
+    }
+
     /// Whether a row has the broker keep what is published.
     pub fn retains(&self) -> bool {
         self.routes.iter().any(|route| route.retain)

@@ -91,7 +91,9 @@ async fn every_series_that_is_known_begins_at_0() {
     assert!(words.len() > 20, "{words:?}");
     for route in routes.iter().map(String::as_str).chain(["none"]) {
         expected.push(format!("messages_received_total{{route=\"{route}\"}} 0"));
-        expected.push(format!("message_duration_seconds_count{{route=\"{route}\"}} 0"));
+        for name in ["message", "acknowledgement"] {
+            expected.push(format!("{name}_duration_seconds_count{{route=\"{route}\"}} 0"));
+        }
         expected.push(format!("filter_errors_total{{route=\"{route}\"}} 0"));
         for word in &words {
             expected

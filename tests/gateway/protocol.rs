@@ -816,7 +816,16 @@ async fn pubacks_pass_a_message_that_is_held_longer_than_ack_hold() {
     assert!(after >= Duration::from_millis(500), "already after {after:?}");
     assert_eq!(scene.link.expect_puback().await, 7);
     scene.link.expect_nothing(QUIET).await;
+    // The metric has what the broker waited, not only what the API took.
+    let waited = async |suffix: &str, bound: &[&str]| {
+        let name = format!("mqtt_rest_gateway_acknowledgement_duration_seconds_{suffix}");
+        let labels = [&["route=\"telemetry\""], bound].concat();
+        scene.gateway.metric(&name, &labels).await
+    };
+    assert_eq!(waited("count", &[]).await, 2);
+    assert_eq!(waited("bucket", &["le=\"0.25\""]).await, 0);
     scene.slow.accept();
     assert_eq!(scene.link.expect_puback().await, 9);
+    assert_eq!(waited("count", &[]).await, 3);
     scene.api.is_quiet();
 }

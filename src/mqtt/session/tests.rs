@@ -52,6 +52,7 @@ impl World {
                 Pattern::parse("{device}/up").unwrap(),
                 Sender::Captured("device".into()),
             )])),
+            names: Vec::new(),
             mode: Mode::Serve,
         };
         let (sender, commands) = mpsc::channel(1000);

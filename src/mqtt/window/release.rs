@@ -1,6 +1,6 @@
 //! Decides which PUBACKs are due: in order of arrival, past overdue messages, and not too far past them.
 
-use super::{Window, redelivery::Stage};
+use super::{Due, Window, redelivery::Stage};
 
 impl Window {
     /// Acknowledges settled messages up to the first one that holds back others; overdue ones are
@@ -74,13 +74,14 @@ impl Window {
         slot.known.stage = Stage::Acknowledged;
         slot.trace = None;
         let (packet_id, known) = (slot.packet_id, slot.known);
+        let came = Some((slot.at, slot.subscription));
         if self.by_id.get(&packet_id) == Some(&number) {
             self.by_id.remove(&packet_id);
         }
         self.unacknowledged -= 1;
         self.reach.acknowledged(number, &self.slots);
         self.redelivery.acknowledged(packet_id, known, most);
-        self.due.push_back(packet_id);
+        self.due.push_back(Due { packet_id, came });
     }
 
     /// From now on PUBACKs are sent in order of arrival only: no sender is overdue any more.

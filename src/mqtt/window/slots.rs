@@ -8,13 +8,14 @@ use super::{
     PacketId,
     redelivery::{Known, Stage},
 };
-use crate::traces::Span;
+use crate::{topic::PatternIndex, traces::Span};
 
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) packet_id: PacketId,
     pub(super) known: Known,
     pub(super) sender: Arc<str>,
+    pub(super) subscription: Option<PatternIndex>,
     /// When it came.
     pub(super) at: Instant,
     /// It does not hold back later PUBACKs.

@@ -18,7 +18,8 @@ impl Model {
 
     fn send(&mut self, packet_id: PacketId, sender: &str, dup: bool) -> Arrival {
         let fingerprint = fingerprint((packet_id, sender));
-        let arrived = Arrived { packet_id, dup, fingerprint, sender: sender.into() };
+        let sender = sender.into();
+        let arrived = Arrived { packet_id, dup, fingerprint, sender, subscription: None };
         self.window.arrive(arrived, self.now)
     }
 
@@ -39,7 +40,7 @@ impl Model {
     }
 
     fn acks(&mut self) -> Vec<PacketId> {
-        std::iter::from_fn(|| self.window.next_due()).collect()
+        std::iter::from_fn(|| self.window.next_due()).map(|due| due.packet_id).collect()
     }
 }
 

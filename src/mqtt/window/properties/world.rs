@@ -131,16 +131,10 @@ impl World {
             Some(Down::Publish { packet_id, dup, message }) => (packet_id, dup, message),
         };
         let Message { number, sender } = message;
-        let equal = self.broker.kind.equal;
-        let arrival = self.window.arrive(
-            Arrived {
-                packet_id,
-                dup,
-                fingerprint: if equal { sender.into() } else { number },
-                sender: sender.to_string().into(),
-            },
-            self.now,
-        );
+        let fingerprint = if self.broker.kind.equal { sender.into() } else { number };
+        let name = sender.to_string().into();
+        let arrived = Arrived { packet_id, dup, fingerprint, sender: name, subscription: None };
+        let arrival = self.window.arrive(arrived, self.now);
         let here = self.came.iter().find(|m| m.number == number && packet_id != 0);
         if let Some(here) = here {
             // Sent again on the same connection: no new message, whatever has become of it.
@@ -253,7 +247,7 @@ impl World {
     /// Looks at what has become due: is it due by the rules?
     fn sync(&mut self) -> Result<(), TestCaseError> {
         while self.due.len() < self.window.due.len() {
-            let packet_id = self.window.due[self.due.len()];
+            let packet_id = self.window.due[self.due.len()].packet_id;
             self.due.push_back(packet_id);
             let open = |m: &Came| m.packet_id == packet_id && !m.acknowledged;
             let Some(index) = self.came.iter().position(open) else {
@@ -277,7 +271,7 @@ impl World {
     }
 
     fn take(&mut self) -> Result<bool, TestCaseError> {
-        let packet_id = self.window.next_due();
+        let packet_id = self.window.next_due().map(|due| due.packet_id);
         prop_assert_eq!(packet_id, self.due.pop_front());
         if self.connected {
             self.broker.up.extend(packet_id.map(Some));
@@ -313,14 +307,14 @@ impl World {
         }
         let mut waits: Vec<&mut Came> =
             self.came.iter_mut().filter(|m| m.settled.is_some() && !m.acknowledged).collect();
-        for packet_id in self.window.due.iter().skip(self.due.len()) {
+        for Due { packet_id, .. } in self.window.due.iter().skip(self.due.len()) {
             let index = waits.iter().position(|m| m.packet_id == *packet_id);
             prop_assert!(index.is_some(), "PUBACK {packet_id} at the end");
             let message = waits.remove(index.unwrap());
             message.acknowledged = true;
             self.seen.get_mut(&message.number).unwrap().acknowledge(&self.window);
         }
-        self.due = self.window.due.clone();
+        self.due = self.window.due.iter().map(|due| due.packet_id).collect();
         while self.take()? {}
         if let Some((index, sender)) = publish {
             self.broker.read(index.index(self.broker.up.len() + 1))?;
@@ -343,7 +337,8 @@ impl World {
     }
 
     fn check(&self) -> Result<(), TestCaseError> {
-        prop_assert!(self.window.due.iter().eq(&self.due), "due: {:?}", self.window.due);
+        let due = self.window.due.iter().map(|due| &due.packet_id);
+        prop_assert!(due.eq(&self.due), "due: {:?}", self.window.due);
         let open = self.came.iter().filter(|m| !m.acknowledged).count();
         prop_assert_eq!(self.window.pending(), open + self.qos_0.len());
         // What is settled is acknowledged unless there is a reason.
