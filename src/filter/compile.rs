@@ -1,6 +1,9 @@
 //! From the text of a filter to what runs; or what is wrong with it, on one line.
 
+use std::collections::BTreeSet;
+
 use jaq_core::{
+    compile::Undefined,
     data::JustLut,
     load::{
         self, Arena, File, Loader,
@@ -48,29 +51,45 @@ pub(super) fn compile(text: &str) -> Result<Program, String> {
              `reduce` and `foreach`"
         ));
     }
-    let arena = Arena::default();
-    let modules =
-        Loader::new(natives::definitions()).load(&arena, File { code: text, path: () }).map_err(
-            |errors| describe(text, errors.into_iter().map(|(_, error)| load_error(error))),
-        )?;
-    jaq_core::Compiler::default()
-        .with_funs(natives::functions())
-        .with_global_vars(VARIABLES)
-        .compile(modules)
-        .map_err(|errors| {
-            let undefined = errors.into_iter().flat_map(|(_, errors)| errors);
-            describe(
-                text,
-                undefined.map(|(name, what)| {
-                    let known = if name.starts_with('$') {
-                        format!("; there are {}", VARIABLES.join(", "))
-                    } else {
-                        String::new()
-                    };
-                    format!("undefined {} `{name}`{known}", what.as_str())
-                }),
-            )
-        })
+    link(text)
+}
+
+/// Compiles the filter with what it calls of the library, and no more: a table has many filters, and each program owns
+/// all that it was compiled with. What is called shows in what is undefined without it.
+fn link(text: &str) -> Result<Program, String> {
+    let library: Vec<_> = natives::definitions().collect();
+    let mut called = BTreeSet::new();
+    loop {
+        let arena = Arena::default();
+        let definitions = library.iter().filter(|definition| called.contains(definition.name));
+        let modules =
+            Loader::new(definitions.cloned()).load(&arena, File { code: text, path: () }).map_err(
+                |errors| describe(text, errors.into_iter().map(|(_, error)| load_error(error))),
+            )?;
+        let functions = natives::functions().filter(|(name, ..)| called.contains(name));
+        let compiler = jaq_core::Compiler::default().with_funs(functions);
+        let undefined = match compiler.with_global_vars(VARIABLES).compile(modules) {
+            Ok(program) => return Ok(program),
+            Err(errors) => errors.into_iter().flat_map(|(_, errors)| errors),
+        };
+        let undefined: Vec<_> = undefined.collect();
+        let known = called.len();
+        let names = library.iter().map(|definition| definition.name);
+        let names = names.chain(natives::functions::<JustLut<Value>>().map(|(name, ..)| name));
+        called.extend(names.filter(|name| undefined.iter().any(|(missing, _)| missing == name)));
+        if called.len() == known {
+            return Err(describe(text, undefined.into_iter().map(undefined_name)));
+        }
+    }
+}
+
+fn undefined_name((name, what): (&str, Undefined)) -> String {
+    let known = if name.starts_with('$') {
+        format!("; there are {}", VARIABLES.join(", "))
+    } else {
+        String::new()
+    };
+    format!("undefined {} `{name}`{known}", what.as_str())
 }
 
 fn count(tokens: &[Token<&str>]) -> usize {
@@ -146,4 +165,26 @@ fn load_error(error: load::Error<&str>) -> String {
         }
     };
     sentences.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_of_the_library_can_be_called() {
+        let definitions =
+            natives::definitions().map(|definition| (definition.name, definition.args.len()));
+        let functions = natives::functions::<JustLut<Value>>();
+        let functions = functions.map(|(name, arguments, _)| (name, arguments.len()));
+        let names: Vec<_> =
+            definitions.chain(functions).filter(|(name, _)| !LOOPS.contains(name)).collect();
+        assert!(names.len() > 200, "{}", names.len());
+        for (name, arguments) in names {
+            let arguments = vec!["."; arguments].join("; ");
+            let call =
+                if arguments.is_empty() { name.to_owned() } else { format!("{name}({arguments})") };
+            assert_eq!(link(&call).err(), None, "{call}");
+        }
+    }
 }

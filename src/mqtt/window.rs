@@ -144,7 +144,7 @@ impl Window {
             by_id: HashMap::new(),
             at_most_once: HashSet::new(),
             clock: Clock::default(),
-            overdue: LruCache::new(OVERDUE_SENDERS),
+            overdue: LruCache::sparse(OVERDUE_SENDERS),
             redelivery: Redelivery::default(),
             strictness: Strictness::default(),
             due: VecDeque::new(),
