@@ -76,7 +76,7 @@ pub(super) async fn check(
     }
     if arguments.connect {
         let told = findings.warnings.len();
-        let lines = findings.connect(&config).await;
+        let lines = Box::pin(findings.connect(&config)).await;
         if !arguments.json {
             lines.iter().try_for_each(|line| print(line))?;
             findings.warn(told)?;

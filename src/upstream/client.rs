@@ -16,14 +16,14 @@ use http::{
     header::{CONTENT_TYPE, DATE, RETRY_AFTER},
 };
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
-use hyper_util::client::legacy;
+use hyper::body::Body as _;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
     ClientError, Settings,
     budget::{Budget, Reserved},
     coding::Coding,
+    connection::{Body, SendError},
     connections::{Connections, Which},
     connector::{OpenError, Resolver},
     credentials::{Credentials, Shown},
@@ -92,8 +92,7 @@ impl Client {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = self.shared.connections.origin().uri(path)?;
         let clock = Clock { end: Instant::now() + self.shared.attempt_timeout, expires: None };
-        let (sent, _place) = self.shared.connections.send(request, Which::Fresh);
-        let response = clock.bound(sent).await?;
+        let response = clock.bound(self.shared.connections.send(request, Which::Fresh)).await?;
         response.map(|response| response.status()).map_err(|error| unsent(&error))
     }
 
@@ -197,8 +196,7 @@ impl Client {
         if let Some(span) = span {
             span.put_headers(request.headers_mut());
         }
-        let (sent, _place) = connections.send(request, which);
-        let response = clock.bound(sent).await?;
+        let response = clock.bound(connections.send(request, which)).await?;
         let response = response.map_err(|error| unsent(&error))?;
         let (status, headers) = (response.status(), response.headers());
         let coding = Coding::of(headers)?;
@@ -211,7 +209,7 @@ impl Client {
 
     async fn body(
         &self,
-        response: Response<Incoming>,
+        response: Response<Body>,
         coding: Option<Coding>,
         mut clock: Clock,
     ) -> Result<Bytes, FailureKind> {
@@ -294,10 +292,11 @@ impl tower::Service<Call> for Client {
 }
 
 /// Why a request has no answer.
-pub(super) fn unsent(error: &legacy::Error) -> FailureKind {
+pub(super) fn unsent(error: &SendError) -> FailureKind {
     // What a server holds against our certificate comes after the handshake.
-    let unreachable = error.is_connect() || !tls::remedy(error, "upstream").is_empty();
-    // What the library says says nothing: its cause does.
+    let unreachable =
+        matches!(error, SendError::Connect(_)) || !tls::remedy(error, "upstream").is_empty();
+    // What our own error says says nothing: its cause does.
     match classify(error.source().unwrap_or(error)) {
         FailureKind::Broken(text) if unreachable => FailureKind::Unreachable(text),
         kind => kind,

@@ -1,43 +1,25 @@
-//! Connections to the REST API: those that are kept for further requests, and those for one request alone.
-//!
-//! Over HTTP/1.1 a connection has one request at a time. Over HTTP/2 it has many, but no more than the server allows, and the
-//! library would let the rest wait where nobody sees it: so there are several kept clients, and each gets no more requests at
-//! once than every server should allow.
+//! Which connection a request goes on: one that is kept, or one for this request alone.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use http::{
-    HeaderName, HeaderValue, Request,
+    HeaderName, HeaderValue, Request, Response,
     header::{ACCEPT, PROXY_AUTHORIZATION, USER_AGENT},
     uri::Scheme,
 };
-use http_body_util::Full;
-use hyper_util::{
-    client::legacy::{Client, ResponseFuture},
-    rt::{TokioExecutor, TokioTimer},
-};
 use rustls::ClientConfig;
-use tokio::time::Instant;
 
 use super::{
     HttpVersion, Settings,
+    connection::{Body, Connection, Lease, Payload, SendError},
     connector::{Connector, Resolver},
     origin::Origin,
+    pool::Pool,
 };
 use crate::{
     secrets::Secret,
     tls::{self, TlsError},
 };
-
-/// Idle connections are closed after this time. Many servers close them after 5 s; closing them earlier makes it rare that
-/// a request is sent just when the server closes the connection.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Connections are used for this time at most, so that a host name that gets another address is noticed.
-const MAX_AGE: Duration = Duration::from_mins(1);
 
 const ANY_TYPE: HeaderValue = HeaderValue::from_static("*/*");
 const THIS_PROGRAM: HeaderValue =
@@ -47,12 +29,6 @@ const THIS_PROGRAM: HeaderValue =
 pub(crate) fn always_sent() -> [(HeaderName, HeaderValue); 2] {
     [(ACCEPT, ANY_TYPE), (USER_AGENT, THIS_PROGRAM)]
 }
-
-/// Requests under way in one kept client: no server should allow fewer on a connection [RFC 9113, 6.5.2].
-const MAX_REQUESTS: usize = 100;
-/// How often an HTTP/2 connection with requests under way is asked whether it lives, and how long it may take to say so: one
-/// that does not is no other request's.
-const PING: Duration = Duration::from_secs(5);
 
 /// Which connection a request goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,28 +47,17 @@ pub(super) struct Connections {
     encrypted: bool,
     origin: Origin,
     resolver: Resolver,
-    clients: Mutex<Clients>,
+    current: Mutex<Current>,
 }
 
-struct Clients {
-    /// As many as it takes for all requests that may be under way.
-    kept: Box<[Kept]>,
-    fresh: Client<Connector, Full<Bytes>>,
-    /// It knows the `Proxy-Authorization` for a proxy that reads the requests.
+/// What new requests use.
+#[derive(Clone)]
+struct Current {
     connector: Connector,
+    kept: Arc<Pool>,
     /// The certificates that new connections use; none where no connection is encrypted.
     tls: Option<Arc<ClientConfig>>,
-    made: Instant,
 }
-
-/// A client, and how many requests it has under way.
-struct Kept {
-    client: Client<Connector, Full<Bytes>>,
-    places: Arc<()>,
-}
-
-/// A place among the requests of a client, until the answer is read.
-pub(super) struct Place(#[expect(dead_code, reason = "it is counted")] Option<Arc<()>>);
 
 /// Why the client cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -110,11 +75,12 @@ pub enum ClientError {
     Proxy,
 }
 
-impl Clients {
+impl Current {
     fn new(
         settings: &Settings,
         tls: Option<Arc<ClientConfig>>,
         resolver: &Resolver,
+        origin: &Origin,
     ) -> Result<Self, ClientError> {
         let mut config = tls.as_deref().cloned().map_or_else(tls::Settings::unused, Ok)?;
         let version = match settings.in_process {
@@ -125,44 +91,24 @@ impl Clients {
         let resolver = resolver.clone();
         let connector = Connector::new(config, proxy(settings), resolver, settings.attempt_timeout)
             .ok_or(ClientError::Proxy)?
+            .only_http2(version == HttpVersion::Two)
             .in_process(settings.in_process.clone());
-        // The library sends a request again by itself only when no byte of it has been sent.
-        let client = |idle: usize| {
-            Client::builder(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(IDLE_TIMEOUT)
-                .pool_max_idle_per_host(idle)
-                .http2_only(version == HttpVersion::Two)
-                .http2_keep_alive_interval(PING)
-                .http2_keep_alive_timeout(PING)
-                .build(connector.clone())
-        };
-        // Where HTTP/2 cannot be spoken, one will do.
+        // Without TLS nobody can choose.
         let many = match version {
             HttpVersion::Auto => tls.is_some(),
             HttpVersion::One => false,
             HttpVersion::Two => true,
         };
-        let count = if many { settings.max_in_flight.div_ceil(MAX_REQUESTS).max(1) } else { 1 };
-        let kept = |_| Kept { client: client(settings.max_in_flight), places: Arc::default() };
-        Ok(Self {
-            kept: (0..count).map(kept).collect(),
-            fresh: client(0),
-            connector,
-            tls,
-            made: Instant::now(),
-        })
+        let kept = Pool::new(connector.clone(), origin.base().clone(), many);
+        Ok(Self { connector, kept, tls })
     }
 
-    /// Whether they go on being used: they are not too old, and the certificate files say what they said.
-    fn are_current(&self, tls: Option<&Arc<ClientConfig>>) -> bool {
-        let same = match (&self.tls, tls) {
+    fn has(&self, tls: Option<&Arc<ClientConfig>>) -> bool {
+        match (&self.tls, tls) {
             (Some(used), Some(tls)) => Arc::ptr_eq(used, tls),
             (None, None) => true,
             _ => false,
-        };
-        same && self.made.elapsed() < MAX_AGE
+        }
     }
 }
 
@@ -188,8 +134,8 @@ impl Connections {
         let origin = Origin::new(&settings.url)?;
         let encrypted = is_encrypted(settings);
         let tls = encrypted.then(|| settings.tls.client()).transpose()?;
-        let clients = Mutex::new(Clients::new(settings, tls, &resolver)?);
-        Ok(Self { settings: settings.clone(), encrypted, origin, resolver, clients })
+        let current = Mutex::new(Current::new(settings, tls, &resolver, &origin)?);
+        Ok(Self { settings: settings.clone(), encrypted, origin, resolver, current })
     }
 
     /// The URL that paths are appended to.
@@ -197,50 +143,64 @@ impl Connections {
         &self.origin
     }
 
-    /// Sends a request. A redirect is not followed, since it could send a key to a host that the operator never named.
-    /// The place is to be kept until the answer is read.
-    pub(super) fn send(
+    /// Sends a request and waits for the head of the answer. A redirect is not followed, since it could send a key to a host
+    /// that the operator never named.
+    ///
+    /// # Errors
+    /// [`SendError`] when there is no answer.
+    pub(super) async fn send(
         &self,
-        mut request: Request<Full<Bytes>>,
+        mut request: Request<Payload>,
         which: Which,
-    ) -> (ResponseFuture, Place) {
-        // They were read at start, so what cannot be used now changes nothing.
-        let tls = if self.encrypted { self.settings.tls.client().ok() } else { None };
-        // No code that can panic runs under this lock.
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if !clients.are_current(tls.as_ref()) {
-            // Requests under way go on with their connections.
-            match Clients::new(&self.settings, tls, &self.resolver) {
-                Ok(new) => *clients = new,
-                Err(error) => {
-                    clients.made = Instant::now();
-                    tracing::error!(%error, "the HTTP client goes on as it was");
-                }
-            }
-        }
-        let authorization = clients.connector.proxy_authorization(request.uri()).cloned();
+    ) -> Result<Response<Body>, SendError> {
+        let Current { connector, kept, .. } = self.current();
         let headers = request.headers_mut();
         for (name, value) in always_sent() {
             headers.entry(name).or_insert(value);
         }
-        if let Some(authorization) = authorization {
-            headers.insert(PROXY_AUTHORIZATION, authorization);
+        if let Some(authorization) = connector.proxy_authorization(request.uri()) {
+            let authorization = authorization.clone();
+            request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
         }
-        match which {
-            Which::Kept => {
-                let has_room = |kept: &&Kept| Arc::strong_count(&kept.places) <= MAX_REQUESTS;
-                // There is one, but for requests that are not counted in `max_in_flight`, for tokens.
-                let kept = clients.kept.iter().find(has_room).unwrap_or(&clients.kept[0]);
-                (kept.client.request(request), Place(Some(kept.places.clone())))
+        if which == Which::Fresh {
+            let to = request.uri().clone();
+            // Boxed, so that calls which open none have no room for it.
+            let connection = Box::pin(Connection::open(connector, to, Arc::default())).await?;
+            return Lease::new(connection, None).send(request).await.map_err(|(error, _)| error);
+        }
+        let uri = request.uri().clone();
+        loop {
+            let connection = kept.get().await?;
+            // The server may have closed it at this moment; then it has not begun with the request.
+            match Lease::new(connection, Some(kept.clone())).send(request).await {
+                Ok(response) => return Ok(response),
+                Err((error, None)) => return Err(error),
+                Err((_, Some(unsent))) => request = unsent,
             }
-            Which::Fresh => (clients.fresh.request(request), Place(None)),
+            *request.uri_mut() = uri.clone();
         }
+    }
+
+    /// With the certificates that the files have now.
+    fn current(&self) -> Current {
+        // They were read at start, so what cannot be used now changes nothing.
+        let tls = if self.encrypted { self.settings.tls.client().ok() } else { None };
+        // No code that can panic runs under this lock.
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if !current.has(tls.as_ref()) {
+            // Requests under way go on with their connections.
+            match Current::new(&self.settings, tls, &self.resolver, &self.origin) {
+                Ok(new) => *current = new,
+                Err(error) => tracing::error!(%error, "the HTTP client goes on as it was"),
+            }
+        }
+        current.clone()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, time::Duration};
 
     use super::*;
     use crate::{
@@ -264,10 +224,7 @@ mod tests {
         let files = tls::Files { ca_file: Some(file.clone()), ..tls::Files::default() };
         settings.tls = tls::Settings::new(files);
         let connections = Connections::new(&settings, Resolver::system()).unwrap();
-        let used = || {
-            drop(connections.send(Request::new(Full::default()), Which::Kept));
-            connections.clients.lock().unwrap().tls.clone().unwrap()
-        };
+        let used = || connections.current().tls.unwrap();
         let first = used();
         renew();
         assert!(Arc::ptr_eq(&first, &used()), "they were looked at a moment ago");

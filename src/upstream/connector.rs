@@ -15,7 +15,7 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::{
         legacy::connect::{
-            Connected, Connection, HttpConnector,
+            Connection, HttpConnector,
             dns::{GaiResolver, Name},
             proxy::Tunnel,
         },
@@ -119,6 +119,8 @@ pub(super) struct Connector {
     proxy: Option<Proxy>,
     /// How long a connection may take to open, TLS included.
     time: Duration,
+    /// Whether HTTP/2 is spoken whatever the server says.
+    only_http2: bool,
     /// Where connections lead in place of the network.
     in_process: Option<InProcess>,
 }
@@ -165,12 +167,17 @@ impl Connector {
                 Some(Proxy { url, authorization, tunnel })
             }
         };
-        Some(Self { direct, proxy, time, in_process: None })
+        Some(Self { direct, proxy, time, only_http2: false, in_process: None })
     }
 
     /// Its connections lead there, if anywhere, in place of the network.
     pub(super) fn in_process(self, in_process: Option<InProcess>) -> Self {
         Self { in_process, ..self }
+    }
+
+    /// Its connections speak HTTP/2 whatever the server says, if so.
+    pub(super) fn only_http2(self, only_http2: bool) -> Self {
+        Self { only_http2, ..self }
     }
 
     /// `Proxy-Authorization` for a request in clear text, which the proxy reads. A request over TLS is hidden from it: there
@@ -183,22 +190,22 @@ impl Connector {
     async fn open(mut self, to: Uri) -> Opened {
         if let Some(in_process) = self.in_process {
             let stream = TokioIo::new(in_process.connect(&to)?);
-            return Ok(Stream { io: Box::new(stream), proxied: false, h2: false });
+            return Ok(Stream::new(stream, false, false));
         }
         let Some(Proxy { url, mut tunnel, .. }) = self.proxy else {
             let open = self.direct.call(to.clone()).await;
             let io = open.map_err(|source| OpenError::direct(&to, source))?;
             let h2 = io.connected().is_negotiated_h2();
-            return Ok(Stream { io: Box::new(io), proxied: false, h2 });
+            return Ok(Stream::new(io, false, h2));
         };
         let named = |source| OpenError::Proxy { proxy: url.clone(), source };
         Ok(if to.scheme() == Some(&Scheme::HTTP) {
-            let io = Box::new(self.direct.call(url.clone()).await.map_err(named)?);
-            Stream { io, proxied: true, h2: false }
+            let io = self.direct.call(url.clone()).await.map_err(named)?;
+            Stream::new(io, true, false)
         } else {
             let io = tunnel.call(to).await.map_err(named)?;
             let h2 = io.connected().is_negotiated_h2();
-            Stream { io: Box::new(io), proxied: false, h2 }
+            Stream::new(io, false, h2)
         })
     }
 }
@@ -214,11 +221,18 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, to: Uri) -> Self::Future {
         let (time, open) = (self.time, self.clone().open(to));
+        let only_http2 = self.only_http2;
         Box::pin(async move {
-            timeout(time, open).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+            let opened = timeout(time, open).await;
+            let stream = opened.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            Ok(Stream { h2: stream.h2 || only_http2, ..stream })
         })
     }
 }
+
+/// What a connection reads at a turn, by the size of its buffers, in bytes: then others have theirs. An answer may come faster
+/// than it can be read, without end.
+const READ_AT_A_TURN: usize = 64 * 1024;
 
 trait Io: Read + Write + Send + Unpin {}
 impl<T: Read + Write + Send + Unpin> Io for T {}
@@ -228,30 +242,46 @@ pub(super) struct Stream {
     io: Box<dyn Io>,
     /// Whether a proxy reads the requests, which must then have the whole URL in their first line.
     proxied: bool,
-    /// Whether the server has chosen HTTP/2.
+    /// Whether the server has chosen HTTP/2, or nothing else may be spoken.
     h2: bool,
+    /// How much has been asked for since nothing was there to be read.
+    asked: usize,
 }
 
 impl Stream {
+    fn new(io: impl Io + 'static, proxied: bool, h2: bool) -> Self {
+        Self { io: Box::new(io), proxied, h2, asked: 0 }
+    }
+
+    /// Whether a proxy reads the requests.
+    pub(super) fn is_proxied(&self) -> bool {
+        self.proxied
+    }
+
+    pub(super) fn speaks_http2(&self) -> bool {
+        self.h2
+    }
+
     fn io(self: Pin<&mut Self>) -> Pin<&mut dyn Io> {
         Pin::new(&mut *self.get_mut().io)
     }
 }
 
-impl Connection for Stream {
-    fn connected(&self) -> Connected {
-        let connected = Connected::new().proxy(self.proxied);
-        if self.h2 { connected.negotiated_h2() } else { connected }
-    }
-}
-
 impl Read for Stream {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        self.io().poll_read(cx, buffer)
+        if self.asked >= READ_AT_A_TURN {
+            self.asked = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let asked = self.asked + buffer.remaining();
+        let read = self.as_mut().io().poll_read(cx, buffer);
+        self.asked = if read.is_ready() { asked } else { 0 };
+        read
     }
 }
 
@@ -288,16 +318,18 @@ impl Write for Stream {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use http::{Request, Response, header::AUTHORIZATION};
+    use http::{Request, header::AUTHORIZATION};
     use http_body_util::Full;
-    use hyper_util::{client::legacy::Client, rt::TokioExecutor};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::{TcpListener, TcpStream},
     };
 
     use super::*;
-    use crate::tls;
+    use crate::{
+        tls,
+        upstream::connection::{Connection, Lease},
+    };
 
     /// The head of the first request that a proxy with a user and a password gets for this URL, and its connection.
     async fn through_proxy(url: &'static str, answer: &str) -> (String, TcpStream) {
@@ -313,9 +345,10 @@ mod tests {
         if let Some(authorization) = connector.proxy_authorization(request.uri()) {
             request.headers_mut().insert("proxy-authorization", authorization.clone());
         }
-        let client = Client::builder(TokioExecutor::new()).build(connector);
-        let sent: tokio::task::JoinHandle<Result<Response<_>, _>> =
-            tokio::spawn(client.request(request));
+        let sent = tokio::spawn(async move {
+            let connection = Connection::open(connector, Uri::from_static(url), Arc::default());
+            Lease::new(connection.await.ok()?, None).send(request).await.ok()
+        });
         let (mut stream, _) = proxy.accept().await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {

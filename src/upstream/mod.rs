@@ -6,6 +6,7 @@ mod breaker;
 mod budget;
 mod client;
 mod coding;
+mod connection;
 mod connections;
 mod connector;
 mod credentials;
@@ -15,6 +16,9 @@ mod in_process;
 #[cfg(test)]
 mod moving_name;
 mod origin;
+mod pool;
+#[cfg(test)]
+mod pool_histories;
 mod retry;
 mod shared_breaker;
 mod throttle;

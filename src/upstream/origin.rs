@@ -29,6 +29,11 @@ impl Origin {
         &self.url
     }
 
+    /// The same, as requests name it.
+    pub(super) fn base(&self) -> &Uri {
+        &self.base
+    }
+
     /// The URL of a path and query below the base.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::time::Duration;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, StatusCode, Uri,
+    HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
 };
 use http_body_util::{BodyExt, Full, Limited};
@@ -19,6 +19,7 @@ use url::form_urlencoded;
 use super::{
     Settings, UnreachedError,
     client::{classify, unsent},
+    connection::{Body, SendError},
     connections::{Connections, Which},
     connector::Resolver,
 };
@@ -126,8 +127,7 @@ impl Tokens {
         if let Some((_, failure)) = state.failure.as_ref().filter(|(at, _)| *at > asked) {
             return Err(failure.clone());
         }
-        let requested =
-            self.request(secret).map(|request| connections.send(request, Which::Fresh).0);
+        let requested = self.request(secret).map(|request| connections.send(request, Which::Fresh));
         let answered = match requested {
             Ok(sent) => timeout(time, answer(sent)).await.unwrap_or_else(|_| Err(no_answer())),
             Err(kind) => Err(kind),
@@ -226,7 +226,7 @@ fn no_answer() -> FailureKind {
 }
 
 async fn answer(
-    sent: hyper_util::client::legacy::ResponseFuture,
+    sent: impl Future<Output = Result<Response<Body>, SendError>>,
 ) -> Result<(StatusCode, Bytes), FailureKind> {
     let response = sent.await.map_err(|error| in_words(unsent(&error)))?;
     let status = response.status();
