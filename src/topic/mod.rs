@@ -4,6 +4,7 @@
 //! Each name captures exactly one level; `{name...}`, the last one, captures all that are left, at least one, as one value.
 //! As a subscription every name becomes `+`, and the last one of that kind `#` [MQTT-4.7.1].
 
+mod index;
 pub mod patterns;
 pub mod sender;
 
@@ -203,9 +204,11 @@ impl Pattern {
 
     /// Matches a topic; the captured levels if it fits.
     pub fn matches(&self, topic: &str) -> Option<Captures> {
-        if !self.fits(topic) {
-            return None;
-        }
+        self.fits(topic).then(|| self.captured(topic))
+    }
+
+    /// The captured levels of a topic that fits.
+    fn captured(&self, topic: &str) -> Captures {
         let mut captures = Vec::new();
         let mut left = topic;
         for level in &self.levels {
@@ -217,7 +220,7 @@ impl Pattern {
             }
             left = after;
         }
-        Some(Captures(captures))
+        Captures(captures)
     }
 
     /// Whether its subscription brings this topic although it does not match: `a/#` brings what is sent on `a`

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Captures, Pattern, PatternIndex, sender::Sender};
+use super::{Captures, Pattern, PatternIndex, index::LevelIndex, sender::Sender};
 
 /// The patterns of all rows, each with who sends there.
 #[derive(Debug, Clone, Default)]
@@ -13,6 +13,8 @@ pub struct Patterns {
     rows: Vec<(Pattern, Sender)>,
     /// All rows, each before those that it lies in.
     inner_first: Vec<PatternIndex>,
+    /// The same, found by a level of a topic.
+    index: LevelIndex,
     /// Those that lie in no other.
     outermost: Vec<Pattern>,
     /// Those that do.
@@ -41,14 +43,17 @@ impl Patterns {
         outermost.sort_unstable();
         let outermost = outermost.into_iter().map(|at| rows[at].0.clone()).collect();
         let is_mixed = rows.iter().any(|a| rows.iter().any(|b| hears_others(a, b)));
+        let index = LevelIndex::new(inner_first.iter().map(|at| &rows[*at].0));
         let inner_first = inner_first.into_iter().map(PatternIndex).collect();
-        Self { rows, inner_first, outermost, inner, is_mixed }
+        Self { rows, inner_first, index, outermost, inner, is_mixed }
     }
 
-    /// The row that a topic belongs to, and what its pattern captures: a scan over tens of rows.
+    /// The row that a topic belongs to, and what its pattern captures.
     pub fn find(&self, topic: &str) -> Option<(PatternIndex, Captures)> {
-        let mut inner_first = self.inner_first.iter();
-        inner_first.find_map(|row| Some((*row, self.row(*row)?.0.matches(topic)?)))
+        let at = |rank: usize| self.row(*self.inner_first.get(rank)?);
+        let fits = |rank| at(rank).is_some_and(|(on, _)| on.fits(topic));
+        let rank = self.index.first(topic, fits)?;
+        Some((*self.inner_first.get(rank)?, at(rank)?.0.captured(topic)))
     }
 
     /// Who sends on the topics of a row.
