@@ -2,7 +2,7 @@
 //! the times of arrival. HTTP/1.1 by hand, so that it costs as little as it can: it shares
 //! the machine with what is measured, which is why it is not the one of the tests.
 //!
-//! The body of a message has its time of sending, `"t":` and nanoseconds since 1970.
+//! The body of a message has its time of sending, `"t":` and nanoseconds since 1970, and its number, `"n":`.
 
 use std::{
     io,
@@ -21,14 +21,20 @@ use tokio::{
 /// What the API of the shipped table answers to telemetry, by which nothing has changed.
 const NO_NEWS: &str = r#"{"success":true,"config_version":null,"command":false,"new_licenses":false,"space_data_version":0,"latest_fw_version":null,"latest_fw_file_id":null,"info_version":1}"#;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Tally {
-    /// Nanoseconds since 1970.
+    /// What was sent earlier is not counted. In nanoseconds since 1970, as all here.
+    since: u64,
+    /// Until then every message is answered 503.
+    down: u64,
     first: u64,
     last: u64,
+    /// All of them, also those that were answered 503.
     requests: u64,
     /// From sending to arrival, in nanoseconds, of each message.
     latencies: Vec<u64>,
+    /// The number of each message, in order of arrival.
+    arrivals: Vec<u32>,
 }
 
 /// Serves until killed; the port stands on standard output.
@@ -70,33 +76,63 @@ async fn connection(mut stream: TcpStream, tally: &Mutex<Tally>, work: &Work) ->
                 return Ok(());
             }
         }
-        let now = nanoseconds();
-        let path = path(&buffer[..head]);
         let body = &buffer[head..head + length];
-        let (answer, counts) = match path {
-            b"/reset" => {
-                *tally.lock().expect("nobody panics with it") = Tally::default();
-                ("{}".to_owned(), false)
-            }
-            b"/stats" => (stats(&mut tally.lock().expect("nobody panics with it")), false),
-            b"/v1/devices/telemetries" => (batch(body, now, tally), true),
-            _ => {
-                if let Some(sent) = sent(body) {
-                    count(&mut tally.lock().expect("nobody panics with it"), now, &[sent]);
-                }
-                (NO_NEWS.to_owned(), true)
-            }
-        };
+        let answer = answer(path(&buffer[..head]), body, tally);
         buffer.advance(head + length);
-        if counts && !work.delay.is_zero() {
+        if answer.is_work && !work.delay.is_zero() {
             let _turn = work.turns.acquire().await;
             tokio::time::sleep(work.delay).await;
         }
-        let answer = format!(
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}",
-            answer.len()
+        let Answer { status, body, .. } = answer;
+        let text = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
         );
-        stream.write_all(answer.as_bytes()).await?;
+        stream.write_all(text.as_bytes()).await?;
+    }
+}
+
+struct Answer {
+    status: &'static str,
+    body: String,
+    /// It takes the API's time; else it is the bench that asks.
+    is_work: bool,
+}
+
+fn answer(path: &[u8], body: &[u8], tally: &Mutex<Tally>) -> Answer {
+    let now = nanoseconds();
+    let mut tally = tally.lock().expect("nobody panics with it");
+    let asked = |body: String| Answer { status: "200 OK", body, is_work: false };
+    match path {
+        b"/reset" => {
+            *tally = Tally { since: now, ..Tally::default() };
+            asked("{}".to_owned())
+        }
+        b"/stats" => {
+            // Sorted without the lock: other requests go on.
+            let so_far = tally.clone();
+            drop(tally);
+            asked(stats(so_far))
+        }
+        b"/arrivals" => asked(json!(tally.arrivals).to_string()),
+        _ if path.starts_with(b"/down/") => {
+            tally.down = now + digits(&path[b"/down/".len()..]) * 1_000_000;
+            asked("{}".to_owned())
+        }
+        _ => {
+            tally.requests += 1;
+            if now < tally.down {
+                let status = "503 Service Unavailable";
+                return Answer { status, body: "{}".to_owned(), is_work: true };
+            }
+            let body = if path == b"/v1/devices/telemetries" {
+                batch(body, now, &mut tally)
+            } else {
+                tally.count(now, message(body));
+                NO_NEWS.to_owned()
+            };
+            Answer { status: "200 OK", body, is_work: true }
+        }
     }
 }
 
@@ -115,28 +151,38 @@ fn path(head: &[u8]) -> &[u8] {
     head.split(|byte| *byte == b' ').nth(1).unwrap_or_default()
 }
 
-fn sent(body: &[u8]) -> Option<u64> {
-    let at = body.windows(4).position(|window| window == b"\"t\":")? + 4;
-    let digits = body[at..].iter().take_while(|byte| byte.is_ascii_digit());
-    Some(digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+/// When a message was sent, and its number.
+fn message(body: &[u8]) -> Option<(u64, u64)> {
+    let number = |name: &[u8]| {
+        let at = body.windows(name.len()).position(|window| window == name)? + name.len();
+        Some(digits(&body[at..]))
+    };
+    Some((number(b"\"t\":")?, number(b"\"n\":")?))
 }
 
-fn count(tally: &mut Tally, now: u64, sent: &[u64]) {
-    if tally.requests == 0 {
-        tally.first = now;
+fn digits(text: &[u8]) -> u64 {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit());
+    digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
+}
+
+impl Tally {
+    fn count(&mut self, now: u64, message: Option<(u64, u64)>) {
+        let Some((sent, n)) = message.filter(|(sent, _)| *sent >= self.since) else { return };
+        if self.latencies.is_empty() {
+            self.first = now;
+        }
+        self.last = now;
+        self.latencies.push(now.saturating_sub(sent));
+        self.arrivals.push(u32::try_from(n).unwrap_or(u32::MAX));
     }
-    tally.last = now;
-    tally.requests += 1;
-    tally.latencies.extend(sent.iter().map(|sent| now.saturating_sub(*sent)));
 }
 
 /// A call for many devices: each gets its own answer.
-fn batch(body: &[u8], now: u64, tally: &Mutex<Tally>) -> String {
+fn batch(body: &[u8], now: u64, tally: &mut Tally) -> String {
     let entries: Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
-    let sent: Vec<u64> = entries.values().filter_map(|entry| entry["t"].as_u64()).collect();
-    count(&mut tally.lock().expect("nobody panics with it"), now, &sent);
     let mut answer = String::from("{");
-    for device in entries.keys() {
+    for (device, entry) in &entries {
+        tally.count(now, entry["t"].as_u64().zip(entry["n"].as_u64()));
         if answer.len() > 1 {
             answer.push(',');
         }
@@ -148,8 +194,8 @@ fn batch(body: &[u8], now: u64, tally: &Mutex<Tally>) -> String {
 }
 
 /// What has come since the last reset, as JSON.
-fn stats(tally: &mut Tally) -> String {
-    let mut sorted = tally.latencies.clone();
+fn stats(tally: Tally) -> String {
+    let mut sorted = tally.latencies;
     sorted.sort_unstable();
     let at = |part: f64| {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]

@@ -9,12 +9,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use testkit::wire::Packet;
+use testkit::wire::{Packet, Publish};
 
 use crate::api::nanoseconds;
 
 /// Messages whose PUBACK is still to come; a broker with much to do falls behind no further.
 const IN_FLIGHT: u64 = 2000;
+/// The last level of the topics of telemetry.
+pub const TELEMETRY: &str = "telemetry";
 /// Bytes of a PUBACK of success, which is what all are: somebody has subscribed.
 const PUBACK: u64 = 4;
 
@@ -37,8 +39,13 @@ pub struct Load {
     pub per_second: Option<u32>,
 }
 
-/// Publishes it all.
+/// Publishes it all, as telemetry.
 pub async fn publish(broker: u16, load: Load) -> io::Result<()> {
+    publish_on(broker, TELEMETRY, load).await
+}
+
+/// Publishes it all on the topics that end with this level.
+pub async fn publish_on(broker: u16, level: &str, load: Load) -> io::Result<()> {
     let Load { messages: count, devices, size, per_second } = load;
     let stream = TcpStream::connect(("127.0.0.1", broker)).await?;
     stream.set_nodelay(true)?;
@@ -64,7 +71,7 @@ pub async fn publish(broker: u16, load: Load) -> io::Result<()> {
             writer.flush().await?;
             bytes_read += reader.read(&mut buffer).await? as u64;
         }
-        writer.write_all(&message(n, devices, size).encode()).await?;
+        writer.write_all(&message(n, level, devices, size).encode()).await?;
     }
     writer.flush().await?;
     while bytes_read < count * PUBACK {
@@ -73,10 +80,11 @@ pub async fn publish(broker: u16, load: Load) -> io::Result<()> {
     Ok(())
 }
 
-fn message(n: u64, devices: u64, size: usize) -> Packet {
+fn message(n: u64, level: &str, devices: u64, size: usize) -> Packet {
     let device = format!("d{}", n % devices);
     let mut payload = payload(n, nanoseconds()).into_bytes();
     payload.resize(payload.len().max(size), b' ');
     let packet_id = u16::try_from(n % 65_535).unwrap_or_default() + 1;
-    Packet::Publish(testkit::telemetry(packet_id, &device, payload))
+    let topic = format!("v1/device/{device}/{level}");
+    Packet::Publish(Publish { topic, ..testkit::telemetry(packet_id, &device, payload) })
 }

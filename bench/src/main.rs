@@ -1,5 +1,5 @@
 //! How fast is the gateway? `cargo run --release -p bench` builds it, runs everything on loopback, and prints
-//! every figure beside the least possible bridge's, measured in the same run.
+//! every figure beside the least possible bridge's, measured in the same run; with `--peers`, beside what else people use.
 //!
 //! The machine is shared: single figures vary, ratios of neighbours less. Every pair is measured several
 //! times, in turn; the medians stand in the table.
@@ -8,13 +8,18 @@
 #![expect(unreachable_pub, reason = "a program: nothing is reachable from outside")]
 #![expect(clippy::cast_precision_loss, reason = "figures are read by people")]
 
+mod account;
 mod api;
 mod bridge;
 mod devices;
+mod install;
+mod peers;
 mod picture;
 mod post;
 mod process;
 mod report;
+mod results;
+mod scale;
 mod scenarios;
 mod subject;
 
@@ -34,7 +39,13 @@ struct Arguments {
     /// Only the scenarios whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
-    /// Write the table to bench/RESULTS.md and the picture to bench/results.svg as well.
+    /// Measure beside what else people use, and who loses, repeats or reorders messages. Installs it, with npm.
+    #[arg(long)]
+    peers: bool,
+    /// Measure how it grows: with devices, rows, payloads, a slower API, a backlog.
+    #[arg(long)]
+    scale: bool,
+    /// Write the table to bench/RESULTS.md and the picture to bench/results.svg, peers.svg or scale.svg, as well.
     #[arg(long)]
     record: bool,
 }
@@ -80,7 +91,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), String> {
-    let Arguments { command, rounds, only, record } = arguments;
+    let Arguments { command, rounds, only, peers, scale, record } = arguments;
     match command {
         Some(Command::Api { delay_ms, serial }) => {
             api::serve(Duration::from_millis(delay_ms), serial)
@@ -89,6 +100,8 @@ async fn run(arguments: Arguments) -> Result<(), String> {
         }
         Some(Command::Bridge { broker, api, .. }) => bridge::run(broker, api).await,
         Some(Command::Post { api, messages, devices }) => post::run(api, messages, devices).await,
+        None if peers => peers::run(rounds, &only, record).await,
+        None if scale => scale::run(rounds, &only, record).await,
         None => report::run(rounds, &only, record).await,
     }
 }

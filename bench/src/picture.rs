@@ -18,19 +18,25 @@ pub struct Curve {
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 320.0;
 const MARGIN: f64 = 60.0;
-const COLOURS: [&str; 4] = ["#999999", "#c77", "#06c", "#093"];
+const COLOURS: [&str; 7] = ["#999999", "#c77", "#06c", "#093", "#c60", "#639", "#000"];
 
-/// All panels in a row.
+/// Panels beside each other.
+const COLUMNS: usize = 3;
+
+/// All panels, row by row.
 pub fn draw(panels: &[Panel]) -> String {
     let mut svg = String::new();
-    let width = WIDTH * panels.len() as f64;
+    let width = WIDTH * panels.len().min(COLUMNS) as f64;
+    let height = HEIGHT * panels.len().div_ceil(COLUMNS) as f64;
     // Writing into a string cannot fail, here and below.
     let _ = writeln!(
         svg,
-        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{HEIGHT}" font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>"#
+        r#"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>"#
     );
     for (index, panel) in panels.iter().enumerate() {
-        let _ = writeln!(svg, r#"<g transform="translate({},0)">"#, WIDTH * index as f64);
+        let x = WIDTH * (index % COLUMNS) as f64;
+        let y = HEIGHT * (index / COLUMNS) as f64;
+        let _ = writeln!(svg, r#"<g transform="translate({x},{y})">"#);
         draw_panel(panel, &mut svg);
         svg.push_str("</g>\n");
     }

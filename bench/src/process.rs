@@ -13,11 +13,11 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
     process::{Child, Command},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 /// Longest wait for anything.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A process that ends with this value.
 pub struct Process(Child);
@@ -55,10 +55,18 @@ impl Process {
         testkit::peak_memory(self.id())
     }
 
-    /// Asks it to stop and waits until it has.
+    /// Asks it to stop and waits until it has; one that does not is killed.
     pub async fn stop(mut self) -> io::Result<()> {
         std::process::Command::new("kill").arg(self.id().to_string()).status()?;
-        self.0.wait().await.map(|_| ())
+        match timeout(Duration::from_secs(10), self.0.wait()).await {
+            Ok(ended) => ended.map(|_| ()),
+            Err(_) => self.kill().await,
+        }
+    }
+
+    /// Ends it as a crash does, and waits until it has.
+    pub async fn kill(mut self) -> io::Result<()> {
+        self.0.kill().await
     }
 }
 
@@ -101,6 +109,17 @@ impl Api {
         get(self.port, "/stats").await
     }
 
+    /// Answers 503 to every message for a while.
+    pub async fn down(&self, time: Duration) -> io::Result<()> {
+        get(self.port, &format!("/down/{}", time.as_millis())).await.map(|_| ())
+    }
+
+    /// The `n` of each message, in order of arrival.
+    pub async fn arrivals(&self) -> io::Result<Vec<u64>> {
+        let arrivals = get(self.port, "/arrivals").await?;
+        Ok(arrivals.as_array().into_iter().flatten().filter_map(Value::as_u64).collect())
+    }
+
     /// Waits until this many messages have arrived.
     pub async fn arrived(&self, messages: u64) -> io::Result<Value> {
         let (mut last, mut since) = (0, Instant::now());
@@ -114,16 +133,41 @@ impl Api {
                 (last, since) = (count, Instant::now());
             }
             if since.elapsed() > PATIENCE {
-                return Err(io::Error::other(format!("{count} of {messages} messages arrived")));
+                let silence = PATIENCE.as_secs();
+                let missing =
+                    format!("{count} of {messages} messages arrived, then nothing for {silence} s");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, missing));
             }
             sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Waits until nothing has arrived for a while.
+    pub async fn quiet(&self, time: Duration) -> io::Result<()> {
+        let (mut last, mut since) = (Value::Null, Instant::now());
+        while since.elapsed() < time {
+            let requests = self.stats().await?["requests"].take();
+            if requests != last {
+                (last, since) = (requests, Instant::now());
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 }
 
 /// This program.
 pub fn own() -> Command {
     Command::new(env::current_exe().expect("a running program has a path"))
+}
+
+pub fn build_gateway() -> Result<(), String> {
+    let arguments = ["build", "--release", "--quiet", "--locked", "-p", "mqtt-rest-gateway"];
+    let built = std::process::Command::new("cargo").args(arguments).status();
+    if built.is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    Err("the gateway cannot be built: see what cargo says above".to_owned())
 }
 
 /// The gateway that was built before.

@@ -1,11 +1,12 @@
 //! Runs the scenarios and writes the figures down: a table, and a picture of three curves.
 
-use std::{fmt::Write as _, fs, io, path::Path, process::Command, time::Duration};
+use std::{fs, io, time::Duration};
 
 use crate::{
     devices::Load,
     picture::{Curve, Panel, draw},
-    process::{Pace, gateway},
+    process::{Pace, build_gateway, gateway},
+    results::{Results, folder, median},
     scenarios::{Figures, bare_http, known, memory, saturated, start, steady},
     subject::{Kind, mq_bridge_program},
 };
@@ -16,12 +17,8 @@ const STEADY: u32 = 4;
 
 /// Builds the gateway, measures, prints; and keeps it, if it is to be kept.
 pub async fn run(rounds: usize, only: &str, record: bool) -> Result<(), String> {
-    let arguments = ["build", "--release", "--quiet", "--locked", "-p", "mqtt-rest-gateway"];
-    let built = Command::new("cargo").args(arguments).status();
-    if !built.is_ok_and(|status| status.success()) {
-        return Err("the gateway cannot be built".to_owned());
-    }
-    let mut bench = Bench { rounds, only, record, text: String::new() };
+    build_gateway()?;
+    let mut bench = Bench { rounds, only, record, results: Results::new("") };
     bench.run().await.map_err(|error| error.to_string())
 }
 
@@ -29,24 +26,17 @@ struct Bench<'a> {
     rounds: usize,
     only: &'a str,
     record: bool,
-    /// The table so far.
-    text: String,
+    results: Results,
 }
 
 impl Bench<'_> {
     async fn run(&mut self) -> io::Result<()> {
-        self.say(&heading());
         self.table().await?;
         self.single_figures().await?;
         let panels = self.curves().await?;
         if self.record {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-            let file = folder.join("RESULTS.md");
-            let results = fs::read_to_string(&file)?;
-            // The newest stands first, behind the introduction.
-            let (before, after) = results.split_once("\n## ").unwrap_or((&results, ""));
-            fs::write(&file, format!("{before}\n{}\n## {after}", self.text))?;
-            fs::write(folder.join("results.svg"), draw(&panels))?;
+            self.results.record()?;
+            fs::write(folder().join("results.svg"), draw(&panels))?;
         }
         Ok(())
     }
@@ -55,16 +45,9 @@ impl Bench<'_> {
         name.contains(self.only)
     }
 
-    fn say(&mut self, line: &str) {
-        println!("{line}");
-        self.text.push_str(line);
-        self.text.push('\n');
-    }
-
     /// Everything that is compared, each with the least bridge in the same round.
     async fn table(&mut self) -> io::Result<()> {
-        self.say("| scenario | who | CPU us/msg | msg/s | p50 ms | p99 ms | p99.9 ms | peak MiB | CPU ratio | rate ratio | p50 ratio | p99 ratio |");
-        self.say("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+        self.results.table();
         let mut kinds = vec![Kind::Bridge, Kind::BridgeOneThread, Kind::Gateway];
         let saturating = Load { messages: 100_000, devices: 100, size: 0, per_second: None };
         let mut scenarios = vec![("saturated".to_owned(), saturating, AT_ONCE, kinds.clone())];
@@ -95,7 +78,7 @@ impl Bench<'_> {
         }
         if self.wanted("bare HTTP") {
             let figures = bare_http(saturating).await?;
-            self.row("saturated", "bare HTTP client", &[figures], &[figures]);
+            self.results.row("saturated", "bare HTTP client", &[figures], &[figures]);
         }
         Ok(())
     }
@@ -118,22 +101,9 @@ impl Bench<'_> {
             }
         }
         for (kind, own) in kinds.iter().zip(&figures) {
-            self.row(scenario, kind.name(), own, &figures[0]);
+            self.results.row(scenario, kind.name(), own, &figures[0]);
         }
         Ok(())
-    }
-
-    /// Medians, and medians of the ratios of each round.
-    fn row(&mut self, scenario: &str, who: &str, own: &[Figures], base: &[Figures]) {
-        let of = |figure: fn(&Figures) -> f64| median(own.iter().map(figure));
-        let ratio = |figure: fn(&Figures) -> f64| {
-            median(own.iter().zip(base).map(|(own, base)| figure(own) / figure(base)))
-        };
-        self.say(&format!(
-            "| {scenario} | {who} | {:.1} | {:.0} | {:.2} | {:.2} | {:.2} | {:.1} | {:.2} | {:.2} | {:.2} | {:.2} |",
-            of(|f| f.cpu), of(|f| f.rate), of(|f| f.p50), of(|f| f.p99), of(|f| f.p999), of(|f| f.memory),
-            ratio(|f| f.cpu), ratio(|f| f.rate), ratio(|f| f.p50), ratio(|f| f.p99),
-        ));
     }
 
     async fn single_figures(&mut self) -> io::Result<()> {
@@ -148,14 +118,14 @@ impl Bench<'_> {
                 starts.push(start(Kind::Gateway).await?.as_secs_f64() * 1e3);
             }
             let size = fs::metadata(gateway())?.len();
-            self.say(&format!(
+            self.results.say(&format!(
                 "\nPeak memory at 1,000 msg/s: {at_rate:.1} MiB; with 100,000 devices known: {most:.1} MiB. Start to subscribed: {:.0} ms. \
                  Program: {size} bytes.",
                 median(starts.into_iter())
             ));
             let load = Load { messages: 200_000, devices: 100, size: 1024, per_second: None };
             let Figures { rate, memory, .. } = saturated(Kind::Gateway, load, AT_ONCE).await?;
-            self.say(&format!(
+            self.results.say(&format!(
                 "A backlog of 200,000 messages of 1 KiB drains at {rate:.0} msg/s with at most {memory:.1} MiB."
             ));
         }
@@ -204,32 +174,9 @@ impl Bench<'_> {
             points.push((messages as f64, most));
         }
         let flat: Vec<_> = points.iter().map(|(x, y)| format!("{x:.0}: {y:.1}")).collect();
-        self.say(&format!("\nPeak memory in MiB by backlog: {}.", flat.join(", ")));
+        self.results.say(&format!("\nPeak memory in MiB by backlog: {}.", flat.join(", ")));
         let curves = vec![Curve { name: Kind::Gateway.name().to_owned(), points }];
         panels.push(Panel { title: "peak memory, MiB", x: "backlog, messages", curves });
         Ok(panels)
     }
-}
-
-/// When, which commit, which broker.
-fn heading() -> String {
-    let said = |program: &Path, arguments: &[&str]| {
-        let output = Command::new(program).args(arguments).output();
-        output
-            .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
-            .unwrap_or_default()
-    };
-    let mut text = String::from("## ");
-    text += said(Path::new("date"), &["-u", "+%Y-%m-%d"]).trim();
-    let commit = said(Path::new("git"), &["describe", "--always", "--dirty"]);
-    let version = said(&testkit::mosquitto(), &["-h"]);
-    // Writing into a string cannot fail.
-    let _ = writeln!(text, ", {}, {}", commit.trim(), version.lines().next().unwrap_or_default());
-    text
-}
-
-fn median(figures: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = figures.collect();
-    sorted.sort_unstable_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }

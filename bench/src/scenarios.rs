@@ -7,7 +7,8 @@ use testkit::Broker;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    devices::{Load, publish},
+    account::Account,
+    devices::{Load, TELEMETRY, publish, publish_on},
     process::{Api, PATIENCE, Pace, Process, broker, own},
     subject::{Kind, Subject},
 };
@@ -49,7 +50,7 @@ async fn crosses(broker: &Broker, api: &Api) -> io::Result<Duration> {
     // Until somebody is subscribed the broker throws it away.
     while api.stats().await?["messages"] == 0 {
         if began.elapsed() > PATIENCE {
-            return Err(io::Error::other("nothing crosses"));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing arrived"));
         }
         publish(broker.port, load).await?;
         sleep(Duration::from_millis(2)).await;
@@ -81,25 +82,80 @@ pub async fn saturated(kind: Kind, load: Load, pace: Pace) -> io::Result<Figures
 
 /// At a rate that it can keep up with.
 pub async fn steady(kind: Kind, load: Load) -> io::Result<Figures> {
-    let broker = broker().await;
-    let api = Api::start(Pace::default()).await?;
-    let subject = Subject::start(kind, broker.port, api.port)?;
-    crosses(&broker, &api).await?;
     // Everybody has been there: connections stand, caches are full.
     let warm = Load { messages: load.devices * 2, ..load };
-    publish(broker.port, warm).await?;
-    sleep(Duration::from_millis(300)).await;
+    steady_after(kind, warm, load, Pace::default(), TELEMETRY).await
+}
+
+/// At a rate, after other messages, on the topics that end with this level.
+pub async fn steady_after(
+    kind: Kind,
+    warm: Load,
+    load: Load,
+    pace: Pace,
+    level: &str,
+) -> io::Result<Figures> {
+    let broker = broker().await;
+    let api = Api::start(pace).await?;
+    let subject = Subject::start(kind, broker.port, api.port)?;
+    crosses(&broker, &api).await?;
+    sleep(pace.delay).await;
+    api.reset().await?;
+    publish_on(broker.port, level, warm).await?;
+    api.arrived(warm.messages).await?;
+    sleep(pace.delay + Duration::from_millis(300)).await;
     api.reset().await?;
     let before = subject.process.cpu();
-    publish(broker.port, load).await?;
+    publish_on(broker.port, level, load).await?;
     let stats = api.arrived(load.messages).await?;
-    sleep(Duration::from_millis(50)).await;
+    sleep(pace.delay + Duration::from_millis(50)).await;
     let cpu = subject.process.cpu().saturating_sub(before);
     Ok(Figures::new(&stats, cpu, subject.process.peak_memory()))
 }
 
+/// What happens in the middle of a load.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    /// The API answers 503 for this long.
+    Down(Duration),
+    /// The subject is killed, and started again at once.
+    Killed,
+}
+
+/// How long nothing must arrive after a fault, refused or not, until what is missing is lost.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// What becomes of a load at a rate that meets a fault in its middle.
+pub async fn fault(kind: Kind, load: Load, pace: Pace, fault: Fault) -> io::Result<Account> {
+    let broker = broker().await;
+    let api = Api::start(pace).await?;
+    let mut subject = Subject::start(kind, broker.port, api.port)?;
+    crosses(&broker, &api).await?;
+    api.reset().await?;
+    let rate = load.per_second.expect("a load that has a middle has a rate");
+    let half = Duration::from_secs_f64(load.messages as f64 / f64::from(rate) / 2.0);
+    let publishing = tokio::spawn(publish(broker.port, load));
+    sleep(half).await;
+    match fault {
+        Fault::Down(time) => api.down(time).await?,
+        Fault::Killed => {
+            subject.process.kill().await?;
+            subject = Subject::start(kind, broker.port, api.port)?;
+        }
+    }
+    publishing.await??;
+    api.quiet(QUIET).await?;
+    drop(subject);
+    Ok(Account::of(&api.arrivals().await?, load.messages, load.devices))
+}
+
 /// The most memory while a backlog drains for a while, in MiB.
 pub async fn memory(kind: Kind, load: Load, patience: Duration) -> io::Result<f64> {
+    draining(kind, load, patience).await.map(|figures| figures.memory)
+}
+
+/// While a backlog drains for a while, from the start of the process.
+pub async fn draining(kind: Kind, load: Load, patience: Duration) -> io::Result<Figures> {
     let broker = broker().await;
     backlog(kind, &broker, load).await?;
     let api = Api::start(Pace::default()).await?;
@@ -108,7 +164,9 @@ pub async fn memory(kind: Kind, load: Load, patience: Duration) -> io::Result<f6
     while Instant::now() < end && api.stats().await?["messages"] != load.messages {
         sleep(Duration::from_millis(200)).await;
     }
-    Ok(Figures::new(&api.stats().await?, Duration::ZERO, subject.process.peak_memory()).memory)
+    // Where nothing is left, what is behind the last arrival belongs to it.
+    sleep(Duration::from_millis(50)).await;
+    Ok(Figures::new(&api.stats().await?, subject.process.cpu(), subject.process.peak_memory()))
 }
 
 /// Peak memory when this many devices have sent a message, in MiB.

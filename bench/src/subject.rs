@@ -1,12 +1,19 @@
-//! Who is measured: the gateway, the least bridge, and mq-bridge where it is installed.
+//! Who is measured: the gateway, the least bridge, and the peers where they are installed.
 
-use std::{env, fs, io, path::PathBuf};
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+};
 
 use tempfile::TempDir;
 use testkit::free_port;
 use tokio::process::Command;
 
-use crate::process::{Process, gateway, own};
+use crate::{
+    devices::TELEMETRY,
+    install,
+    process::{Process, gateway, own},
+};
 
 /// One kind of bridge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,10 +23,19 @@ pub enum Kind {
     GatewayWide,
     /// With `batch` in the row of telemetry.
     GatewayBatch,
+    /// With room for this many known devices, in place of the shipped 100,000.
+    GatewayRemembers(u32),
+    /// With a table of this many rows.
+    GatewayRows(u32),
     /// On tokio's runtime as most programs have it.
     Bridge,
     BridgeOneThread,
     MqBridge,
+    /// Acknowledged by the library, as a message comes in.
+    MqttJs,
+    /// Acknowledged when the API took it.
+    MqttJsAckAfter,
+    NodeRed,
 }
 
 impl Kind {
@@ -28,9 +44,14 @@ impl Kind {
             Self::Gateway => "gateway",
             Self::GatewayWide => "gateway, max_in_flight 512",
             Self::GatewayBatch => "gateway, batch",
+            Self::GatewayRemembers(_) => "gateway, remembered raised",
+            Self::GatewayRows(_) => "gateway, more rows",
             Self::Bridge => "least bridge",
             Self::BridgeOneThread => "least bridge, one thread",
             Self::MqBridge => "mq-bridge",
+            Self::MqttJs => "MQTT.js",
+            Self::MqttJsAckAfter => "MQTT.js, acknowledges after",
+            Self::NodeRed => "Node-RED",
         }
     }
 }
@@ -44,45 +65,96 @@ pub struct Subject {
 impl Subject {
     pub fn start(kind: Kind, broker: u16, api: u16) -> io::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let mut command = match kind {
-            Kind::Gateway | Kind::GatewayWide | Kind::GatewayBatch => {
-                let mut command = Command::new(gateway());
-                command
-                    .env("GATEWAY_BROKER_URL", format!("mqtt://127.0.0.1:{broker}"))
-                    .env("GATEWAY_UPSTREAM_URL", format!("http://127.0.0.1:{api}"))
-                    .env("GATEWAY_ADMIN_LISTEN", format!("127.0.0.1:{}", free_port()));
-                if kind == Kind::GatewayWide {
-                    command.env("GATEWAY_UPSTREAM_MAX_IN_FLIGHT", "512");
-                }
-                if kind == Kind::GatewayBatch {
-                    let file = dir.path().join("config.toml");
-                    fs::write(&file, batch())?;
-                    command.arg("--config").arg(file);
-                }
-                command
-            }
-            Kind::Bridge | Kind::BridgeOneThread => {
-                let mut command = own();
-                command.args(["bridge", &broker.to_string(), &api.to_string()]);
-                command.args((kind == Kind::BridgeOneThread).then_some("--one-thread"));
-                command
-            }
-            Kind::MqBridge => {
-                let file = dir.path().join("mq-bridge.yaml");
-                fs::write(&file, mq_bridge(broker, api))?;
-                let mut command = Command::new(mq_bridge_program().ok_or(io::ErrorKind::NotFound)?);
-                command.arg("--config").arg(file);
-                command
-            }
-        };
+        let mut command = command(kind, broker, api, dir.path())?;
         Ok(Self { process: Process::spawn(&mut command)?, _dir: dir })
     }
 }
 
+fn command(kind: Kind, broker: u16, api: u16, dir: &Path) -> io::Result<Command> {
+    let ports = [broker.to_string(), api.to_string()];
+    let mut command;
+    match kind {
+        Kind::Gateway
+        | Kind::GatewayWide
+        | Kind::GatewayBatch
+        | Kind::GatewayRemembers(_)
+        | Kind::GatewayRows(_) => {
+            command = Command::new(gateway());
+            command
+                .env("GATEWAY_BROKER_URL", format!("mqtt://127.0.0.1:{broker}"))
+                .env("GATEWAY_UPSTREAM_URL", format!("http://127.0.0.1:{api}"))
+                .env("GATEWAY_ADMIN_LISTEN", format!("127.0.0.1:{}", free_port()));
+            if kind == Kind::GatewayWide {
+                command.env("GATEWAY_UPSTREAM_MAX_IN_FLIGHT", "512");
+            }
+            if let Kind::GatewayRemembers(devices) = kind {
+                command.env("GATEWAY_DEVICE_REMEMBERED", devices.to_string());
+            }
+            let table = match kind {
+                Kind::GatewayBatch => Some(batch()),
+                Kind::GatewayRows(rows) => Some(table(rows)),
+                _ => None,
+            };
+            if let Some(table) = table {
+                let file = dir.join("config.toml");
+                fs::write(&file, table)?;
+                command.arg("--config").arg(file);
+            }
+        }
+        Kind::Bridge | Kind::BridgeOneThread => {
+            command = own();
+            command.arg("bridge").args(ports);
+            command.args((kind == Kind::BridgeOneThread).then_some("--one-thread"));
+        }
+        Kind::MqBridge => {
+            let file = dir.join("mq-bridge.yaml");
+            fs::write(&file, mq_bridge(broker, api))?;
+            command = Command::new(mq_bridge_program().ok_or(io::ErrorKind::NotFound)?);
+            command.arg("--config").arg(file);
+        }
+        Kind::MqttJs | Kind::MqttJsAckAfter => {
+            command = Command::new("node");
+            command.arg(install::place().join("bridge.mjs")).args(ports);
+            command.args((kind == Kind::MqttJsAckAfter).then_some("ack-after"));
+        }
+        Kind::NodeRed => {
+            let place = install::place();
+            // It writes beside its flows.
+            fs::copy(place.join("node-red.json"), dir.join("flows.json"))?;
+            let [broker, api] = ports;
+            command = Command::new("node");
+            command.arg(place.join("node_modules/node-red/red.js")).arg("--userDir").arg(dir);
+            command.arg("--settings").arg(place.join("node-red.js"));
+            command.env("BROKER", broker).env("API", api).env("UI", free_port().to_string());
+        }
+    }
+    Ok(command)
+}
+
+const SHIPPED: &str = include_str!("../../config.toml");
+const ROUTE: &str = "\n[[route]]\n";
+/// Rows of the shipped table.
+pub const SHIPPED_ROWS: u32 = 12;
+
 /// The shipped configuration with one line more.
 fn batch() -> String {
-    let shipped = include_str!("../../config.toml");
-    shipped.replace("# batch = ", "batch = ")
+    SHIPPED.replace("# batch = ", "batch = ")
+}
+
+/// The shipped configuration with copies of its first row at the end, on topics of their own.
+fn table(rows: u32) -> String {
+    let telemetry = SHIPPED.split(ROUTE).nth(1).expect("the shipped table has rows");
+    let copies = (SHIPPED_ROWS..rows).map(|row| {
+        let level = level(row);
+        let renamed = telemetry.replace("= \"telemetry\"", &format!("= \"{level}\""));
+        ROUTE.to_owned() + &renamed.replace("}/telemetry\"\ncall", &format!("}}/{level}\"\ncall"))
+    });
+    SHIPPED.to_owned() + &copies.collect::<String>()
+}
+
+/// The last level of the topics of a row that [`table`] has added.
+pub fn level(row: u32) -> String {
+    format!("{TELEMETRY}_{row}")
 }
 
 /// Where mq-bridge is, if it is installed: `MQ_BRIDGE` names it.
