@@ -41,10 +41,11 @@ type Shared = Arc<Mutex<Seen>>;
 
 /// One connection, until the server or the client has enough.
 async fn serve(mut stream: DuplexStream, seen: Shared, mut rng: Rng) -> io::Result<()> {
+    // It may close a connection that is idle, at any time, or leave that to the client.
+    let longest = if rng.bool() { 8000 } else { 3_600_000 };
     loop {
         let mut head = Vec::new();
-        // It may close a connection that is idle, at any time.
-        let limit = Duration::from_millis(rng.u64(0..8000));
+        let limit = Duration::from_millis(rng.u64(0..longest));
         while !head.ends_with(b"\r\n\r\n") {
             let read = timeout(limit, stream.read_u8());
             head.push(read.await.map_err(|_| io::ErrorKind::TimedOut)??);
