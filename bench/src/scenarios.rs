@@ -43,8 +43,8 @@ impl Figures {
     }
 }
 
-/// A message crosses: the subject is subscribed. How long it took from its start.
-async fn crosses(broker: &Broker, api: &Api) -> io::Result<Duration> {
+/// A message on the topics of this last level crosses: the subject is subscribed to them. How long it took from its start.
+async fn crosses(broker: &Broker, api: &Api, level: &str) -> io::Result<Duration> {
     let began = Instant::now();
     let load = Load { messages: 1, devices: 1, size: 0, per_second: None };
     // Until somebody is subscribed the broker throws it away.
@@ -52,7 +52,7 @@ async fn crosses(broker: &Broker, api: &Api) -> io::Result<Duration> {
         if began.elapsed() > PATIENCE {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing arrived"));
         }
-        publish(broker.port, load).await?;
+        publish_on(broker.port, level, load).await?;
         sleep(Duration::from_millis(2)).await;
     }
     Ok(began.elapsed())
@@ -62,7 +62,7 @@ async fn crosses(broker: &Broker, api: &Api) -> io::Result<Duration> {
 async fn backlog(kind: Kind, broker: &Broker, load: Load) -> io::Result<()> {
     let api = Api::start(Pace::default()).await?;
     let subject = Subject::start(kind, broker.port, api.port)?;
-    crosses(broker, &api).await?;
+    crosses(broker, &api, TELEMETRY).await?;
     sleep(Duration::from_millis(200)).await;
     subject.process.stop().await?;
     publish(broker.port, load).await
@@ -98,7 +98,7 @@ pub async fn steady_after(
     let broker = broker().await;
     let api = Api::start(pace).await?;
     let subject = Subject::start(kind, broker.port, api.port)?;
-    crosses(&broker, &api).await?;
+    crosses(&broker, &api, level).await?;
     sleep(pace.delay).await;
     api.reset().await?;
     publish_on(broker.port, level, warm).await?;
@@ -130,7 +130,7 @@ pub async fn fault(kind: Kind, load: Load, pace: Pace, fault: Fault) -> io::Resu
     let broker = broker().await;
     let api = Api::start(pace).await?;
     let mut subject = Subject::start(kind, broker.port, api.port)?;
-    crosses(&broker, &api).await?;
+    crosses(&broker, &api, TELEMETRY).await?;
     api.reset().await?;
     let rate = load.per_second.expect("a load that has a middle has a rate");
     let half = Duration::from_secs_f64(load.messages as f64 / f64::from(rate) / 2.0);
@@ -174,7 +174,7 @@ pub async fn known(kind: Kind, load: Load) -> io::Result<f64> {
     let broker = broker().await;
     let api = Api::start(Pace::default()).await?;
     let subject = Subject::start(kind, broker.port, api.port)?;
-    crosses(&broker, &api).await?;
+    crosses(&broker, &api, TELEMETRY).await?;
     publish(broker.port, load).await?;
     let stats = api.arrived(load.messages).await?;
     Ok(Figures::new(&stats, Duration::ZERO, subject.process.peak_memory()).memory)
@@ -186,7 +186,7 @@ pub async fn start(kind: Kind) -> io::Result<Duration> {
     let api = Api::start(Pace::default()).await?;
     let began = Instant::now();
     let _subject = Subject::start(kind, broker.port, api.port)?;
-    crosses(&broker, &api).await?;
+    crosses(&broker, &api, TELEMETRY).await?;
     Ok(began.elapsed())
 }
 
