@@ -1,4 +1,5 @@
-//! Thousands of histories of requests to a server that does everything a server may do to a connection.
+//! Histories of requests to a server that does everything a server may do to a connection: 300, or as many as `HISTORIES` says.
+//! An assertion of the server's that fails leaves its connection counted as open, by which the history fails.
 
 use std::{
     collections::HashSet,
