@@ -6,6 +6,8 @@
 //! anything else (`Filter::is_changeable`) do not ask. So the answer without effect must be forgotten whenever one of the
 //! other two changes; they are private to this file, and each method that changes one does so.
 
+use std::num::NonZeroU64;
+
 /// See above. Boxed slices: there are many devices, and their state seldom changes.
 #[derive(Default)]
 pub(super) struct FilterState {
@@ -13,8 +15,8 @@ pub(super) struct FilterState {
     memory: Box<[u8]>,
     /// The value last seen at each entry of `then`.
     seen: Box<[Seen]>,
-    /// The fingerprint of the last answer that had no effect.
-    without_effect: Option<u64>,
+    /// The fingerprint of the last answer that had no effect. One that is 0, of 2^64, is never remembered.
+    without_effect: Option<NonZeroU64>,
 }
 
 /// The value last seen at one entry of `then`, both as fingerprints.
@@ -47,10 +49,10 @@ impl FilterState {
     }
 
     pub(super) fn is_without_effect(&self, answer: u64) -> bool {
-        self.without_effect == Some(answer)
+        self.without_effect.is_some() && self.without_effect == NonZeroU64::new(answer)
     }
 
     pub(super) fn mark_without_effect(&mut self, answer: u64) {
-        self.without_effect = Some(answer);
+        self.without_effect = NonZeroU64::new(answer);
     }
 }

@@ -6,6 +6,7 @@
 //! two places: what was learnt with its key cannot be read without it, and what is read with it cannot be planted without it.
 
 mod filter_state;
+mod lru_map;
 
 use std::{
     sync::{
@@ -17,9 +18,11 @@ use std::{
 
 use bytes::Bytes;
 use jaq_json::Map;
-use lru::LruCache;
 
-use self::filter_state::{FilterState, Seen};
+use self::{
+    filter_state::{FilterState, Seen},
+    lru_map::LruMap,
+};
 use super::items::{Item, Items};
 use crate::{
     call::{Authorization, StatusCode},
@@ -39,7 +42,7 @@ const MAX_MEMORY_BYTES: usize = 4096;
 
 /// All known devices.
 pub(super) struct Devices {
-    known: Mutex<LruCache<Name, Device>>,
+    known: Mutex<LruMap<Name, Device>>,
     capacity: usize,
     /// Pushed items kept, of all devices.
     items: AtomicUsize,
@@ -104,15 +107,15 @@ impl Observed {
 impl Devices {
     /// A memory for at most `capacity` devices, `remembered_devices` in the configuration.
     pub(super) fn new(capacity: usize) -> Self {
-        // A bounded one would allocate room for all at once; `accept` keeps it within `capacity`.
-        let known = Mutex::new(LruCache::unbounded());
+        // `accept` keeps it within `capacity`.
+        let known = Mutex::new(LruMap::new());
         Self { known, capacity: capacity.max(1), items: AtomicUsize::new(0) }
     }
 
     /// The key last accepted upstream for this device.
     pub(super) fn key(&self, device: &Arc<str>) -> Option<Secret> {
         let name = Name { device: device.clone(), shows_key: true };
-        self.known().get(&name).and_then(|known| known.key.clone())
+        self.known().get_mut(&name).and_then(|known| known.key.clone())
     }
 
     /// Learns from the answer to a row's own call. If the call carried the device's key, a success makes that key
@@ -133,7 +136,8 @@ impl Devices {
     /// device is not known: not every endpoint looks at keys.
     pub(super) fn met(&self, speaker: &Speaker, carried: &Authorization) {
         let name = Name::of(speaker);
-        if !self.known().contains(&name) {
+        let is_known = self.known().peek_mut(&name).is_some();
+        if !is_known {
             self.accept(name, carried.speakers_key());
         }
     }
@@ -147,19 +151,19 @@ impl Devices {
             return;
         }
         if known.len() >= self.capacity
-            && let Some((_, least)) = known.pop_lru()
+            && let Some(oldest) = known.remove_oldest()
         {
-            self.count(least.pushed.len(), 0);
+            self.count(oldest.pushed.len(), 0);
         }
-        known.put(name, Device { key: key.cloned(), ..Device::default() });
+        known.insert(name, Device { key: key.cloned(), ..Device::default() });
     }
 
     /// If it is the key we know, everything known of the device by its key is forgotten. A stranger's wrong key
     /// changes nothing.
     fn refuse(&self, name: &Name, key: &Secret) {
         let mut known = self.known();
-        if known.peek(name).is_some_and(|known| known.key.as_ref() == Some(key))
-            && let Some(device) = known.pop(name)
+        if known.peek_mut(name).is_some_and(|known| known.key.as_ref() == Some(key))
+            && let Some(device) = known.remove(name)
         {
             self.count(device.pushed.len(), 0);
         }
@@ -270,7 +274,7 @@ impl Devices {
         self.items.store(items.saturating_sub(before) + now, Ordering::Relaxed);
     }
 
-    fn known(&self) -> MutexGuard<'_, LruCache<Name, Device>> {
+    fn known(&self) -> MutexGuard<'_, LruMap<Name, Device>> {
         // A panic elsewhere cannot leave an entry half-written: each is changed in one step.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -278,10 +282,7 @@ impl Devices {
 
 /// What is known of the device, for a speaker with the accepted key, or with no key where none is asked for. A stranger
 /// neither reads nor changes it.
-fn known_to<'k>(
-    speaker: &Speaker,
-    known: &'k mut LruCache<Name, Device>,
-) -> Option<&'k mut Device> {
+fn known_to<'k>(speaker: &Speaker, known: &'k mut LruMap<Name, Device>) -> Option<&'k mut Device> {
     known.peek_mut(&Name::of(speaker)).filter(|known| known.key == speaker.key)
 }
 
