@@ -250,12 +250,12 @@ impl Gateway {
         });
         let log = tokio::spawn(join(log::write_summaries(), admin::remind(health.clone())));
         let lanes = Lanes::new(config.broker.max_pending.into(), {
-            let (exchange, upstream) = (exchange.clone(), upstream.clone());
+            let exchange = exchange.clone();
             move |Arrived { delivery, clock, place }| {
-                let (exchange, upstream) = (exchange.clone(), upstream.clone());
+                let exchange = exchange.clone();
                 async move {
                     exchange.serve(delivery, Ok(clock)).await;
-                    place.done(upstream.answering_time());
+                    place.done(exchange.answering_time());
                 }
             }
         });

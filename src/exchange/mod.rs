@@ -145,6 +145,11 @@ impl Exchange {
         route.map_or(Duration::ZERO, |route| self.upstream.clock(&route.name))
     }
 
+    /// See [`Upstream::answering_time`].
+    pub(crate) fn answering_time(&self) -> Duration {
+        self.upstream.answering_time()
+    }
+
     /// Takes a message from its arrival to its settlement: its outcome, in a word; none if it is left to the broker. Does
     /// not panic, whatever the message. `admitted` is what [`Exchange::clock`] showed when it came, or why there is no
     /// room for it.

@@ -4,7 +4,7 @@ use std::{
     error::Error,
     future::Future,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, SystemTime},
@@ -92,11 +92,12 @@ impl Client {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = self.shared.connections.origin().uri(path)?;
         let clock = Clock { end: Instant::now() + self.shared.attempt_timeout, expires: None };
-        let response = clock.bound(self.shared.connections.send(request, Which::Fresh)).await?;
+        let sent = pin!(self.shared.connections.send(&mut request, Which::Fresh));
+        let response = clock.bound(sent).await?;
         response.map(|response| response.status()).map_err(|error| unsent(&error))
     }
 
-    async fn attempt(self, call: Call) -> Result<Answer, Failure> {
+    async fn attempt(&self, call: &Call) -> Result<Answer, Failure> {
         if let Some(queued) = call.queued {
             // Waiting for a place among those under way is our own limit.
             call.trial.excuse(queued.elapsed());
@@ -104,15 +105,15 @@ impl Client {
         let time = self.shared.attempt_timeout;
         let time = if call.hurried { time / HURRIED } else { time };
         let Shared { credentials, connections, .. } = &*self.shared;
-        let mut shown = credentials.next(&call, connections).await?;
-        let mut result = self.counted(&call, &shown, time).await;
+        let mut shown = credentials.next(call, connections).await?;
+        let mut result = self.counted(call, &shown, time).await;
         let refused = |result: &Result<Answer, FailureKind>| {
             let status = result.as_ref().ok()?.status;
-            credentials.are_refused(&call, status).then_some(status)
+            credentials.are_refused(call, status).then_some(status)
         };
-        if refused(&result).is_some() && credentials.can_show_others(&call, &shown).await {
-            shown = credentials.next(&call, connections).await?;
-            result = self.counted(&call, &shown, time).await;
+        if refused(&result).is_some() && credentials.can_show_others(call, &shown).await {
+            shown = credentials.next(call, connections).await?;
+            result = self.counted(call, &shown, time).await;
             if refused(&result).is_some() {
                 credentials.forget(&shown).await;
             }
@@ -173,6 +174,24 @@ impl Client {
         span: Option<&Span>,
     ) -> Result<Answer, FailureKind> {
         let clock = Clock { end, expires: call.expires };
+        let response = self.send(call, shown, clock, span).await?;
+        let (status, headers) = (response.status(), response.headers());
+        let coding = Coding::of(headers)?;
+        let content_type =
+            headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let retry_after = headers.get(RETRY_AFTER).and_then(|v| retry_after(v, headers.get(DATE)));
+        let body = self.body(response, coding, clock).await?;
+        Ok(Answer { status, content_type, body, retry_after, attempts: 1 })
+    }
+
+    /// Makes the request, sends it, and waits for the head of the answer.
+    async fn send(
+        &self,
+        call: &Call,
+        shown: &Shown,
+        clock: Clock,
+        span: Option<&Span>,
+    ) -> Result<Response<Body>, FailureKind> {
         let Shared { connections, credentials, .. } = &*self.shared;
         // A repetition goes to where the name points to now. What may not be sent twice must not meet
         // a connection that the server closes at that moment.
@@ -196,15 +215,8 @@ impl Client {
         if let Some(span) = span {
             span.put_headers(request.headers_mut());
         }
-        let response = clock.bound(connections.send(request, which)).await?;
-        let response = response.map_err(|error| unsent(&error))?;
-        let (status, headers) = (response.status(), response.headers());
-        let coding = Coding::of(headers)?;
-        let content_type =
-            headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(str::to_owned);
-        let retry_after = headers.get(RETRY_AFTER).and_then(|v| retry_after(v, headers.get(DATE)));
-        let body = self.body(response, coding, clock).await?;
-        Ok(Answer { status, content_type, body, retry_after, attempts: 1 })
+        let sent = pin!(connections.send(&mut request, which));
+        clock.bound(sent).await?.map_err(|error| unsent(&error))
     }
 
     async fn body(
@@ -228,7 +240,7 @@ impl Client {
         // Copied, since a chunk is a part of the connection's buffer: a reply that waits for the broker
         // would keep all of it, and the connection would need another.
         let mut body = Vec::with_capacity(length.unwrap_or_default());
-        while let Some(frame) = clock.bound(incoming.frame()).await? {
+        while let Some(frame) = clock.bound(pin!(incoming.frame())).await? {
             // Trailers say nothing that counts.
             let Ok(chunk) = frame.map_err(|error| classify(&error))?.into_data() else { continue };
             if body.len() + chunk.len() > max {
@@ -268,7 +280,8 @@ struct Clock {
 }
 
 impl Clock {
-    async fn bound<F: Future>(&self, exchange: F) -> Result<F::Output, FailureKind> {
+    /// The exchange stays where it is: it is large, and to move it is to copy it.
+    async fn bound<F: Future>(&self, exchange: Pin<&mut F>) -> Result<F::Output, FailureKind> {
         let end = self.expires.map_or(self.end, |expires| expires.min(self.end));
         timeout_at(end, exchange).await.map_err(|_| {
             // An attempt that the message's own expiry cuts short says nothing about the API.
@@ -287,7 +300,8 @@ impl tower::Service<Call> for Client {
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        Box::pin(self.clone().attempt(call))
+        let client = self.clone();
+        Box::pin(async move { client.attempt(&call).await })
     }
 }
 
@@ -367,10 +381,10 @@ mod tests {
         let (now, second) = (Instant::now(), Duration::from_secs(1));
         let hang = std::future::pending::<()>;
         let own = Clock { end: now + 2 * second, expires: Some(now + second) };
-        assert_eq!(own.bound(hang()).await, Err(FailureKind::Expired));
+        assert_eq!(own.bound(pin!(hang())).await, Err(FailureKind::Expired));
         assert_eq!(now.elapsed(), second);
         let attempt = Clock { expires: Some(now + 3 * second), ..own };
-        assert_eq!(attempt.bound(hang()).await, Err(FailureKind::AttemptTimeout));
+        assert_eq!(attempt.bound(pin!(hang())).await, Err(FailureKind::AttemptTimeout));
         assert_eq!(now.elapsed(), 2 * second);
     }
 

@@ -4,6 +4,7 @@
 //! over and woken for each step of an exchange. Over HTTP/2 many exchanges share a connection, which then has one.
 
 use std::{
+    mem,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -125,7 +126,7 @@ impl Connection {
         // One is that of the connection itself.
         (Arc::strong_count(places) <= MAX_REQUESTS).then(|| {
             let wire = Wire::Two { sender: sender.clone(), places: places.clone() };
-            let used = std::mem::replace(&mut self.used, true);
+            let used = mem::replace(&mut self.used, true);
             Self { wire, made: self.made, used, open: None }
         })
     }
@@ -154,35 +155,35 @@ impl Connection {
         }
     }
 
-    /// Sends a request and waits for the head of the answer.
+    /// Sends a request, which is taken out of where it stands, and waits for the head of the answer.
     ///
     /// # Errors
     /// The error, with the request if no byte of it has been sent.
-    pub(super) async fn send(
+    async fn send(
         &mut self,
-        request: Request<Payload>,
+        request: &mut Request<Payload>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Payload>>> {
         match &mut self.wire {
             Wire::One(one) => {
-                let mut sent = pin!(one.sender.try_send_request(one.shaped(request)));
+                one.shape(request);
+                let mut sent = pin!(one.sender.try_send_request(mem::take(request)));
                 let one = &mut **one;
                 std::future::poll_fn(|cx| one.drive(cx, |cx| sent.as_mut().poll(cx))).await
             }
-            Wire::Two { sender, .. } => sender.try_send_request(request).await,
+            Wire::Two { sender, .. } => sender.try_send_request(mem::take(request)).await,
         }
     }
 }
 
 impl One {
-    /// As this version of HTTP wants it [RFC 9112, 3.2].
-    fn shaped(&self, mut request: Request<Payload>) -> Request<Payload> {
+    /// Makes a request what this version of HTTP wants [RFC 9112, 3.2].
+    fn shape(&self, request: &mut Request<Payload>) {
         request.headers_mut().entry(HOST).or_insert_with(|| self.host.clone());
         if !self.proxied {
             let uri = request.uri_mut();
             let path = uri.path_and_query().cloned();
             *uri = path.unwrap_or_else(|| PathAndQuery::from_static("/")).into();
         }
-        request
     }
 
     /// Reads and writes what can be.
@@ -234,22 +235,26 @@ impl Lease {
         Self { connection: Some(connection), pool }
     }
 
-    /// Sends a request and waits for the head of the answer.
+    /// Sends a request, which is taken out of where it stands, and waits for the head of the answer. None if no byte of it has
+    /// been sent, and another connection may be tried: then it stands where it was.
     ///
     /// # Errors
-    /// The error, with the request if no byte of it has been sent and another connection may be tried.
+    /// [`SendError`] when there is no answer.
     pub(super) async fn send(
         mut self,
-        request: Request<Payload>,
-    ) -> Result<Response<Body>, (SendError, Option<Request<Payload>>)> {
+        request: &mut Request<Payload>,
+    ) -> Result<Option<Response<Body>>, SendError> {
         let connection = self.connection.as_mut().expect("it leaves when the answer is read");
         match connection.send(request).await {
-            Ok(response) => Ok(response.map(|incoming| Body { incoming, lease: self })),
-            Err(mut error) => {
-                // A server that closes each new connection is not asked for ever.
-                let unsent = error.take_message().filter(|_| connection.used);
-                Err((SendError::Exchange(error.into_error()), unsent))
-            }
+            Ok(response) => Ok(Some(response.map(|incoming| Body { incoming, lease: self }))),
+            // A server that closes each new connection is not asked for ever.
+            Err(mut error) => match error.take_message().filter(|_| connection.used) {
+                Some(unsent) => {
+                    *request = unsent;
+                    Ok(None)
+                }
+                None => Err(SendError::Exchange(error.into_error())),
+            },
         }
     }
 

@@ -47,11 +47,10 @@ pub(super) struct Connections {
     encrypted: bool,
     origin: Origin,
     resolver: Resolver,
-    current: Mutex<Current>,
+    current: Mutex<Arc<Current>>,
 }
 
 /// What new requests use.
-#[derive(Clone)]
 struct Current {
     connector: Connector,
     kept: Arc<Pool>,
@@ -134,7 +133,8 @@ impl Connections {
         let origin = Origin::new(&settings.url)?;
         let encrypted = is_encrypted(settings);
         let tls = encrypted.then(|| settings.tls.client()).transpose()?;
-        let current = Mutex::new(Current::new(settings, tls, &resolver, &origin)?);
+        let current = Current::new(settings, tls, &resolver, &origin)?;
+        let current = Mutex::new(Arc::new(current));
         Ok(Self { settings: settings.clone(), encrypted, origin, resolver, current })
     }
 
@@ -144,16 +144,17 @@ impl Connections {
     }
 
     /// Sends a request and waits for the head of the answer. A redirect is not followed, since it could send a key to a host
-    /// that the operator never named.
+    /// that the operator never named. The request is taken out of where it stands.
     ///
     /// # Errors
     /// [`SendError`] when there is no answer.
     pub(super) async fn send(
         &self,
-        mut request: Request<Payload>,
+        request: &mut Request<Payload>,
         which: Which,
     ) -> Result<Response<Body>, SendError> {
-        let Current { connector, kept, .. } = self.current();
+        let current = self.current();
+        let Current { connector, kept, .. } = &*current;
         let headers = request.headers_mut();
         for (name, value) in always_sent() {
             headers.entry(name).or_insert(value);
@@ -162,27 +163,26 @@ impl Connections {
             let authorization = authorization.clone();
             request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
         }
-        if which == Which::Fresh {
-            let to = request.uri().clone();
-            // Boxed, so that calls which open none have no room for it.
-            let connection = Box::pin(Connection::open(connector, to, Arc::default())).await?;
-            return Lease::new(connection, None).send(request).await.map_err(|(error, _)| error);
-        }
-        let uri = request.uri().clone();
+        let to = request.uri().clone();
         loop {
-            let connection = kept.get().await?;
-            // The server may have closed it at this moment; then it has not begun with the request.
-            match Lease::new(connection, Some(kept.clone())).send(request).await {
-                Ok(response) => return Ok(response),
-                Err((error, None)) => return Err(error),
-                Err((_, Some(unsent))) => request = unsent,
+            let (connection, pool) = match which {
+                Which::Kept => (kept.get().await?, Some(kept.clone())),
+                // Boxed, so that calls which open none have no room for it.
+                Which::Fresh => {
+                    let opened = Connection::open(connector.clone(), to.clone(), Arc::default());
+                    (Box::pin(opened).await?, None)
+                }
+            };
+            if let Some(response) = Lease::new(connection, pool).send(request).await? {
+                return Ok(response);
             }
-            *request.uri_mut() = uri.clone();
+            // The server has closed it at this moment, and has not begun with the request.
+            *request.uri_mut() = to.clone();
         }
     }
 
     /// With the certificates that the files have now.
-    fn current(&self) -> Current {
+    fn current(&self) -> Arc<Current> {
         // They were read at start, so what cannot be used now changes nothing.
         let tls = if self.encrypted { self.settings.tls.client().ok() } else { None };
         // No code that can panic runs under this lock.
@@ -190,7 +190,7 @@ impl Connections {
         if !current.has(tls.as_ref()) {
             // Requests under way go on with their connections.
             match Current::new(&self.settings, tls, &self.resolver, &self.origin) {
-                Ok(new) => *current = new,
+                Ok(new) => *current = Arc::new(new),
                 Err(error) => tracing::error!(%error, "the HTTP client goes on as it was"),
             }
         }
@@ -224,7 +224,7 @@ mod tests {
         let files = tls::Files { ca_file: Some(file.clone()), ..tls::Files::default() };
         settings.tls = tls::Settings::new(files);
         let connections = Connections::new(&settings, Resolver::system()).unwrap();
-        let used = || connections.current().tls.unwrap();
+        let used = || connections.current().tls.clone().unwrap();
         let first = used();
         renew();
         assert!(Arc::ptr_eq(&first, &used()), "they were looked at a moment ago");

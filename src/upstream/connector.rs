@@ -347,7 +347,7 @@ mod tests {
         }
         let sent = tokio::spawn(async move {
             let connection = Connection::open(connector, Uri::from_static(url), Arc::default());
-            Lease::new(connection.await.ok()?, None).send(request).await.ok()
+            Lease::new(connection.await.ok()?, None).send(&mut request).await.ok()?
         });
         let (mut stream, _) = proxy.accept().await.unwrap();
         let mut head = Vec::new();

@@ -85,7 +85,8 @@ impl Credentials {
     ) -> Result<Shown, FailureKind> {
         let mut shown = Shown { changes: self.secrets.changes(), token: None };
         if let Some(OwnAuth::Tokens(tokens)) = &self.auth {
-            let token = tokens.get(connections, self.time, |name| self.own(name));
+            // Boxed, so that calls which carry none have no room for the request that gets one.
+            let token = Box::pin(tokens.get(connections, self.time, |name| self.own(name)));
             shown.token = Some(match call.expires {
                 None => token.await?,
                 Some(expires) => {

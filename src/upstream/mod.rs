@@ -223,8 +223,11 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Unanswered`] when the call got no final answer before its deadline, or the gateway stops.
-    pub(crate) async fn call(&self, call: Call) -> Result<Answer, Unanswered> {
-        self.stack.clone().oneshot(call).await
+    pub(crate) fn call(
+        &self,
+        call: Call,
+    ) -> impl Future<Output = Result<Answer, Unanswered>> + use<> {
+        self.stack.clone().oneshot(call)
     }
 
     /// Waits for a turn of the rate limits for a device's calls on a row, before any work is spent on a call. The call must

@@ -123,7 +123,7 @@ async fn ask(connections: &Connections, n: usize, patience: Duration) -> Option<
     let mut request: Request<Payload> = Request::new(Full::new(Bytes::new()));
     *request.uri_mut() = Uri::try_from(format!("http://api.test/{n}")).unwrap();
     let exchange = async {
-        let response = connections.send(request, Which::Kept).await.ok()?;
+        let response = connections.send(&mut request, Which::Kept).await.ok()?;
         response.into_body().collect().await.ok()
     };
     timeout(patience, exchange).await.ok().map(|answer| answer.is_some())

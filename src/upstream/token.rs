@@ -127,9 +127,11 @@ impl Tokens {
         if let Some((_, failure)) = state.failure.as_ref().filter(|(at, _)| *at > asked) {
             return Err(failure.clone());
         }
-        let requested = self.request(secret).map(|request| connections.send(request, Which::Fresh));
-        let answered = match requested {
-            Ok(sent) => timeout(time, answer(sent)).await.unwrap_or_else(|_| Err(no_answer())),
+        let answered = match self.request(secret) {
+            Ok(mut request) => {
+                let sent = connections.send(&mut request, Which::Fresh);
+                timeout(time, answer(sent)).await.unwrap_or_else(|_| Err(no_answer()))
+            }
             Err(kind) => Err(kind),
         };
         match answered.and_then(|(status, body)| granted(status, &body)) {
