@@ -12,14 +12,19 @@ use std::{
 };
 
 use foldhash::{HashMap, HashMapExt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
+
+/// Most tasks without an item that wait for one. To wake a task costs less than to begin and to end one.
+const MOST_IDLE: usize = 8;
 
 /// The lanes.
 pub(crate) struct Lanes<K, T, S> {
     state: Arc<Mutex<State<K, T>>>,
     limit: usize,
-    /// Notified when a task has ended, for [`Lanes::idle`].
-    ended: Arc<Notify>,
+    /// A permit wakes a task that waits for an item.
+    wake: Arc<Semaphore>,
+    /// Notified when no item is being served, for [`Lanes::idle`].
+    idle: Arc<Notify>,
     serve: S,
 }
 
@@ -28,15 +33,29 @@ struct State<K, T> {
     waiting: HashMap<K, VecDeque<T>>,
     /// Keys that have items and none that is being served, in order of their turns.
     ready: VecDeque<K>,
-    /// How many tasks there are.
+    /// Tasks that serve an item, or are about to look for one.
     working: usize,
+    /// Tasks that wait for an item.
+    waiting_tasks: usize,
     closed: bool,
+}
+
+/// What a task does next.
+enum Next<K, T> {
+    Serve(K, T),
+    Wait,
+    End,
 }
 
 impl<K, T, S: Clone> Clone for Lanes<K, T, S> {
     fn clone(&self) -> Self {
-        let Self { state, limit, ended, serve } = self;
-        Self { state: state.clone(), limit: *limit, ended: ended.clone(), serve: serve.clone() }
+        Self {
+            state: self.state.clone(),
+            limit: self.limit,
+            wake: self.wake.clone(),
+            idle: self.idle.clone(),
+            serve: self.serve.clone(),
+        }
     }
 }
 
@@ -49,9 +68,15 @@ where
 {
     /// Lanes served by at most `limit` tasks; `serve` handles an item, and must not panic.
     pub(crate) fn new(limit: usize, serve: S) -> Self {
-        let state =
-            State { waiting: HashMap::new(), ready: VecDeque::new(), working: 0, closed: false };
-        Self { state: Arc::new(Mutex::new(state)), limit, ended: Arc::default(), serve }
+        let state = State {
+            waiting: HashMap::new(),
+            ready: VecDeque::new(),
+            working: 0,
+            waiting_tasks: 0,
+            closed: false,
+        };
+        let wake = Arc::new(Semaphore::new(0));
+        Self { state: Arc::new(Mutex::new(state)), limit, wake, idle: Arc::default(), serve }
     }
 
     /// Puts an item behind the others of its key. After [`Lanes::close`] it is dropped.
@@ -66,8 +91,15 @@ where
         }
         state.waiting.insert(key.clone(), VecDeque::from([item]));
         state.ready.push_back(key);
-        if state.working < self.limit {
-            state.working += 1;
+        if state.working == self.limit {
+            return;
+        }
+        state.working += 1;
+        if state.waiting_tasks > 0 {
+            state.waiting_tasks -= 1;
+            drop(state);
+            self.wake.add_permits(1);
+        } else {
             drop(state);
             tokio::spawn(self.clone().work());
         }
@@ -79,31 +111,41 @@ where
         state.closed = true;
         state.waiting.clear();
         state.ready.clear();
+        self.wake.close();
     }
 
     /// Waits until no item is being served.
     pub(crate) async fn idle(&self) {
         loop {
-            let ended = self.ended.notified();
+            let idle = self.idle.notified();
             if self.state().working == 0 {
                 return;
             }
-            ended.await;
+            idle.await;
         }
     }
 
     /// One task: serves an item of one key, then one of the next.
     async fn work(self) {
         let mut done = None;
-        while let Some((key, item)) = self.next(done.take()) {
-            (self.serve)(item).await;
-            done = Some(key);
+        loop {
+            match self.next(done.take()) {
+                Next::Serve(key, item) => {
+                    (self.serve)(item).await;
+                    done = Some(key);
+                }
+                Next::Wait => match self.wake.acquire().await {
+                    Ok(permit) => permit.forget(),
+                    // The lanes are closed.
+                    Err(_) => return,
+                },
+                Next::End => return,
+            }
         }
-        self.ended.notify_waiters();
     }
 
     /// The next key's next item. A key that has more items waits for its turn again.
-    fn next(&self, done: Option<K>) -> Option<(K, T)> {
+    fn next(&self, done: Option<K>) -> Next<K, T> {
         let mut state = self.state();
         if let Some(key) = done
             && let Some(waiting) = state.waiting.get(&key)
@@ -114,15 +156,21 @@ where
                 state.ready.push_back(key);
             }
         }
-        let State { waiting, ready, working, .. } = &mut *state;
-        let next = ready.pop_front().and_then(|key| {
-            let item = waiting.get_mut(&key)?.pop_front()?;
-            Some((key, item))
-        });
-        if next.is_none() {
-            *working -= 1;
+        let State { waiting, ready, .. } = &mut *state;
+        if let Some(key) = ready.pop_front()
+            && let Some(item) = waiting.get_mut(&key).and_then(VecDeque::pop_front)
+        {
+            return Next::Serve(key, item);
         }
-        next
+        state.working -= 1;
+        if state.working == 0 {
+            self.idle.notify_waiters();
+        }
+        if state.closed || state.waiting_tasks == MOST_IDLE {
+            return Next::End;
+        }
+        state.waiting_tasks += 1;
+        Next::Wait
     }
 
     fn state(&self) -> MutexGuard<'_, State<K, T>> {
