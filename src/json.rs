@@ -33,7 +33,13 @@ pub enum NotJson {
 /// # Errors
 /// [`NotJson`], but never for a long number.
 pub fn check(text: &[u8]) -> Result<(), NotJson> {
-    shape(text).map(|_| ())
+    grammar(text)?;
+    // Nearly every text has too few brackets to be nested too deeply, and they are quickly counted.
+    let brackets = text.iter().filter(|byte| matches!(byte, b'[' | b'{')).count();
+    if brackets > MAX_DEPTH && Shape::of(text).depth > MAX_DEPTH {
+        return Err(NotJson::TooDeep);
+    }
+    Ok(())
 }
 
 /// As [`check`], for a text that a filter is going to read.
@@ -41,13 +47,23 @@ pub fn check(text: &[u8]) -> Result<(), NotJson> {
 /// # Errors
 /// [`NotJson`].
 pub fn check_for_filter(text: &[u8]) -> Result<(), NotJson> {
-    match shape(text)? {
-        Shape { digits, .. } if digits > MAX_DIGITS => Err(NotJson::LongNumber),
-        Shape { .. } => Ok(()),
+    check(text)?;
+    if text.len() > MAX_DIGITS && Shape::of(text).digits > MAX_DIGITS {
+        return Err(NotJson::LongNumber);
     }
+    Ok(())
 }
 
-/// What is measured of a text while it is scanned.
+fn grammar(text: &[u8]) -> Result<(), NotJson> {
+    let text = std::str::from_utf8(text).map_err(|error| NotJson::NotUtf8(error.valid_up_to()))?;
+    if text.starts_with('\u{feff}') {
+        return Err(NotJson::Mark);
+    }
+    // `IgnoredAny` is parsed without recursion, so that no depth can overflow the stack.
+    serde_json::from_str::<IgnoredAny>(text).map(|_| ()).map_err(NotJson::Grammar)
+}
+
+/// What is measured of a text that is JSON.
 #[derive(Default)]
 struct Shape {
     /// Deepest nesting.
@@ -56,31 +72,27 @@ struct Shape {
     digits: usize,
 }
 
-fn shape(text: &[u8]) -> Result<Shape, NotJson> {
-    let text = std::str::from_utf8(text).map_err(|error| NotJson::NotUtf8(error.valid_up_to()))?;
-    if text.starts_with('\u{feff}') {
-        return Err(NotJson::Mark);
-    }
-    // `IgnoredAny` is parsed without recursion, so that no depth can overflow the stack.
-    serde_json::from_str::<IgnoredAny>(text).map_err(NotJson::Grammar)?;
-    let mut shape = Shape::default();
-    let (mut depth, mut digits, mut in_string, mut escaped) = (0_usize, 0, false, false);
-    for byte in text.bytes() {
-        if in_string {
-            in_string = escaped || byte != b'"';
-            escaped = !escaped && byte == b'\\';
-            continue;
+impl Shape {
+    fn of(text: &[u8]) -> Self {
+        let mut shape = Self::default();
+        let (mut depth, mut digits, mut in_string, mut escaped) = (0_usize, 0, false, false);
+        for byte in text {
+            if in_string {
+                in_string = escaped || *byte != b'"';
+                escaped = !escaped && *byte == b'\\';
+                continue;
+            }
+            match byte {
+                b'"' => in_string = true,
+                b'[' | b'{' => depth += 1,
+                b']' | b'}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
+            shape = Self { depth: shape.depth.max(depth), digits: shape.digits.max(digits) };
         }
-        match byte {
-            b'"' => in_string = true,
-            b'[' | b'{' => depth += 1,
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
-        shape = Shape { depth: shape.depth.max(depth), digits: shape.digits.max(digits) };
+        shape
     }
-    if shape.depth > MAX_DEPTH { Err(NotJson::TooDeep) } else { Ok(shape) }
 }
 
 #[cfg(test)]
