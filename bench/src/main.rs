@@ -11,6 +11,7 @@
 mod account;
 mod api;
 mod bridge;
+mod costs;
 mod devices;
 mod install;
 mod peers;
@@ -30,6 +31,7 @@ use tokio::runtime;
 
 #[derive(Parser)]
 #[command(about = "Measures the gateway against the least possible bridge")]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of the command line")]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -45,6 +47,9 @@ struct Arguments {
     /// Measure how it grows: with devices, rows, payloads, a slower API, a backlog.
     #[arg(long)]
     scale: bool,
+    /// Measure where the CPU goes: instructions and system calls of one message. Needs valgrind, perf, and to be root.
+    #[arg(long)]
+    costs: bool,
     /// Write the table to bench/RESULTS.md and the picture to bench/results.svg, peers.svg or scale.svg, as well.
     #[arg(long)]
     record: bool,
@@ -91,7 +96,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), String> {
-    let Arguments { command, rounds, only, peers, scale, record } = arguments;
+    let Arguments { command, rounds, only, peers, scale, costs, record } = arguments;
     match command {
         Some(Command::Api { delay_ms, serial }) => {
             api::serve(Duration::from_millis(delay_ms), serial)
@@ -102,6 +107,7 @@ async fn run(arguments: Arguments) -> Result<(), String> {
         Some(Command::Post { api, messages, devices }) => post::run(api, messages, devices).await,
         None if peers => peers::run(rounds, &only, record).await,
         None if scale => scale::run(rounds, &only, record).await,
+        None if costs => costs::run(record).await,
         None => report::run(rounds, &only, record).await,
     }
 }

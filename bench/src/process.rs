@@ -28,7 +28,7 @@ impl Process {
         Ok(Self(command.stderr(Stdio::null()).kill_on_drop(true).spawn()?))
     }
 
-    fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.0.id().expect("the process runs")
     }
 
@@ -161,8 +161,11 @@ pub fn own() -> Command {
     Command::new(env::current_exe().expect("a running program has a path"))
 }
 
+/// Builds the gateway as this program was built: where it looks for it.
 pub fn build_gateway() -> Result<(), String> {
-    let arguments = ["build", "--release", "--quiet", "--locked", "-p", "mqtt-rest-gateway"];
+    let profile = profile();
+    let arguments =
+        ["build", "--profile", &profile, "--quiet", "--locked", "-p", "mqtt-rest-gateway"];
     let built = std::process::Command::new("cargo").args(arguments).status();
     if built.is_ok_and(|status| status.success()) {
         return Ok(());
@@ -170,10 +173,20 @@ pub fn build_gateway() -> Result<(), String> {
     Err("the gateway cannot be built: see what cargo says above".to_owned())
 }
 
+/// The profile of this program, which names the folder that it stands in.
+pub fn profile() -> String {
+    let profile = folder().file_name().map(|name| name.to_string_lossy().into_owned());
+    profile.filter(|name| name != "debug").unwrap_or_else(|| "dev".to_owned())
+}
+
 /// The gateway that was built before.
 pub fn gateway() -> PathBuf {
+    folder().join("mqtt-rest-gateway")
+}
+
+fn folder() -> PathBuf {
     let own = env::current_exe().expect("a running program has a path");
-    own.parent().unwrap_or(Path::new(".")).join("mqtt-rest-gateway")
+    own.parent().unwrap_or(Path::new(".")).to_owned()
 }
 
 async fn get(port: u16, path: &str) -> io::Result<Value> {

@@ -44,7 +44,7 @@ impl Figures {
 }
 
 /// A message on the topics of this last level crosses: the subject is subscribed to them. How long it took from its start.
-async fn crosses(broker: &Broker, api: &Api, level: &str) -> io::Result<Duration> {
+pub async fn crosses(broker: &Broker, api: &Api, level: &str) -> io::Result<Duration> {
     let began = Instant::now();
     let load = Load { messages: 1, devices: 1, size: 0, per_second: None };
     // Until somebody is subscribed the broker throws it away.

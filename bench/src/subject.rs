@@ -68,6 +68,19 @@ impl Subject {
         let mut command = command(kind, broker, api, dir.path())?;
         Ok(Self { process: Process::spawn(&mut command)?, _dir: dir })
     }
+
+    /// As an argument of this program, which runs it as its own process.
+    pub fn start_under(under: &[String], kind: Kind, broker: u16, api: u16) -> io::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let (Some(program), inner) = (under.first(), command(kind, broker, api, dir.path())?)
+        else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let (inner, mut outer) = (inner.as_std(), Command::new(program));
+        outer.args(&under[1..]).arg(inner.get_program()).args(inner.get_args());
+        outer.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Ok(Self { process: Process::spawn(&mut outer)?, _dir: dir })
+    }
 }
 
 fn command(kind: Kind, broker: u16, api: u16, dir: &Path) -> io::Result<Command> {
