@@ -216,10 +216,11 @@ where
     }
 
     fn call(&mut self, mut call: Call) -> Self::Future {
-        let (inner, turns) = (self.inner.clone(), self.turns.clone());
+        let (mut inner, turns) = (self.inner.clone(), self.turns.clone());
         Box::pin(async move {
             turns.admit(&mut call).await?;
-            Ok(inner.oneshot(call).await?)
+            // No `oneshot`: it would have room for the call once more.
+            Ok(inner.ready().await?.call(call).await?)
         })
     }
 }
