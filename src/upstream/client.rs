@@ -7,12 +7,12 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Request, Response,
+    Request, Response,
     header::{CONTENT_TYPE, DATE, RETRY_AFTER},
 };
 use http_body_util::{BodyExt, Full};
@@ -27,6 +27,7 @@ use super::{
     connections::{Connections, Which},
     connector::{OpenError, Resolver},
     credentials::{Credentials, Shown},
+    retry_after::retry_after,
 };
 use crate::{
     call::{Answer, Call, Retry, SMALL_ANSWER, StatusCode},
@@ -39,9 +40,6 @@ use crate::{
 
 /// A call whose deadline has passed and whose device timed out last time gets the attempt's time divided by this.
 const HURRIED: u32 = 10;
-
-/// Longest `Retry-After` that is passed on: a server may send a number that no clock can count to.
-const MAX_RETRY_AFTER: Duration = Duration::from_hours(24 * 366);
 
 /// The errors of a machine that has no descriptor, memory or port left for a call: EMFILE, ENFILE, ENOMEM, ENOBUFS,
 /// EADDRNOTAVAIL (as Linux numbers them).
@@ -360,18 +358,6 @@ fn is_unhandled(error: &h2::Error) -> bool {
     }
 }
 
-/// `Retry-After` in seconds or as a date [RFC 9110, 10.2.3]; a date is read by the clock of who wrote it.
-fn retry_after(value: &HeaderValue, date: Option<&HeaderValue>) -> Option<Duration> {
-    let text = value.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER));
-    }
-    let parse = |text: &str| httpdate::parse_http_date(text.trim()).ok();
-    let then = parse(text)?;
-    let now = date.and_then(|date| parse(date.to_str().ok()?)).unwrap_or_else(SystemTime::now);
-    Some(then.duration_since(now).unwrap_or_default().min(MAX_RETRY_AFTER))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -386,21 +372,5 @@ mod tests {
         let attempt = Clock { expires: Some(now + 3 * second), ..own };
         assert_eq!(attempt.bound(pin!(hang())).await, Err(FailureKind::AttemptTimeout));
         assert_eq!(now.elapsed(), 2 * second);
-    }
-
-    #[test]
-    fn retry_after_comes_in_two_forms() {
-        let parse = |text: &str| retry_after(&HeaderValue::try_from(text).unwrap(), None);
-        assert_eq!(parse("120"), Some(Duration::from_mins(2)));
-        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(90));
-        let left = parse(&date).unwrap();
-        assert!(left > Duration::from_secs(80) && left <= Duration::from_secs(90), "{left:?}");
-        assert_eq!(parse("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
-        assert_eq!(parse("18446744073709551615"), Some(MAX_RETRY_AFTER));
-        assert_eq!(parse("soon"), None);
-        // Its clock is an hour behind ours.
-        let at = |text: &str| HeaderValue::try_from(text).unwrap();
-        let (date, then) = ("Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2015 07:29:00 GMT");
-        assert_eq!(retry_after(&at(then), Some(&at(date))), Some(Duration::from_mins(1)));
     }
 }

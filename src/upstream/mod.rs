@@ -20,6 +20,7 @@ mod pool;
 #[cfg(test)]
 mod pool_histories;
 mod retry;
+mod retry_after;
 mod shared_breaker;
 mod throttle;
 mod token;
