@@ -242,6 +242,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_task_without_an_item_is_woken_by_the_next_and_only_a_few_wait() {
+        let done = Done::default();
+        let lanes = lanes(100, &done);
+        let keys = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+        for n in 0..3 {
+            for key in keys {
+                lanes.push(key, (key, n));
+            }
+            // In time that passes at once: who is not woken fails the test, and does not hold it up.
+            tokio::time::timeout(Duration::from_hours(1), lanes.idle()).await.unwrap();
+            let state = lanes.state();
+            assert_eq!((state.working, state.waiting_tasks), (0, MOST_IDLE));
+        }
+        assert_eq!(done.lock().unwrap().len(), 3 * keys.len());
+        lanes.close();
+        for _ in 0..MOST_IDLE {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(Arc::strong_count(&lanes.state), 1, "all have ended");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn closing_ends_with_the_item_under_way() {
         let done = Done::default();
         let lanes = lanes(1, &done);

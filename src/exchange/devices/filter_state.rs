@@ -49,7 +49,7 @@ impl FilterState {
     }
 
     pub(super) fn is_without_effect(&self, answer: u64) -> bool {
-        self.without_effect.is_some() && self.without_effect == NonZeroU64::new(answer)
+        NonZeroU64::new(answer).is_some_and(|answer| self.without_effect == Some(answer))
     }
 
     pub(super) fn mark_without_effect(&mut self, answer: u64) {

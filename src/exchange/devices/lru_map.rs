@@ -246,7 +246,6 @@ mod tests {
         assert_eq!(map.peek_mut(&0), None);
     }
 
-    /// What a million devices take is what is said in docs/guides/sizing.md.
     #[test]
     fn an_entry_has_two_numbers_beside_its_content() {
         assert_eq!(size_of::<Entry<Box<str>, u64>>(), size_of::<(Box<str>, u64)>() + 8);
