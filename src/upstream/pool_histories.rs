@@ -3,7 +3,9 @@
 
 use std::{
     collections::HashSet,
+    future::ready,
     io,
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -180,12 +182,11 @@ fn requests_are_answered_whatever_the_server_does_to_its_connections() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_burst_to_a_fast_server_opens_few_connections() {
-    let seen = Shared::default();
-    let counted = seen.clone();
-    let fast = InProcess::new(move |_, mut stream: DuplexStream| {
-        counted.lock().unwrap().opened += 1;
+/// A server that answers each request at once.
+fn fast(seen: &Shared) -> InProcess {
+    let seen = seen.clone();
+    InProcess::new(move |_, mut stream: DuplexStream| {
+        seen.lock().unwrap().opened += 1;
         tokio::spawn(async move {
             let mut head = Vec::new();
             while let Ok(byte) = stream.read_u8().await {
@@ -200,8 +201,13 @@ async fn a_burst_to_a_fast_server_opens_few_connections() {
             }
         });
         Ok(())
-    });
-    let connections = connections(fast);
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_to_a_fast_server_opens_few_connections() {
+    let seen = Shared::default();
+    let connections = connections(fast(&seen));
     let asked: Vec<_> = (0..200)
         .map(|n| {
             let connections = connections.clone();
@@ -213,4 +219,24 @@ async fn a_burst_to_a_fast_server_opens_few_connections() {
     }
     let opened = seen.lock().unwrap().opened;
     assert!(opened <= 8, "{opened} connections were opened");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_handed_to_a_request_that_is_given_up_serves_the_next_one() {
+    let seen = Shared::default();
+    let connections = connections(fast(&seen));
+    {
+        let mut given_up = pin!(ask(&connections, 0, PATIENCE));
+        // It begins to wait, and does not look again.
+        tokio::select! {
+            biased;
+            _ = &mut given_up => panic!("nothing was open"),
+            () = ready(()) => {}
+        }
+        // The clock stands until nothing else moves: the connection has come.
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(seen.lock().unwrap().opened, 1);
+    }
+    assert_eq!(ask(&connections, 1, PATIENCE).await, Some(true));
+    assert_eq!(seen.lock().unwrap().opened, 1, "it was open");
 }

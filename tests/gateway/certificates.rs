@@ -156,7 +156,7 @@ pub struct Https {
     tls: Arc<Mutex<TlsAcceptor>>,
     asks: bool,
     alpn: Vec<Vec<u8>>,
-    port: u16,
+    pub port: u16,
     seen: Seen,
 }
 

@@ -238,3 +238,44 @@ async fn a_publication_that_the_access_list_denies_is_counted() {
     // The message itself is done: a publication that the broker refuses is not sent again.
     gateway.metric_is("mqtt_rest_gateway_messages_settled_total", &["delivered"], 1).await;
 }
+
+/// An address may be dead: whoever waits for a connection that does not come up waits for another one as well.
+#[tokio::test]
+async fn a_connection_that_does_not_come_up_keeps_no_other_from_being_opened() {
+    let certificates = Certificates::new();
+    let https = Https::start(&certificates, "127.0.0.1", false).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let port = https.port;
+    let opened = Arc::<Mutex<usize>>::default();
+    let counted = opened.clone();
+    tokio::spawn(async move {
+        let mut silent = Vec::new();
+        while let Ok((mut client, _)) = listener.accept().await {
+            *counted.lock().unwrap() += 1;
+            // The first one is never shaken hands with.
+            if silent.is_empty() {
+                silent.push(client);
+                continue;
+            }
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let _ = copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    let broker = Broker::start().await;
+    let options = Options::default()
+        .set("BROKER_URL", &broker.url())
+        .set("UPSTREAM_URL", &url)
+        .set("UPSTREAM_CA_FILE", &certificates.path("ca.pem"));
+    // The attempt itself is not what ends the wait.
+    let options = options.set("UPSTREAM_ATTEMPT_TIMEOUT", "5m").set("UPSTREAM_DEADLINE", "5m");
+    let gateway = options.spawn().await;
+    gateway.ready().await;
+    let mut device = broker.device("d1").await;
+    assert_eq!(device.ask("telemetry", json!({})).await.json(), json!("ok"));
+    assert_eq!(*opened.lock().unwrap(), 2);
+    let attempts = gateway.metric("mqtt_rest_gateway_attempts_total", &[]).await;
+    assert_eq!(attempts, 1, "on the second connection, and in one attempt");
+}
