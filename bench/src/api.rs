@@ -1,22 +1,35 @@
 //! The fast API: a process of its own that answers every request at once, or after a delay, and keeps
 //! the times of arrival. HTTP/1.1 by hand, so that it costs as little as it can: it shares
-//! the machine with what is measured, which is why it is not the one of the tests.
+//! the machine with what is measured, which is why it is not the one of the tests. It is always asked what has arrived
+//! over plain HTTP/1.1, on a port of its own.
 //!
 //! The body of a message has its time of sending, `"t":` and nanoseconds since 1970, and its number, `"n":`.
 
 use std::{
     io,
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Request, Response, StatusCode,
+    body::Incoming,
+    header::{CONTENT_TYPE, HeaderValue},
+    server::conn::http2,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Map, Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpListener,
     sync::Semaphore,
 };
+
+use crate::protocol::{Protocol, acceptor};
 
 /// What the API of the shipped table answers to telemetry, by which nothing has changed.
 const NO_NEWS: &str = r#"{"success":true,"config_version":null,"command":false,"new_licenses":false,"space_data_version":0,"latest_fw_version":null,"latest_fw_file_id":null,"info_version":1}"#;
@@ -37,63 +50,121 @@ struct Tally {
     arrivals: Vec<u32>,
 }
 
-/// Serves until killed; the port stands on standard output.
-pub async fn serve(delay: Duration, serial: bool) -> io::Result<()> {
+/// Serves until killed; the two ports stand on standard output: the one for requests, and the one that is asked what has
+/// arrived. Where it speaks TLS its certificate is written to this file before.
+pub async fn serve(
+    delay: Duration,
+    serial: bool,
+    protocol: Protocol,
+    certificate: &Path,
+) -> io::Result<()> {
+    let acceptor = acceptor(protocol, certificate)?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    println!("{}", listener.local_addr()?.port());
-    let tally = Arc::<Mutex<Tally>>::default();
+    let asked = TcpListener::bind("127.0.0.1:0").await?;
+    println!("{} {}", listener.local_addr()?.port(), asked.local_addr()?.port());
     // One request at a time, or all at once.
-    let work = Work { delay, turns: Arc::new(Semaphore::new(if serial { 1 } else { 100_000 })) };
+    let turns = Arc::new(Semaphore::new(if serial { 1 } else { 100_000 }));
+    let api = Api { delay, turns, tally: Arc::default() };
+    let own = api.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = asked.accept().await {
+            let api = own.clone();
+            tokio::spawn(async move { api.http1(stream).await });
+        }
+    });
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        let (tally, work) = (tally.clone(), work.clone());
+        let (api, acceptor) = (api.clone(), acceptor.clone());
+        // A client that goes away is no concern of ours.
         tokio::spawn(async move {
-            // A client that goes away is no concern of ours.
-            let _ = connection(stream, &tally, &work).await;
+            match acceptor {
+                Some(acceptor) => api.connection(acceptor.accept(stream).await?, protocol).await,
+                None => api.connection(stream, protocol).await,
+            }
         });
     }
 }
 
-/// What a request costs the API.
+/// What has arrived, and what a request costs.
 #[derive(Clone)]
-struct Work {
+struct Api {
+    tally: Arc<Mutex<Tally>>,
     delay: Duration,
     turns: Arc<Semaphore>,
 }
 
-async fn connection(mut stream: TcpStream, tally: &Mutex<Tally>, work: &Work) -> io::Result<()> {
-    let mut buffer = BytesMut::with_capacity(16 * 1024);
-    loop {
-        let Some((head, length)) = head(&buffer) else {
-            if stream.read_buf(&mut buffer).await? == 0 {
-                return Ok(());
+impl Api {
+    async fn connection<S>(&self, stream: S, protocol: Protocol) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        if protocol.is_http2() { self.http2(stream).await } else { self.http1(stream).await }
+    }
+
+    async fn http1<S: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: S) -> io::Result<()> {
+        let mut buffer = BytesMut::with_capacity(16 * 1024);
+        loop {
+            let Some((head, length)) = head(&buffer) else {
+                if stream.read_buf(&mut buffer).await? == 0 {
+                    return Ok(());
+                }
+                continue;
+            };
+            while buffer.len() < head + length {
+                if stream.read_buf(&mut buffer).await? == 0 {
+                    return Ok(());
+                }
             }
-            continue;
-        };
-        while buffer.len() < head + length {
-            if stream.read_buf(&mut buffer).await? == 0 {
-                return Ok(());
-            }
+            let body = &buffer[head..head + length];
+            let answer = answer(path(&buffer[..head]), body, &self.tally);
+            buffer.advance(head + length);
+            self.work(&answer).await;
+            let Answer { status, body, .. } = answer;
+            let reason = if status == 200 { "OK" } else { "Service Unavailable" };
+            let text = format!(
+                "HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(text.as_bytes()).await?;
+            stream.flush().await?;
         }
-        let body = &buffer[head..head + length];
-        let answer = answer(path(&buffer[..head]), body, tally);
-        buffer.advance(head + length);
-        if answer.is_work && !work.delay.is_zero() {
-            let _turn = work.turns.acquire().await;
-            tokio::time::sleep(work.delay).await;
+    }
+
+    async fn http2<S>(&self, stream: S) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(|request| self.clone().request(request));
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.max_concurrent_streams(100);
+        builder.serve_connection(TokioIo::new(stream), service).await.map_err(io::Error::other)
+    }
+
+    async fn request(
+        self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, hyper::Error> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await?.to_bytes();
+        let answer = answer(head.uri.path().as_bytes(), &body, &self.tally);
+        self.work(&answer).await;
+        let mut response = Response::new(Full::from(answer.body));
+        *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or_default();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok(response)
+    }
+
+    async fn work(&self, answer: &Answer) {
+        if answer.is_work && !self.delay.is_zero() {
+            let _turn = self.turns.acquire().await;
+            tokio::time::sleep(self.delay).await;
         }
-        let Answer { status, body, .. } = answer;
-        let text = format!(
-            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        stream.write_all(text.as_bytes()).await?;
     }
 }
 
 struct Answer {
-    status: &'static str,
+    status: u16,
     body: String,
     /// It takes the API's time; else it is the bench that asks.
     is_work: bool,
@@ -102,7 +173,7 @@ struct Answer {
 fn answer(path: &[u8], body: &[u8], tally: &Mutex<Tally>) -> Answer {
     let now = nanoseconds();
     let mut tally = tally.lock().expect("nobody panics with it");
-    let asked = |body: String| Answer { status: "200 OK", body, is_work: false };
+    let asked = |body: String| Answer { status: 200, body, is_work: false };
     match path {
         b"/reset" => {
             *tally = Tally { since: now, ..Tally::default() };
@@ -122,8 +193,7 @@ fn answer(path: &[u8], body: &[u8], tally: &Mutex<Tally>) -> Answer {
         _ => {
             tally.requests += 1;
             if now < tally.down {
-                let status = "503 Service Unavailable";
-                return Answer { status, body: "{}".to_owned(), is_work: true };
+                return Answer { status: 503, body: "{}".to_owned(), is_work: true };
             }
             let body = if path == b"/v1/devices/telemetries" {
                 batch(body, now, &mut tally)
@@ -131,7 +201,7 @@ fn answer(path: &[u8], body: &[u8], tally: &Mutex<Tally>) -> Answer {
                 tally.count(now, message(body));
                 NO_NEWS.to_owned()
             };
-            Answer { status: "200 OK", body, is_work: true }
+            Answer { status: 200, body, is_work: true }
         }
     }
 }

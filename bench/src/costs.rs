@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     devices::{Load, TELEMETRY, publish},
-    process::{Api, PATIENCE, Pace, broker, build_gateway, profile},
+    process::{Api, PATIENCE, Upstream, broker, build_gateway, profile},
     results::Results,
     scenarios::crosses,
     subject::{Kind, Subject},
@@ -126,8 +126,8 @@ async fn callgrind(kind: Kind, load: Load) -> io::Result<Costs> {
     let under = ["valgrind", "-q", "--tool=callgrind", "--instr-atstart=no"].map(str::to_owned);
     let under = [&under[..], &[format!("--callgrind-out-file={}", out.display())]].concat();
     let broker = broker().await;
-    let api = Api::start(Pace::default()).await?;
-    let subject = Subject::start_under(&under, kind, broker.port, api.port)?;
+    let api = Api::start(Upstream::default()).await?;
+    let subject = Subject::start_under(&under, kind, broker.port, &api)?;
     warm(&broker, &api, load).await?;
     let pid = subject.process.id().to_string();
     control(&["-i", "on", &pid]).await?;
@@ -233,8 +233,8 @@ async fn perf(kind: Kind, load: Load) -> io::Result<Costs> {
     let dir = tempfile::tempdir()?;
     let out = dir.path().join("perf.csv");
     let broker = broker().await;
-    let api = Api::start(Pace::default()).await?;
-    let subject = Subject::start(kind, broker.port, api.port)?;
+    let api = Api::start(Upstream::default()).await?;
+    let subject = Subject::start(kind, broker.port, &api)?;
     warm(&broker, &api, load).await?;
     let mut counting = count(&out, subject.process.id()).spawn()?;
     // It has no sign that it has begun.

@@ -18,16 +18,21 @@ mod peers;
 mod picture;
 mod post;
 mod process;
+mod protocol;
+mod protocols;
 mod report;
 mod results;
 mod scale;
 mod scenarios;
 mod subject;
+mod train;
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 use tokio::runtime;
+
+use crate::protocol::Protocol;
 
 #[derive(Parser)]
 #[command(about = "Measures the gateway against the least possible bridge")]
@@ -47,9 +52,15 @@ struct Arguments {
     /// Measure how it grows: with devices, rows, payloads, a slower API, a backlog.
     #[arg(long)]
     scale: bool,
+    /// Measure what a message costs over HTTP/1.1 and HTTP/2, with TLS and without.
+    #[arg(long)]
+    protocols: bool,
     /// Measure where the CPU goes: instructions and system calls of one message. Needs valgrind, perf, and to be root.
     #[arg(long)]
     costs: bool,
+    /// Measure nothing: do work by which a compiler can tell which code is hot. `deploy/optimized` calls it.
+    #[arg(long)]
+    train: bool,
     /// Write the table to bench/RESULTS.md and the picture to bench/results.svg, peers.svg or scale.svg, as well.
     #[arg(long)]
     record: bool,
@@ -65,6 +76,11 @@ enum Command {
         /// One request at a time.
         #[arg(long)]
         serial: bool,
+        #[arg(long, value_enum)]
+        protocol: Protocol,
+        /// Where its certificate is written.
+        #[arg(long)]
+        certificate: PathBuf,
     },
     #[command(hide = true)]
     Bridge {
@@ -96,17 +112,20 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), String> {
-    let Arguments { command, rounds, only, peers, scale, costs, record } = arguments;
+    let Arguments { command, rounds, only, peers, scale, protocols, costs, train, record } =
+        arguments;
     match command {
-        Some(Command::Api { delay_ms, serial }) => {
-            api::serve(Duration::from_millis(delay_ms), serial)
-                .await
-                .map_err(|error| error.to_string())
+        Some(Command::Api { delay_ms, serial, protocol, certificate }) => {
+            let delay = Duration::from_millis(delay_ms);
+            let served = api::serve(delay, serial, protocol, &certificate).await;
+            served.map_err(|error| error.to_string())
         }
         Some(Command::Bridge { broker, api, .. }) => bridge::run(broker, api).await,
         Some(Command::Post { api, messages, devices }) => post::run(api, messages, devices).await,
         None if peers => peers::run(rounds, &only, record).await,
         None if scale => scale::run(rounds, &only, record).await,
+        None if protocols => protocols::run(rounds, &only, record).await,
+        None if train => train::run().await.map_err(|error| error.to_string()),
         None if costs => costs::run(record).await,
         None => report::run(rounds, &only, record).await,
     }

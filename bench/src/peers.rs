@@ -8,7 +8,7 @@ use crate::{
     devices::Load,
     install::install,
     picture::{Curve, Panel, draw},
-    process::{Pace, build_gateway},
+    process::{Upstream, build_gateway},
     results::{Results, folder, median},
     scenarios::{Fault, Figures, fault, saturated, steady},
     subject::{Kind, mq_bridge_program},
@@ -29,7 +29,7 @@ const RATES: [u32; 2] = [500, 3000];
 const STEADY: u32 = 4;
 const FAULTY: Load = Load { messages: 4000, per_second: Some(500), ..LOAD };
 /// An API that takes a while has calls under way when the fault comes.
-const SLOW: Pace = Pace { delay: Duration::from_millis(10), serial: false };
+const SLOW: Duration = Duration::from_millis(10);
 
 /// Installs the peers, measures, prints; and keeps it, if it is to be kept.
 pub async fn run(rounds: usize, only: &str, record: bool) -> Result<(), String> {
@@ -84,7 +84,7 @@ impl Peers<'_> {
             for (kind, result) in self.subjects.iter().zip(&mut results) {
                 let Ok(figures) = result else { continue };
                 let measured = match load.per_second {
-                    None => saturated(*kind, load, Pace::default()).await,
+                    None => saturated(*kind, load, Upstream::default()).await,
                     Some(_) => steady(*kind, load).await,
                 };
                 match measured {
@@ -120,7 +120,7 @@ impl Peers<'_> {
         ];
         for (name, what) in faults.into_iter().filter(|(name, _)| name.contains(self.only)) {
             for kind in &self.subjects {
-                let result = fault(*kind, FAULTY, SLOW, what).await;
+                let result = fault(*kind, FAULTY, Upstream::slow(SLOW), what).await;
                 let shown = match result {
                     Ok(Account { lost, repeated, out_of_order }) => {
                         format!("{lost} | {repeated} | {out_of_order}")

@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
+use clap::ValueEnum;
 use serde_json::Value;
+use tempfile::TempDir;
 use testkit::Broker;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -15,6 +17,8 @@ use tokio::{
     process::{Child, Command},
     time::{Instant, sleep, timeout},
 };
+
+use crate::protocol::Protocol;
 
 /// Longest wait for anything.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -75,48 +79,82 @@ pub async fn broker() -> Broker {
     Broker::in_memory("max_queued_messages 0\nmax_inflight_messages 0\nset_tcp_nodelay true").await
 }
 
-/// How fast the API is.
+/// How fast the API is, and what it speaks.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Pace {
+pub struct Upstream {
     /// Of each answer.
     pub delay: Duration,
     /// One request at a time.
     pub serial: bool,
+    pub protocol: Protocol,
+}
+
+impl Upstream {
+    /// Over HTTP/1.1 without TLS.
+    pub fn slow(delay: Duration) -> Self {
+        Self { delay, ..Self::default() }
+    }
 }
 
 /// The API in a process of its own.
 pub struct Api {
     pub port: u16,
+    protocol: Protocol,
+    asked: u16,
+    dir: TempDir,
     _process: Process,
 }
 
 impl Api {
-    pub async fn start(pace: Pace) -> io::Result<Self> {
-        let delay = pace.delay.as_millis().to_string();
-        let serial = pace.serial.then_some("--serial");
-        let mut process = Process::spawn(own().args(["api", "--delay-ms", &delay]).args(serial))?;
-        let port = process.line().await?.parse().map_err(io::Error::other)?;
-        Ok(Self { port, _process: process })
+    pub async fn start(upstream: Upstream) -> io::Result<Self> {
+        let Upstream { delay, serial, protocol } = upstream;
+        let dir = tempfile::tempdir()?;
+        let mut command = own();
+        command.arg("api").arg("--certificate").arg(certificate(&dir));
+        command.args(["--delay-ms", &delay.as_millis().to_string()]);
+        command.args(serial.then_some("--serial"));
+        let value = protocol.to_possible_value().expect("every protocol can be given");
+        command.args(["--protocol", value.get_name()]);
+        let mut process = Process::spawn(&mut command)?;
+        let line = process.line().await?;
+        let (port, asked) = line.split_once(' ').ok_or(io::ErrorKind::InvalidData)?;
+        let [port, asked] = [port, asked].map(|port| port.parse().map_err(io::Error::other));
+        Ok(Self { port: port?, asked: asked?, protocol, dir, _process: process })
+    }
+
+    /// What a gateway has to be told to reach it, as the environment has it.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let encrypted = self.protocol.is_encrypted();
+        let origin = if encrypted { "https://localhost" } else { "http://127.0.0.1" };
+        let mut settings = vec![("GATEWAY_UPSTREAM_URL", format!("{origin}:{}", self.port))];
+        if encrypted {
+            let certificate = certificate(&self.dir).display().to_string();
+            settings.push(("GATEWAY_UPSTREAM_CA_FILE", certificate));
+        }
+        if self.protocol == Protocol::Http2 {
+            settings.push(("GATEWAY_UPSTREAM_HTTP_VERSION", "2".to_owned()));
+        }
+        settings
     }
 
     /// Forgets what has arrived.
     pub async fn reset(&self) -> io::Result<()> {
-        get(self.port, "/reset").await.map(|_| ())
+        get(self.asked, "/reset").await.map(|_| ())
     }
 
     /// What has arrived.
     pub async fn stats(&self) -> io::Result<Value> {
-        get(self.port, "/stats").await
+        get(self.asked, "/stats").await
     }
 
     /// Answers 503 to every message for a while.
     pub async fn down(&self, time: Duration) -> io::Result<()> {
-        get(self.port, &format!("/down/{}", time.as_millis())).await.map(|_| ())
+        get(self.asked, &format!("/down/{}", time.as_millis())).await.map(|_| ())
     }
 
     /// The `n` of each message, in order of arrival.
     pub async fn arrivals(&self) -> io::Result<Vec<u64>> {
-        let arrivals = get(self.port, "/arrivals").await?;
+        let arrivals = get(self.asked, "/arrivals").await?;
         Ok(arrivals.as_array().into_iter().flatten().filter_map(Value::as_u64).collect())
     }
 
@@ -156,13 +194,20 @@ impl Api {
     }
 }
 
+fn certificate(dir: &TempDir) -> PathBuf {
+    dir.path().join("certificate.pem")
+}
+
 /// This program.
 pub fn own() -> Command {
     Command::new(env::current_exe().expect("a running program has a path"))
 }
 
-/// Builds the gateway as this program was built: where it looks for it.
+/// Builds the gateway as this program was built, where this program looks for it; none where `GATEWAY` names one.
 pub fn build_gateway() -> Result<(), String> {
+    if env::var_os("GATEWAY").is_some() {
+        return Ok(());
+    }
     let profile = profile();
     let arguments =
         ["build", "--profile", &profile, "--quiet", "--locked", "-p", "mqtt-rest-gateway"];
@@ -177,11 +222,6 @@ pub fn build_gateway() -> Result<(), String> {
 pub fn profile() -> String {
     let profile = folder().file_name().map(|name| name.to_string_lossy().into_owned());
     profile.filter(|name| name != "debug").unwrap_or_else(|| "dev".to_owned())
-}
-
-/// The gateway that was built before.
-pub fn gateway() -> PathBuf {
-    folder().join("mqtt-rest-gateway")
 }
 
 fn folder() -> PathBuf {

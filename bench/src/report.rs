@@ -2,16 +2,17 @@
 
 use std::{fs, io, time::Duration};
 
+use testkit::program_path;
+
 use crate::{
     devices::Load,
     picture::{Curve, Panel, draw},
-    process::{Pace, build_gateway, gateway},
+    process::{Upstream, build_gateway},
     results::{Results, folder, median},
     scenarios::{Figures, bare_http, known, memory, saturated, start, steady},
     subject::{Kind, mq_bridge_program},
 };
 
-const AT_ONCE: Pace = Pace { delay: Duration::ZERO, serial: false };
 /// How long a steady load lasts, in seconds.
 const STEADY: u32 = 4;
 
@@ -50,30 +51,36 @@ impl Bench<'_> {
         self.results.table();
         let mut kinds = vec![Kind::Bridge, Kind::BridgeOneThread, Kind::Gateway];
         let saturating = Load { messages: 100_000, devices: 100, size: 0, per_second: None };
-        let mut scenarios = vec![("saturated".to_owned(), saturating, AT_ONCE, kinds.clone())];
+        let mut scenarios =
+            vec![("saturated".to_owned(), saturating, Upstream::default(), kinds.clone())];
         // It keeps no session while it is stopped, so no backlog waits for it.
         kinds.extend(mq_bridge_program().map(|_| Kind::MqBridge));
         for rate in [500, 3000] {
             let messages = u64::from(rate * STEADY);
             let load = Load { messages, per_second: Some(rate), ..saturating };
-            scenarios.push((format!("{rate}/s"), load, AT_ONCE, kinds.clone()));
+            scenarios.push((format!("{rate}/s"), load, Upstream::default(), kinds.clone()));
         }
         let many = Load { messages: 60_000, devices: 1000, ..saturating };
-        let slow = |delay, serial| Pace { delay: Duration::from_millis(delay), serial };
-        scenarios.push(("50 ms API".to_owned(), many, slow(50, false), vec![Kind::GatewayWide]));
+        let slow = |delay| Upstream::slow(Duration::from_millis(delay));
+        scenarios.push(("50 ms API".to_owned(), many, slow(50), vec![Kind::GatewayWide]));
         let mass = vec![Kind::Gateway, Kind::GatewayBatch];
         scenarios.push((
             "mass".to_owned(),
             Load { messages: 200_000, ..many },
-            AT_ONCE,
+            Upstream::default(),
             mass.clone(),
         ));
         // 1,000 requests in a second are all that it can do.
         let few = Load { messages: 10_000, ..many };
-        scenarios.push(("mass, API of 1,000/s".to_owned(), few, slow(1, true), mass));
-        for (name, load, pace, kinds) in scenarios {
+        scenarios.push((
+            "mass, API of 1,000/s".to_owned(),
+            few,
+            Upstream { serial: true, ..slow(1) },
+            mass,
+        ));
+        for (name, load, upstream, kinds) in scenarios {
             if self.wanted(&name) {
-                self.compare(&name, load, pace, &kinds).await?;
+                self.compare(&name, load, upstream, &kinds).await?;
             }
         }
         if self.wanted("bare HTTP") {
@@ -88,14 +95,14 @@ impl Bench<'_> {
         &mut self,
         scenario: &str,
         load: Load,
-        pace: Pace,
+        upstream: Upstream,
         kinds: &[Kind],
     ) -> io::Result<()> {
         let mut figures = vec![Vec::new(); kinds.len()];
         for _ in 0..self.rounds {
             for (kind, figures) in kinds.iter().zip(&mut figures) {
                 figures.push(match load.per_second {
-                    None => saturated(*kind, load, pace).await?,
+                    None => saturated(*kind, load, upstream).await?,
                     Some(_) => steady(*kind, load).await?,
                 });
             }
@@ -117,14 +124,15 @@ impl Bench<'_> {
             for _ in 0..self.rounds {
                 starts.push(start(Kind::Gateway).await?.as_secs_f64() * 1e3);
             }
-            let size = fs::metadata(gateway())?.len();
+            let size = fs::metadata(program_path())?.len();
             self.results.say(&format!(
                 "\nPeak memory at 1,000 msg/s: {at_rate:.1} MiB; with 100,000 devices known: {most:.1} MiB. Start to subscribed: {:.0} ms. \
                  Program: {size} bytes.",
                 median(starts.into_iter())
             ));
             let load = Load { messages: 200_000, devices: 100, size: 1024, per_second: None };
-            let Figures { rate, memory, .. } = saturated(Kind::Gateway, load, AT_ONCE).await?;
+            let Figures { rate, memory, .. } =
+                saturated(Kind::Gateway, load, Upstream::default()).await?;
             self.results.say(&format!(
                 "A backlog of 200,000 messages of 1 KiB drains at {rate:.0} msg/s with at most {memory:.1} MiB."
             ));
@@ -156,12 +164,8 @@ impl Bench<'_> {
             let mut points = Vec::new();
             for (delay, messages) in [(1, 60_000), (5, 40_000), (20, 20_000), (100, 5000)] {
                 let load = Load { messages, devices: 1000, ..base };
-                let figures = saturated(
-                    kind,
-                    load,
-                    Pace { delay: Duration::from_millis(delay), serial: false },
-                )
-                .await?;
+                let figures =
+                    saturated(kind, load, Upstream::slow(Duration::from_millis(delay))).await?;
                 points.push((delay as f64, figures.rate));
             }
             curves.push(Curve { name: kind.name().to_owned(), points });

@@ -1,6 +1,7 @@
 //! The results of a run: what is printed is kept, and stands first in bench/RESULTS.md if it is to be recorded.
 
 use std::{
+    env,
     fmt::Write as _,
     fs, io,
     path::{Path, PathBuf},
@@ -77,6 +78,10 @@ fn heading(about: &str) -> String {
     let commit = said(Path::new("git"), &["describe", "--always", "--dirty"]);
     let version = said(&testkit::mosquitto(), &["-h"]);
     // Writing into a string cannot fail.
-    let _ = writeln!(text, ", {}, {}", commit.trim(), version.lines().next().unwrap_or_default());
+    let _ = write!(text, ", {}, {}", commit.trim(), version.lines().next().unwrap_or_default());
+    if let Some(program) = env::var_os("GATEWAY") {
+        let _ = write!(text, ", gateway {}", program.display());
+    }
+    text.push('\n');
     text
 }

@@ -8,7 +8,7 @@ use std::{fs, io, time::Duration};
 use crate::{
     devices::{Load, TELEMETRY},
     picture::{self, Curve, Panel},
-    process::{Pace, build_gateway},
+    process::{Upstream, build_gateway},
     results::{Results, folder, median},
     scenarios::{Figures, draining, steady_after},
     subject::{Kind, SHIPPED_ROWS, level},
@@ -183,8 +183,8 @@ impl Trial {
         if load.per_second.is_none() {
             return draining(*kind, *load, DRAINING).await;
         }
-        let pace = Pace { delay: *delay, serial: false };
-        steady_after(*kind, *warm, *load, pace, level).await
+        let upstream = Upstream::slow(*delay);
+        steady_after(*kind, *warm, *load, upstream, level).await
     }
 
     /// About how long.

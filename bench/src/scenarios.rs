@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     account::Account,
     devices::{Load, TELEMETRY, publish, publish_on},
-    process::{Api, PATIENCE, Pace, Process, broker, own},
+    process::{Api, PATIENCE, Process, Upstream, broker, own},
     subject::{Kind, Subject},
 };
 
@@ -60,8 +60,8 @@ pub async fn crosses(broker: &Broker, api: &Api, level: &str) -> io::Result<Dura
 
 /// A session with this backlog waits for the subject.
 async fn backlog(kind: Kind, broker: &Broker, load: Load) -> io::Result<()> {
-    let api = Api::start(Pace::default()).await?;
-    let subject = Subject::start(kind, broker.port, api.port)?;
+    let api = Api::start(Upstream::default()).await?;
+    let subject = Subject::start(kind, broker.port, &api)?;
     crosses(broker, &api, TELEMETRY).await?;
     sleep(Duration::from_millis(200)).await;
     subject.process.stop().await?;
@@ -69,22 +69,29 @@ async fn backlog(kind: Kind, broker: &Broker, load: Load) -> io::Result<()> {
 }
 
 /// As fast as it can: a backlog.
-pub async fn saturated(kind: Kind, load: Load, pace: Pace) -> io::Result<Figures> {
+pub async fn saturated(kind: Kind, load: Load, upstream: Upstream) -> io::Result<Figures> {
     let broker = broker().await;
     backlog(kind, &broker, load).await?;
-    let api = Api::start(pace).await?;
-    let subject = Subject::start(kind, broker.port, api.port)?;
+    let api = Api::start(upstream).await?;
+    let subject = Subject::start(kind, broker.port, &api)?;
     let stats = api.arrived(load.messages).await?;
     // What is behind the last arrival, its acknowledgement, belongs to it.
-    sleep(pace.delay + Duration::from_millis(50)).await;
-    Ok(Figures::new(&stats, subject.process.cpu(), subject.process.peak_memory()))
+    sleep(upstream.delay + Duration::from_millis(50)).await;
+    let figures = Figures::new(&stats, subject.process.cpu(), subject.process.peak_memory());
+    subject.process.stop().await?;
+    Ok(figures)
 }
 
 /// At a rate that it can keep up with.
 pub async fn steady(kind: Kind, load: Load) -> io::Result<Figures> {
+    steady_at(kind, load, Upstream::default()).await
+}
+
+/// The same with an API of some kind.
+pub async fn steady_at(kind: Kind, load: Load, upstream: Upstream) -> io::Result<Figures> {
     // Everybody has been there: connections stand, caches are full.
     let warm = Load { messages: load.devices * 2, ..load };
-    steady_after(kind, warm, load, Pace::default(), TELEMETRY).await
+    steady_after(kind, warm, load, upstream, TELEMETRY).await
 }
 
 /// At a rate, after other messages, on the topics that end with this level.
@@ -92,25 +99,27 @@ pub async fn steady_after(
     kind: Kind,
     warm: Load,
     load: Load,
-    pace: Pace,
+    upstream: Upstream,
     level: &str,
 ) -> io::Result<Figures> {
     let broker = broker().await;
-    let api = Api::start(pace).await?;
-    let subject = Subject::start(kind, broker.port, api.port)?;
+    let api = Api::start(upstream).await?;
+    let subject = Subject::start(kind, broker.port, &api)?;
     crosses(&broker, &api, level).await?;
-    sleep(pace.delay).await;
+    sleep(upstream.delay).await;
     api.reset().await?;
     publish_on(broker.port, level, warm).await?;
     api.arrived(warm.messages).await?;
-    sleep(pace.delay + Duration::from_millis(300)).await;
+    sleep(upstream.delay + Duration::from_millis(300)).await;
     api.reset().await?;
     let before = subject.process.cpu();
     publish_on(broker.port, level, load).await?;
     let stats = api.arrived(load.messages).await?;
-    sleep(pace.delay + Duration::from_millis(50)).await;
+    sleep(upstream.delay + Duration::from_millis(50)).await;
     let cpu = subject.process.cpu().saturating_sub(before);
-    Ok(Figures::new(&stats, cpu, subject.process.peak_memory()))
+    let figures = Figures::new(&stats, cpu, subject.process.peak_memory());
+    subject.process.stop().await?;
+    Ok(figures)
 }
 
 /// What happens in the middle of a load.
@@ -126,10 +135,15 @@ pub enum Fault {
 const QUIET: Duration = Duration::from_secs(5);
 
 /// What becomes of a load at a rate that meets a fault in its middle.
-pub async fn fault(kind: Kind, load: Load, pace: Pace, fault: Fault) -> io::Result<Account> {
+pub async fn fault(
+    kind: Kind,
+    load: Load,
+    upstream: Upstream,
+    fault: Fault,
+) -> io::Result<Account> {
     let broker = broker().await;
-    let api = Api::start(pace).await?;
-    let mut subject = Subject::start(kind, broker.port, api.port)?;
+    let api = Api::start(upstream).await?;
+    let mut subject = Subject::start(kind, broker.port, &api)?;
     crosses(&broker, &api, TELEMETRY).await?;
     api.reset().await?;
     let rate = load.per_second.expect("a load that has a middle has a rate");
@@ -140,7 +154,7 @@ pub async fn fault(kind: Kind, load: Load, pace: Pace, fault: Fault) -> io::Resu
         Fault::Down(time) => api.down(time).await?,
         Fault::Killed => {
             subject.process.kill().await?;
-            subject = Subject::start(kind, broker.port, api.port)?;
+            subject = Subject::start(kind, broker.port, &api)?;
         }
     }
     publishing.await??;
@@ -158,8 +172,8 @@ pub async fn memory(kind: Kind, load: Load, patience: Duration) -> io::Result<f6
 pub async fn draining(kind: Kind, load: Load, patience: Duration) -> io::Result<Figures> {
     let broker = broker().await;
     backlog(kind, &broker, load).await?;
-    let api = Api::start(Pace::default()).await?;
-    let subject = Subject::start(kind, broker.port, api.port)?;
+    let api = Api::start(Upstream::default()).await?;
+    let subject = Subject::start(kind, broker.port, &api)?;
     let end = Instant::now() + patience;
     while Instant::now() < end && api.stats().await?["messages"] != load.messages {
         sleep(Duration::from_millis(200)).await;
@@ -172,8 +186,8 @@ pub async fn draining(kind: Kind, load: Load, patience: Duration) -> io::Result<
 /// Peak memory when this many devices have sent a message, in MiB.
 pub async fn known(kind: Kind, load: Load) -> io::Result<f64> {
     let broker = broker().await;
-    let api = Api::start(Pace::default()).await?;
-    let subject = Subject::start(kind, broker.port, api.port)?;
+    let api = Api::start(Upstream::default()).await?;
+    let subject = Subject::start(kind, broker.port, &api)?;
     crosses(&broker, &api, TELEMETRY).await?;
     publish(broker.port, load).await?;
     let stats = api.arrived(load.messages).await?;
@@ -183,16 +197,16 @@ pub async fn known(kind: Kind, load: Load) -> io::Result<f64> {
 /// From the start of the process until it is subscribed.
 pub async fn start(kind: Kind) -> io::Result<Duration> {
     let broker = broker().await;
-    let api = Api::start(Pace::default()).await?;
+    let api = Api::start(Upstream::default()).await?;
     let began = Instant::now();
-    let _subject = Subject::start(kind, broker.port, api.port)?;
+    let _subject = Subject::start(kind, broker.port, &api)?;
     crosses(&broker, &api, TELEMETRY).await?;
     Ok(began.elapsed())
 }
 
 /// The same bodies, without a broker.
 pub async fn bare_http(load: Load) -> io::Result<Figures> {
-    let api = Api::start(Pace::default()).await?;
+    let api = Api::start(Upstream::default()).await?;
     let arguments = [u64::from(api.port), load.messages, load.devices].map(|n| n.to_string());
     let process = Process::spawn(own().arg("post").args(arguments))?;
     let stats = api.arrived(load.messages).await?;

@@ -6,13 +6,13 @@ use std::{
 };
 
 use tempfile::TempDir;
-use testkit::free_port;
+use testkit::{free_port, program_path};
 use tokio::process::Command;
 
 use crate::{
     devices::TELEMETRY,
     install,
-    process::{Process, gateway, own},
+    process::{Api, Process, own},
 };
 
 /// One kind of bridge.
@@ -63,14 +63,14 @@ pub struct Subject {
 }
 
 impl Subject {
-    pub fn start(kind: Kind, broker: u16, api: u16) -> io::Result<Self> {
+    pub fn start(kind: Kind, broker: u16, api: &Api) -> io::Result<Self> {
         let dir = tempfile::tempdir()?;
         let mut command = command(kind, broker, api, dir.path())?;
         Ok(Self { process: Process::spawn(&mut command)?, _dir: dir })
     }
 
     /// As an argument of this program, which runs it as its own process.
-    pub fn start_under(under: &[String], kind: Kind, broker: u16, api: u16) -> io::Result<Self> {
+    pub fn start_under(under: &[String], kind: Kind, broker: u16, api: &Api) -> io::Result<Self> {
         let dir = tempfile::tempdir()?;
         let (Some(program), inner) = (under.first(), command(kind, broker, api, dir.path())?)
         else {
@@ -83,8 +83,8 @@ impl Subject {
     }
 }
 
-fn command(kind: Kind, broker: u16, api: u16, dir: &Path) -> io::Result<Command> {
-    let ports = [broker.to_string(), api.to_string()];
+fn command(kind: Kind, broker: u16, api: &Api, dir: &Path) -> io::Result<Command> {
+    let ports = [broker.to_string(), api.port.to_string()];
     let mut command;
     match kind {
         Kind::Gateway
@@ -92,11 +92,11 @@ fn command(kind: Kind, broker: u16, api: u16, dir: &Path) -> io::Result<Command>
         | Kind::GatewayBatch
         | Kind::GatewayRemembers(_)
         | Kind::GatewayRows(_) => {
-            command = Command::new(gateway());
+            command = Command::new(program_path());
             command
                 .env("GATEWAY_BROKER_URL", format!("mqtt://127.0.0.1:{broker}"))
-                .env("GATEWAY_UPSTREAM_URL", format!("http://127.0.0.1:{api}"))
-                .env("GATEWAY_ADMIN_LISTEN", format!("127.0.0.1:{}", free_port()));
+                .env("GATEWAY_ADMIN_LISTEN", format!("127.0.0.1:{}", free_port()))
+                .envs(api.settings());
             if kind == Kind::GatewayWide {
                 command.env("GATEWAY_UPSTREAM_MAX_IN_FLIGHT", "512");
             }
@@ -121,7 +121,7 @@ fn command(kind: Kind, broker: u16, api: u16, dir: &Path) -> io::Result<Command>
         }
         Kind::MqBridge => {
             let file = dir.join("mq-bridge.yaml");
-            fs::write(&file, mq_bridge(broker, api))?;
+            fs::write(&file, mq_bridge(broker, api.port))?;
             command = Command::new(mq_bridge_program().ok_or(io::ErrorKind::NotFound)?);
             command.arg("--config").arg(file);
         }

@@ -36,6 +36,6 @@ pub use self::{
     gateway::{Gateway, Options},
     patience::{PATIENCE, QUIET, eventually, while_it_moves},
     plain_device::{Heard, PlainDevice},
-    process::{accepts, free_port, mosquitto, nobody, peak_memory, program, run},
+    process::{accepts, free_port, mosquitto, nobody, peak_memory, program, program_path, run},
     upstream::Upstream,
 };

@@ -70,8 +70,11 @@ pub async fn run(arguments: &[&str], input: &str) -> (i32, String, String) {
 }
 
 /// Where the compiled gateway is: beside this program, or beside the folder of tests or examples that
-/// this one is in.
-fn program_path() -> PathBuf {
+/// this one is in. `GATEWAY` names another one.
+pub fn program_path() -> PathBuf {
+    if let Some(named) = env::var_os("GATEWAY") {
+        return named.into();
+    }
     let own = env::current_exe().unwrap();
     let mut places = own.ancestors().skip(1).take(2).map(|place| place.join("mqtt-rest-gateway"));
     places
