@@ -125,7 +125,7 @@ async fn run(arguments: Arguments) -> Result<(), String> {
         None if peers => peers::run(rounds, &only, record).await,
         None if scale => scale::run(rounds, &only, record).await,
         None if protocols => protocols::run(rounds, &only, record).await,
-        None if train => train::run().await.map_err(|error| error.to_string()),
+        None if train => train::run().await,
         None if costs => costs::run(record).await,
         None => report::run(rounds, &only, record).await,
     }

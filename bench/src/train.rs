@@ -17,7 +17,7 @@ use testkit::{
 
 use crate::{
     devices::Load,
-    process::Upstream,
+    process::{Upstream, build_gateway},
     protocol::Protocol,
     scenarios::{saturated, steady_at},
     subject::Kind,
@@ -27,7 +27,12 @@ use crate::{
 const REQUESTS: u64 = 200;
 
 /// Does it all once.
-pub async fn run() -> io::Result<()> {
+pub async fn run() -> Result<(), String> {
+    build_gateway()?;
+    work().await.map_err(|error| error.to_string())
+}
+
+async fn work() -> io::Result<()> {
     for protocol in Protocol::ALL {
         let upstream = Upstream { protocol, ..Upstream::default() };
         let many = Load { messages: 20_000, devices: 100, size: 0, per_second: None };
