@@ -88,6 +88,8 @@ enum Command {
         api: u16,
         #[arg(long)]
         one_thread: bool,
+        #[arg(long)]
+        batch: bool,
     },
     #[command(hide = true)]
     Post { api: u16, messages: u64, devices: u64 },
@@ -120,7 +122,7 @@ async fn run(arguments: Arguments) -> Result<(), String> {
             let served = api::serve(delay, serial, protocol, &certificate).await;
             served.map_err(|error| error.to_string())
         }
-        Some(Command::Bridge { broker, api, .. }) => bridge::run(broker, api).await,
+        Some(Command::Bridge { broker, api, batch, .. }) => bridge::run(broker, api, batch).await,
         Some(Command::Post { api, messages, devices }) => post::run(api, messages, devices).await,
         None if peers => peers::run(rounds, &only, record).await,
         None if scale => scale::run(rounds, &only, record).await,

@@ -63,7 +63,7 @@ impl Bench<'_> {
         let many = Load { messages: 60_000, devices: 1000, ..saturating };
         let slow = |delay| Upstream::slow(Duration::from_millis(delay));
         scenarios.push(("50 ms API".to_owned(), many, slow(50), vec![Kind::GatewayWide]));
-        let mass = vec![Kind::Gateway, Kind::GatewayBatch];
+        let mass = vec![Kind::Gateway, Kind::GatewayBatch, Kind::BridgeBatch];
         scenarios.push((
             "mass".to_owned(),
             Load { messages: 200_000, ..many },

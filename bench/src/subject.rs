@@ -30,6 +30,8 @@ pub enum Kind {
     /// On tokio's runtime as most programs have it.
     Bridge,
     BridgeOneThread,
+    /// On one thread, in batches.
+    BridgeBatch,
     MqBridge,
     /// Acknowledged by the library, as a message comes in.
     MqttJs,
@@ -48,6 +50,7 @@ impl Kind {
             Self::GatewayRows(_) => "gateway, more rows",
             Self::Bridge => "least bridge",
             Self::BridgeOneThread => "least bridge, one thread",
+            Self::BridgeBatch => "least bridge, one thread, batch",
             Self::MqBridge => "mq-bridge",
             Self::MqttJs => "MQTT.js",
             Self::MqttJsAckAfter => "MQTT.js, acknowledges after",
@@ -114,10 +117,11 @@ fn command(kind: Kind, broker: u16, api: &Api, dir: &Path) -> io::Result<Command
                 command.arg("--config").arg(file);
             }
         }
-        Kind::Bridge | Kind::BridgeOneThread => {
+        Kind::Bridge | Kind::BridgeOneThread | Kind::BridgeBatch => {
             command = own();
             command.arg("bridge").args(ports);
-            command.args((kind == Kind::BridgeOneThread).then_some("--one-thread"));
+            command.args((kind != Kind::Bridge).then_some("--one-thread"));
+            command.args((kind == Kind::BridgeBatch).then_some("--batch"));
         }
         Kind::MqBridge => {
             let file = dir.join("mq-bridge.yaml");
