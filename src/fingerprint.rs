@@ -5,8 +5,12 @@ use std::{
     sync::LazyLock,
 };
 
-/// Chosen anew by each process, so that no device can make two values with the same fingerprint.
-static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+use foldhash::{SharedSeed, quality::SeedableRandomState};
+
+/// Chosen anew by each process, by the system, so that no device can make two values with the same fingerprint.
+static KEY: LazyLock<SeedableRandomState> = LazyLock::new(|| {
+    SeedableRandomState::with_seed(RandomState::new().hash_one(()), SharedSeed::global_random())
+});
 
 /// The fingerprint of a value.
 pub fn fingerprint(value: impl Hash) -> u64 {

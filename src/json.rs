@@ -34,9 +34,10 @@ pub enum NotJson {
 /// [`NotJson`], but never for a long number.
 pub fn check(text: &[u8]) -> Result<(), NotJson> {
     grammar(text)?;
-    // Nearly every text has too few brackets to be nested too deeply, and they are quickly counted.
-    let brackets = text.iter().filter(|byte| matches!(byte, b'[' | b'{')).count();
-    if brackets > MAX_DEPTH && Shape::of(text).depth > MAX_DEPTH {
+    // Nearly every text is too short to be nested too deeply, or has too few brackets, and they are quickly counted.
+    let brackets = || text.iter().filter(|byte| matches!(byte, b'[' | b'{')).count();
+    let may_be = text.len() > 2 * MAX_DEPTH && brackets() > MAX_DEPTH;
+    if may_be && Shape::of(text).depth > MAX_DEPTH {
         return Err(NotJson::TooDeep);
     }
     Ok(())

@@ -1,28 +1,22 @@
 //! What crosses the HTTP side: calls and their answers. How they fail: [`failure`](crate::failure).
 
+mod attempt;
 pub(crate) mod headers;
 pub(crate) mod sign;
 
-use std::{
-    fmt,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::HeaderValue;
 pub(crate) use http::{Method, StatusCode};
 use tokio::time::Instant;
 
+pub(crate) use self::attempt::{Attempt, Trial};
 use self::{
     headers::{Header, Headers},
     sign::Sign,
 };
 use crate::{
-    failure::FailureKind,
     secrets::Secret,
     template::{self, BadHeader, BadSegment, Rendered, Template},
     traces::Span,
@@ -47,7 +41,6 @@ pub enum Retry {
 }
 
 /// One call, complete but for the gateway's own secrets: it can be sent again as it stands, with the secrets of then.
-#[derive(Clone)]
 pub struct Call {
     /// The row that asked for it, a label in metrics and logs.
     pub name: Arc<str>,
@@ -78,68 +71,12 @@ pub struct Call {
     pub ok_on: Arc<[StatusCode]>,
     /// What its attempts know of each other.
     pub trial: Trial,
-    /// It has its turn of the rate limits already, and has used it for no attempt that the API counts.
-    pub has_turn: bool,
-    /// Attempts made.
-    pub attempts: u32,
-    /// Since when it waits for one of the `max_in_flight` places.
-    pub queued: Option<Instant>,
-    /// Its deadline has passed and its device did not answer last time: it gets one short attempt.
-    pub hurried: bool,
     /// The message's own expiry, outage or not.
     pub expires: Option<Instant>,
     /// How it may travel with others.
     pub batch: Option<Arc<Batch>>,
     /// The span that its attempts belong below, where traces are on.
     pub trace: Option<Span>,
-}
-
-/// What the attempts of a call know of each other: it is shared by its copies.
-#[derive(Debug, Clone, Default)]
-pub struct Trial(Arc<Marks>);
-
-#[derive(Debug, Default)]
-struct Marks {
-    /// Nanoseconds that do not count against the deadline.
-    excused: AtomicU64,
-    /// See [`Trial::others_served`]: one more than the number of outages, or 0 for none.
-    others_served: AtomicU64,
-    ended: OnceLock<FailureKind>,
-}
-
-impl Trial {
-    /// This much more does not count against the deadline: waits for limits of our own, and a `Retry-After`.
-    pub fn excuse(&self, time: Duration) {
-        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 4);
-        self.0.excused.fetch_add(nanos, Ordering::Relaxed);
-    }
-
-    /// How much does not count against the deadline so far.
-    pub fn excused(&self) -> Duration {
-        Duration::from_nanos(self.0.excused.load(Ordering::Relaxed))
-    }
-
-    /// The next attempt begins. `outages` is there if other devices have been served since this call's first failure, and
-    /// says how many outages the row has had so far.
-    pub fn begin_attempt(&self, outages: Option<u64>) {
-        self.0.others_served.store(outages.map_or(0, |outages| outages + 1), Ordering::Relaxed);
-    }
-
-    /// The `outages` of [`Trial::begin_attempt`] when the last attempt began.
-    pub fn others_served(&self) -> Option<u64> {
-        self.0.others_served.load(Ordering::Relaxed).checked_sub(1)
-    }
-
-    /// There will be no further attempt, for this reason.
-    pub fn end(&self, why: FailureKind) {
-        // The first reason is the one that counts.
-        let _ = self.0.ended.set(why);
-    }
-
-    /// Why there is no further attempt, if there is none.
-    pub fn ended(&self) -> Option<&FailureKind> {
-        self.0.ended.get()
-    }
 }
 
 impl Call {
@@ -166,10 +103,6 @@ impl Call {
             since: None,
             ok_on: Arc::default(),
             trial: Trial::default(),
-            has_turn: false,
-            attempts: 0,
-            queued: None,
-            hurried: false,
             expires: None,
             batch: None,
             trace: None,
@@ -183,7 +116,8 @@ impl Call {
 
     /// How much of its deadline has passed when the clock of its row shows `clock`.
     pub fn spent(&self, clock: Duration) -> Duration {
-        clock.saturating_sub(self.since.unwrap_or(clock)).saturating_sub(self.trial.excused())
+        let since = self.since.or_else(|| self.trial.since()).unwrap_or(clock);
+        clock.saturating_sub(since).saturating_sub(self.trial.excused())
     }
 
     /// The secrets that it needs, the device's key among them if it goes where the row says.
@@ -359,7 +293,7 @@ pub(crate) struct Answer {
     /// HTTP status.
     pub status: StatusCode,
     /// `Content-Type` as answered.
-    pub content_type: Option<String>,
+    pub content_type: Option<Arc<str>>,
     /// The body, whole.
     pub body: Bytes,
     /// `Retry-After`, as the time left when it came [RFC 9110, 10.2.3].

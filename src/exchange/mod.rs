@@ -286,10 +286,9 @@ impl Exchange {
         // 4. The payload is checked or translated, the path rendered.
         let memory = || self.devices.memory(speaker);
         let call = taken.call(endpoint, memory, &self.settings.max_bytes, lifetime)?;
-        let (has_turn, trial) = (turn.is_some(), turn.unwrap_or_default());
         // 5. Limits, attempts, back-off.
         let trace = taken.message.trace.clone();
-        let answer = self.upstream.call(Call { trial, has_turn, trace, ..call }).await?;
+        let answer = self.upstream.call(Call { trace, ..call }, turn).await?;
         // What the row takes for a success is one to all that follows.
         let accepted = route.accepts(answer.status);
         let status = if accepted { StatusCode::OK } else { answer.status };
@@ -302,7 +301,7 @@ impl Exchange {
         let (status, content_type, body) = match &taken.route.answer {
             None => (StatusCode::NO_CONTENT, None, Bytes::new()),
             Some(filter) => match self.filters.answer(filter, taken)? {
-                Some(body) => (StatusCode::OK, Some(JSON.to_owned()), body),
+                Some(body) => (StatusCode::OK, Some(JSON.into()), body),
                 None => return Ok(Outcome::Unknown),
             },
         };
@@ -334,7 +333,10 @@ impl Exchange {
         let key = taken.and_then(|taken| taken.speaker.key.as_ref());
         let (message, name) = (incoming.message, incoming.name());
         self.log(outcome, incoming, key);
-        let to = Destinations::of(incoming, errors.as_ref(), dead_letter.as_ref());
+        let letters = dead_letter.as_ref().filter(|_| outcome.is_dead_letter());
+        // A topic is not made where nothing goes there.
+        let errors = errors.as_ref().filter(|_| !matches!(outcome, Outcome::Delivered(_)));
+        let to = Destinations::of(incoming, errors, letters);
         let made = match (taken, outcome) {
             // It is not made where no reply is sent.
             (Some(taken), Outcome::Delivered(answer))
@@ -352,7 +354,7 @@ impl Exchange {
         if let Some(reply) = reply {
             self.publisher.publish(reply.traced(message.trace.as_ref())).await;
         }
-        let letters = dead_letter.as_ref().filter(|_| outcome.is_dead_letter())?;
+        let letters = letters?;
         let Some(topic) = &to.dead_letter else {
             let topic = letters.as_str();
             tracing::warn!(

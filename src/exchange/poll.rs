@@ -127,7 +127,7 @@ impl Poller {
         let Some(endpoint) = &fetch.call else { return Ok(Fetched::Empty) };
         let call = fetch.call_by_itself(endpoint, self.settings.deadline)?;
         let call = Call { trace: span.cloned(), ..call };
-        let answer = self.upstream.call(call).await?;
+        let answer = self.upstream.call(call, None).await?;
         let pushes = if fetch.empty_on.contains(&answer.status) {
             Vec::new()
         } else if !answer.status.is_success() {
@@ -184,7 +184,7 @@ impl Poller {
                 return Ok(None);
             }
         }
-        let content_type = answer.content_type.as_ref().filter(|_| fetch.payload.is_none());
+        let content_type = answer.content_type.as_deref().filter(|_| fetch.payload.is_none());
         let via = &self.settings.via;
         let name = |name: &str| levels.get(name);
         Ok(Some(publication(fetch, push, topic, content_type, via, name)))

@@ -58,7 +58,7 @@ impl Pusher {
             Some(endpoint) => {
                 let call = taken.fetch(&fetch.name, endpoint, self.deadline)?;
                 let call = Call { trace: span.cloned(), ..call };
-                let answer = self.upstream.call(call).await?;
+                let answer = self.upstream.call(call, None).await?;
                 if fetch.empty_on.contains(&answer.status) {
                     return Ok(Fetched::Empty);
                 }
@@ -98,7 +98,7 @@ impl Pusher {
                 }
                 continue;
             }
-            let content_type = answer.content_type.as_ref().filter(|_| fetch.payload.is_none());
+            let content_type = answer.content_type.as_deref().filter(|_| fetch.payload.is_none());
             let (topic, via) = (topic.to_owned(), &self.via);
             let value = |name: &str| taken.captures.get(name);
             let publication = publication(fetch, push, topic, content_type, via, value);
@@ -129,7 +129,7 @@ pub(super) fn publication<'v>(
     fetch: &Fetch,
     push: Push,
     topic: String,
-    content_type: Option<&String>,
+    content_type: Option<&str>,
     via: &str,
     value: impl Fn(&str) -> Option<&'v str>,
 ) -> Publication {
@@ -142,7 +142,7 @@ pub(super) fn publication<'v>(
             user: vec![(VIA.to_owned(), via.to_owned())],
             response_topic: fetch.response_topic.as_ref().and_then(|topic| topic.topic(value)),
             correlation_data: push.correlation,
-            content_type: Some(content_type.map_or(JSON, String::as_str).to_owned()),
+            content_type: Some(content_type.unwrap_or(JSON).to_owned()),
             ..Properties::default()
         },
     }

@@ -79,7 +79,9 @@ pub(super) fn reply(
     let json = |body| (body, Some(JSON.to_owned()));
     let (payload, content_type) = match (made, outcome.answer()) {
         (Some(made), _) => json(made),
-        (None, Some(answer)) => (answer.body.clone(), answer.content_type.clone()),
+        (None, Some(answer)) => {
+            (answer.body.clone(), answer.content_type.as_deref().map(str::to_owned))
+        }
         (None, None) => json(error_body(outcome)),
     };
     let status = outcome.status().to_string();
@@ -207,7 +209,7 @@ call = "POST /{device_id}"
         let made = |made, outcome| reply(&outcome, made, &message, &to, "asks", "gw").unwrap();
         let reply = |outcome: Outcome| made(None, outcome);
         let page = crate::call::Answer {
-            content_type: Some("text/html".to_owned()),
+            content_type: Some("text/html".into()),
             body: Bytes::from_static(b"<html>"),
             ..answer(403)
         };

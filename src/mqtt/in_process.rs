@@ -48,7 +48,7 @@ impl InProcess {
     pub(crate) async fn published(&mut self) -> Publication {
         loop {
             match self.commands.recv().await {
-                Some(Command::Publish(publication)) => return publication,
+                Some(Command::Publish(publication)) => return *publication,
                 Some(
                     Command::Settle(_) | Command::Trace(..) | Command::Finish | Command::Close,
                 ) => {}

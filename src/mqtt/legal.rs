@@ -17,7 +17,9 @@ const MAX_LEVELS: usize = 100;
 ///
 /// # Errors
 /// The publication itself, when its topic is not one to publish on.
-pub(super) fn legal(mut publication: Publication) -> Result<Publication, Publication> {
+pub(super) fn legal(
+    mut publication: Box<Publication>,
+) -> Result<Box<Publication>, Box<Publication>> {
     if !is_legal_topic(&publication.topic) {
         return Err(publication);
     }
@@ -70,15 +72,15 @@ mod tests {
 
     use super::*;
 
-    fn publication(topic: &str, properties: Properties) -> Publication {
+    fn publication(topic: &str, properties: Properties) -> Box<Publication> {
         let payload = Bytes::new();
-        Publication {
+        Box::new(Publication {
             purpose: crate::message::Purpose::Reply,
             topic: topic.to_owned(),
             payload,
             retain: false,
             properties,
-        }
+        })
     }
 
     #[test]

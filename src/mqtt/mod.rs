@@ -235,7 +235,7 @@ impl Receipt {
         if let Purpose::DeadLetter(letter) = &mut letter.purpose {
             letter.original = Some(self.ticket);
         }
-        self.send(Command::Publish(letter)).await;
+        self.send(Command::Publish(Box::new(letter))).await;
     }
 
     /// Hands over the span of the message: it ends with the PUBACK.
@@ -261,7 +261,7 @@ impl Publisher {
     /// Hands a publication over; it reaches the broker in the order of these calls. Waits while the
     /// broker takes nothing.
     pub(crate) async fn publish(&self, publication: Publication) {
-        let _ = self.commands.send(Command::Publish(publication)).await;
+        let _ = self.commands.send(Command::Publish(Box::new(publication))).await;
     }
 
     /// Ends the connection and its task once everything published is acknowledged by the broker and
@@ -279,7 +279,8 @@ impl Publisher {
 
 /// What the connection task is asked to do.
 enum Command {
-    Publish(Publication),
+    /// In a box, since most commands are settlements, and a channel has room for the largest.
+    Publish(Box<Publication>),
     Settle(Ticket),
     /// The span of this message, which ends when the message is acknowledged.
     Trace(Ticket, Span),

@@ -33,7 +33,7 @@ const SOON: Duration = Duration::from_secs(10);
 /// What is put into the outbox.
 pub(super) enum Entry {
     /// To be published.
-    Publish(Publication),
+    Publish(Box<Publication>),
     /// Everything published before this belongs to the ticket's outcome or earlier ones.
     Settled(Ticket),
 }
@@ -55,7 +55,7 @@ struct InFlight {
 struct Waiting {
     /// Its number among all publications of this process.
     number: u64,
-    publication: Publication,
+    publication: Box<Publication>,
 }
 
 enum Slot {
@@ -122,12 +122,12 @@ impl Outbox {
     }
 
     /// Puts a publication before everything that waits, in place of one that was taken.
-    pub(super) fn push_first(&mut self, publication: Publication) {
+    pub(super) fn push_first(&mut self, publication: Box<Publication>) {
         let slot = self.slot(publication);
         self.waiting.push_front(slot);
     }
 
-    fn slot(&mut self, publication: Publication) -> Slot {
+    fn slot(&mut self, publication: Box<Publication>) -> Slot {
         let number = self.next_number;
         self.next_number += 1;
         self.bytes += weight(&publication);
@@ -163,7 +163,7 @@ impl Outbox {
 
     /// Takes a publication out of flight: the broker has acknowledged or refused it, or it was not sent
     /// after all.
-    pub(super) fn take(&mut self, packet_id: PacketId) -> Option<Publication> {
+    pub(super) fn take(&mut self, packet_id: PacketId) -> Option<Box<Publication>> {
         let index = self.in_flight.iter().position(|p| p.packet_id == packet_id)?;
         let taken = self.in_flight.remove(index)?;
         if self.suspect.is_some_and(|(number, _)| number == taken.waiting.number) {
@@ -180,7 +180,7 @@ impl Outbox {
         &mut self,
         maybe_a_publication: bool,
         now: Instant,
-    ) -> Option<Publication> {
+    ) -> Option<Box<Publication>> {
         let poison = maybe_a_publication && self.is_poison(now);
         let poison = poison.then(|| self.in_flight.front().map(|p| p.packet_id)).flatten();
         let poison = poison.and_then(|packet_id| self.take(packet_id));

@@ -386,7 +386,7 @@ impl Session {
                     let Some(publication) = self.outbox.take(packet_id) else { continue };
                     match publication.shorter() {
                         _ if fits => self.ended(&publication, |_, _| {}),
-                        Some(shorter) => self.outbox.push_first(shorter),
+                        Some(shorter) => self.outbox.push_first(Box::new(shorter)),
                         None => self.ended(&publication, publish_result::too_large),
                     }
                 }

@@ -191,7 +191,6 @@ fn a_message_becomes_a_call_that_is_complete() {
     assert_eq!(call.authorization, Authorization::SpeakersKey(Secret::new("k")));
     assert_eq!((call.deadline.as_secs(), call.since.unwrap().as_secs()), (7, 3));
     assert!(call.batch.is_some() && call.expires.is_none());
-    assert_eq!((call.attempts, call.has_turn, call.hurried), (0, false, false));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Level, Pattern};
+use super::{Level, Pattern, levels};
 
 /// Where a row stands among all, each before those that it lies in.
 pub(super) type Rank = usize;
@@ -46,7 +46,7 @@ impl LevelIndex {
 
     /// The first row that fits, of those that a topic may belong to.
     pub(super) fn first(&self, topic: &str, fits: impl Fn(Rank) -> bool) -> Option<Rank> {
-        let mut levels = topic.split('/').enumerate();
+        let mut levels = levels(topic).enumerate();
         let at_places = self.by_level.iter().filter_map(|(place, by_text)| {
             let (_, text) = levels.find(|(at, _)| at == place)?;
             by_text.get(text)

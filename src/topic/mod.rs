@@ -191,8 +191,7 @@ impl Pattern {
         let mut left = Some(topic);
         for level in &self.levels {
             let Some(topic) = left else { return false };
-            let (text, after) =
-                topic.split_once('/').map_or((topic, None), |(text, after)| (text, Some(after)));
+            let (text, after) = first_level(topic);
             match level {
                 Level::Literal(literal) if **literal != *text => return false,
                 Level::Literal(_) | Level::Capture(_) => left = after,
@@ -209,16 +208,16 @@ impl Pattern {
 
     /// The captured levels of a topic that fits.
     fn captured(&self, topic: &str) -> Captures {
-        let mut captures = Vec::new();
+        let mut captures = Vec::with_capacity(self.names().count());
         let mut left = topic;
         for level in &self.levels {
-            let (text, after) = left.split_once('/').unwrap_or((left, ""));
+            let (text, after) = first_level(left);
             match level {
                 Level::Literal(_) => {}
                 Level::Capture(name) => captures.push((name.clone(), text.into())),
                 Level::Rest(name) => captures.push((name.clone(), left.into())),
             }
-            left = after;
+            left = after.unwrap_or_default();
         }
         Captures(captures)
     }
@@ -286,7 +285,7 @@ impl Pattern {
 
 /// The levels of one topic that a pattern captured, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Captures(Vec<(Arc<str>, Box<str>)>);
+pub struct Captures(Vec<(Arc<str>, Arc<str>)>);
 
 impl Captures {
     /// What is captured under this name.
@@ -303,13 +302,31 @@ impl Captures {
     pub fn up_to(&self, name: &str) -> Option<Arc<str>> {
         let at = self.0.iter().position(|(n, _)| **n == *name)?;
         match self.0.get(..=at)? {
-            [(_, only)] => Some(Arc::from(&**only)),
+            [(_, only)] => Some(only.clone()),
             levels => {
                 let levels: Vec<&str> = levels.iter().map(|(_, level)| &**level).collect();
                 Some(levels.join("/").into())
             }
         }
     }
+}
+
+/// The first level of a topic, and those behind it, if there are any. Levels are short: to look at each byte takes less
+/// than a search that is made for long texts.
+fn first_level(topic: &str) -> (&str, Option<&str>) {
+    let end = topic.bytes().position(|byte| byte == b'/');
+    let (level, rest) = topic.split_at(end.unwrap_or(topic.len()));
+    (level, rest.strip_prefix('/'))
+}
+
+/// All levels of a topic.
+fn levels(topic: &str) -> impl Iterator<Item = &str> {
+    let mut left = Some(topic);
+    std::iter::from_fn(move || {
+        let (level, rest) = first_level(left?);
+        left = rest;
+        Some(level)
+    })
 }
 
 /// A name that may stand in braces: letters, digits and `_`.

@@ -9,7 +9,8 @@
 //! bodies joined.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    borrow::{Borrow, Cow},
+    collections::VecDeque,
     future::Future,
     panic::AssertUnwindSafe,
     pin::Pin,
@@ -18,7 +19,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use futures_util::FutureExt;
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::{
     sync::{Notify, oneshot},
@@ -27,7 +30,7 @@ use tokio::{
 use tower::{Service, ServiceExt};
 
 use crate::{
-    call::{Answer, Authorization, Batch, BatchForm, Call, Entries, StatusCode},
+    call::{Answer, Attempt, Authorization, Batch, BatchForm, Call, Entries, StatusCode},
     failure::{Failure, FailureKind},
     metrics::Metrics,
     secrets::Secret,
@@ -80,13 +83,13 @@ struct Queue {
 }
 
 struct Waiting {
-    call: Call,
+    call: Attempt,
     result: oneshot::Sender<Option<Result<Answer, Failure>>>,
 }
 
-impl<S> Service<Call> for Batches<S>
+impl<S> Service<Attempt> for Batches<S>
 where
-    S: Service<Call, Response = Answer, Error = Failure> + Clone + Send + Sync + 'static,
+    S: Service<Attempt, Response = Answer, Error = Failure> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
     type Response = Answer;
@@ -97,7 +100,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Call) -> Self::Future {
+    fn call(&mut self, call: Attempt) -> Self::Future {
         let Some(batch) = call.batch.clone().filter(|batch| takes(batch, &call)) else {
             return Box::pin(self.inner.clone().oneshot(call));
         };
@@ -117,7 +120,7 @@ where
 
 impl<S> Batches<S>
 where
-    S: Service<Call, Response = Answer, Error = Failure> + Clone + Send + Sync + 'static,
+    S: Service<Attempt, Response = Answer, Error = Failure> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
     fn enqueue(&self, waiting: Waiting, batch: &Arc<Batch>) {
@@ -186,7 +189,7 @@ where
     fn next(&self, name: &Arc<str>, batch: &Batch) -> Option<Vec<Waiting>> {
         let mut queues = self.queues();
         let queue = queues.entry(name.clone()).or_default();
-        let (mut calls, mut bytes) = (Vec::new(), 0);
+        let (mut calls, mut bytes) = (Vec::with_capacity(queue.waiting.len().min(batch.max)), 0);
         while calls.len() < batch.max
             && let Some(waiting) = queue.waiting.pop_front_if(|waiting| {
                 // One more for what stands between two.
@@ -234,21 +237,14 @@ fn takes(batch: &Batch, call: &Call) -> bool {
 }
 
 /// One call for all of them, with a body of at most `max` bytes; none if they cannot be joined.
-fn whole(calls: &[Waiting], form: &BatchForm, max: usize) -> Option<Call> {
+fn whole(calls: &[Waiting], form: &BatchForm, max: usize) -> Option<Attempt> {
     let first = &calls.first()?.call;
-    let together = match form {
+    let (method, path, headers, authorization, body) = match form {
         BatchForm::Entries(form) => {
             // It names nothing that is one device's: the configuration is checked for that.
             let (path, headers) = form.endpoint.request(|_| None, None).ok()?;
-            Call {
-                method: form.endpoint.method.clone(),
-                path,
-                headers,
-                body: Some(entries(calls, form)),
-                // Each entry carries its own.
-                authorization: Authorization::None,
-                ..first.clone()
-            }
+            // Each entry carries its own key.
+            (form.endpoint.method.clone(), path, headers, Authorization::None, entries(calls, form))
         }
         BatchForm::Joined(form) => {
             let bodies = calls.iter().filter_map(|waiting| waiting.call.body.clone()).collect();
@@ -256,13 +252,24 @@ fn whole(calls: &[Waiting], form: &BatchForm, max: usize) -> Option<Call> {
                 let (route, calls) = (&*first.name, calls.len());
                 tracing::warn!(route, calls, %error, "bodies cannot be joined: each call goes by itself");
             });
-            Call { body: Some(joined.ok()?), ..first.clone() }
+            let (path, headers) = (first.path.clone(), first.headers.clone());
+            (first.method.clone(), path, headers, first.authorization.clone(), joined.ok()?)
         }
     };
     let carried = calls.iter().filter_map(|waiting| waiting.call.trace.as_ref());
-    let trace = Span::batch(&first.name, carried);
-    // For the log; no limit is kept for the device, it is below them.
-    Some(Call { device: "".into(), queued: None, expires: None, batch: None, trace, ..together })
+    // The device is for the log alone: no limit is kept for it, they are above.
+    let whole = Call::new(first.name.clone(), "".into(), method, path, first.deadline);
+    Some(first.of(Call {
+        headers,
+        sign: first.sign.clone(),
+        body: Some(body),
+        content_type: first.content_type.clone(),
+        authorization,
+        retry: first.retry,
+        ok_on: first.ok_on.clone(),
+        trace: Span::batch(&first.name, carried),
+        ..whole
+    }))
 }
 
 /// The bodies as entries of one object.
@@ -301,12 +308,22 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     let _ = serde_json::to_writer(out, text);
 }
 
+/// The name of a member of a JSON object; most stand there as they are.
+#[derive(Deserialize, PartialEq, Eq, Hash)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl Borrow<str> for Name<'_> {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 /// The answer to a batch, taken apart.
 #[derive(Default)]
 struct Answers<'a> {
     status: StatusCode,
-    content_type: Option<String>,
-    entries: HashMap<String, &'a RawValue>,
+    content_type: Option<Arc<str>>,
+    entries: HashMap<Name<'a>, &'a RawValue>,
     /// The member of an entry that says that it failed.
     error: &'a str,
     /// What everybody gets: a success of what was joined; or the API wants fewer calls, not one for each.
@@ -365,7 +382,7 @@ impl<'a> Answers<'a> {
 fn has_member(object: &str, name: &str) -> bool {
     // Most have not, not even somewhere deeper: that is seen quickly.
     object.contains(name)
-        && serde_json::from_str::<HashMap<String, &RawValue>>(object)
+        && serde_json::from_str::<HashMap<Name<'_>, &RawValue>>(object)
             .map_or(true, |members| members.get(name).is_some_and(|value| value.get() != "null"))
 }
 

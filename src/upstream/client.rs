@@ -30,10 +30,10 @@ use super::{
     retry_after::retry_after,
 };
 use crate::{
-    call::{Answer, Call, Retry, SMALL_ANSWER, StatusCode},
+    call::{Answer, Attempt, Call, Retry, SMALL_ANSWER, StatusCode},
     failure::{Failure, FailureKind, ProbeFailure, Transience},
     log::seconds,
-    metrics::{Attempt, AttemptResult, Metrics},
+    metrics::{self, AttemptResult, Metrics},
     tls,
     traces::{self, Span},
 };
@@ -95,7 +95,7 @@ impl Client {
         response.map(|response| response.status()).map_err(|error| unsent(&error))
     }
 
-    async fn attempt(&self, call: &Call) -> Result<Answer, Failure> {
+    async fn attempt(&self, call: &Attempt) -> Result<Answer, Failure> {
         if let Some(queued) = call.queued {
             // Waiting for a place among those under way is our own limit.
             call.trial.excuse(queued.elapsed());
@@ -128,15 +128,15 @@ impl Client {
     /// One exchange, which is counted.
     async fn counted(
         &self,
-        call: &Call,
+        call: &Attempt,
         shown: &Shown,
         time: Duration,
     ) -> Result<Answer, FailureKind> {
         let began = Instant::now();
         let span = call.trace.as_ref().map(|trace| {
             let base = self.shared.connections.origin().url();
-            let Call { name: row, method, path, attempts: earlier, .. } = call;
-            trace.attempt(&traces::Attempt { row, method, base, path, earlier: *earlier })
+            let Call { name: row, method, path, .. } = &**call;
+            trace.attempt(&traces::Attempt { row, method, base, path, earlier: call.earlier })
         });
         let result = self.exchange(call, shown, began + time, span.as_ref()).await;
         let ended = match &result {
@@ -149,11 +149,11 @@ impl Client {
                 Err(kind) => span.failed(kind.attempt(), kind.to_string()),
             }
         }
-        self.shared.metrics.attempt(&Attempt {
+        self.shared.metrics.attempt(&metrics::Attempt {
             name: &call.name,
             ended,
             elapsed: began.elapsed(),
-            is_retry: call.attempts > 0,
+            is_retry: call.earlier > 0,
             sent: call.body.as_ref().map_or(0, Bytes::len),
             received: result.as_ref().map_or(0, |answer| answer.body.len()),
         });
@@ -166,7 +166,7 @@ impl Client {
 
     async fn exchange(
         &self,
-        call: &Call,
+        call: &Attempt,
         shown: &Shown,
         end: Instant,
         span: Option<&Span>,
@@ -175,8 +175,7 @@ impl Client {
         let response = self.send(call, shown, clock, span).await?;
         let (status, headers) = (response.status(), response.headers());
         let coding = Coding::of(headers)?;
-        let content_type =
-            headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(Arc::from);
         let retry_after = headers.get(RETRY_AFTER).and_then(|v| retry_after(v, headers.get(DATE)));
         let body = self.body(response, coding, clock).await?;
         Ok(Answer { status, content_type, body, retry_after, attempts: 1 })
@@ -185,7 +184,7 @@ impl Client {
     /// Makes the request, sends it, and waits for the head of the answer.
     async fn send(
         &self,
-        call: &Call,
+        call: &Attempt,
         shown: &Shown,
         clock: Clock,
         span: Option<&Span>,
@@ -198,7 +197,7 @@ impl Client {
             Retry::Idempotent => !call.method.is_idempotent(),
             Retry::Never => true,
         };
-        let which = if call.attempts > 0 || once { Which::Fresh } else { Which::Kept };
+        let which = if call.earlier > 0 || once { Which::Fresh } else { Which::Kept };
         let mut request = Request::new(Full::new(call.body.clone().unwrap_or_default()));
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = connections.origin().uri(&credentials.path(call)?)?;
@@ -288,7 +287,7 @@ impl Clock {
     }
 }
 
-impl tower::Service<Call> for Client {
+impl tower::Service<Attempt> for Client {
     type Response = Answer;
     type Error = Failure;
     type Future = Pin<Box<dyn Future<Output = Result<Answer, Failure>> + Send>>;
@@ -297,7 +296,7 @@ impl tower::Service<Call> for Client {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Call) -> Self::Future {
+    fn call(&mut self, call: Attempt) -> Self::Future {
         let client = self.clone();
         Box::pin(async move { client.attempt(&call).await })
     }

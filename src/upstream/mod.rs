@@ -53,7 +53,7 @@ pub(crate) use self::{
 };
 use crate::{
     backoff::Backoff,
-    call::{Answer, Call, Lifetime, StatusCode, Trial},
+    call::{Answer, Attempt, Call, Lifetime, StatusCode, Trial},
     failure::{FailureKind, Unanswered},
     metrics::Metrics,
     secrets::{Secret, Secrets},
@@ -220,19 +220,22 @@ impl Upstream {
         Ok(Self { stack, turns, breaker })
     }
 
-    /// Makes the call, with as many attempts as it takes.
+    /// Makes the call, with as many attempts as it takes. `turn` is what [`Upstream::turn`] gave, if it was asked before.
     ///
     /// # Errors
     /// [`Unanswered`] when the call got no final answer before its deadline, or the gateway stops.
     pub(crate) fn call(
         &self,
         call: Call,
+        turn: Option<Trial>,
     ) -> impl Future<Output = Result<Answer, Unanswered>> + use<> {
-        self.stack.clone().oneshot(call)
+        let has_turn = turn.is_some();
+        let mut first = Attempt::first(Call { trial: turn.unwrap_or_default(), ..call });
+        first.has_turn = has_turn;
+        self.stack.clone().oneshot(first)
     }
 
-    /// Waits for a turn of the rate limits for a device's calls on a row, before any work is spent on a call. The call must
-    /// then have [`Call::has_turn`] set, and this [`Trial`].
+    /// Waits for a turn of the rate limits for a device's calls on a row, before any work is spent on a call.
     ///
     /// # Errors
     /// [`Throttled`](crate::failure::FailureKind::Throttled) when the turn would come later than the deadline,

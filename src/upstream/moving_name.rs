@@ -69,7 +69,7 @@ impl World {
     /// The status that a call ends with: it tells who answered.
     async fn status(&self) -> u16 {
         let call: Call = fixtures::call("row", "device");
-        let answer = timeout(PATIENCE, self.upstream.call(call)).await;
+        let answer = timeout(PATIENCE, self.upstream.call(call, None)).await;
         answer.expect("it ends").expect("an answer").status.as_u16()
     }
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    call::{Answer, Call, Retry, StatusCode},
+    call::{Answer, Attempt, Call, Retry, StatusCode},
     failure::{Failure, FailureKind, Sign, Transience, Unanswered},
     log::seconds,
 };
@@ -101,7 +101,7 @@ impl RetryTransient {
     /// Waits until the next attempt may be made, or until it is known that there is none.
     fn wait(
         &mut self,
-        call: &mut Call,
+        call: &Attempt,
         result: Attempted<'_>,
     ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let (breaker, expires) = (self.breaker.clone(), call.expires);
@@ -124,7 +124,7 @@ impl RetryTransient {
             answer.retry_after.map(|wait| RetryAfter { wait, for_device })
         });
         let clock = breaker.serving_time(&call.name);
-        call.since.get_or_insert_with(|| breaker.serving_time_now(&call.name));
+        call.trial.failed(breaker.serving_time_now(&call.name));
         let wait = breaker.wait(&FailedCall {
             row: &call.name,
             failures: self.attempts,
@@ -141,14 +141,14 @@ impl RetryTransient {
             Ok(answer) => FailureKind::Deadline(answer.status),
             Err(failure) => failure.kind.clone(),
         };
-        let (trial, name, device) = (call.trial.clone(), call.name.clone(), call.device.clone());
+        let call = call.clone();
         Box::pin(async move {
             match wait.over(expires).await {
-                Some(Next::Again { others_served }) => trial.begin_attempt(others_served),
-                Some(Next::GiveUp) => trial.end(out_of_time),
+                Some(Next::Again { others_served }) => call.trial.begin_attempt(others_served),
+                Some(Next::GiveUp) => call.trial.end(out_of_time),
                 Some(Next::Pause(wait)) => {
-                    breaker.pause(&name, &device, wait);
-                    trial.end(FailureKind::Throttled(wait));
+                    breaker.pause(&call.name, &call.device, wait);
+                    call.trial.end(FailureKind::Throttled(wait));
                 }
                 // The layer below refuses the next attempt.
                 None => {}
@@ -165,12 +165,12 @@ async fn expired(at: Option<Instant>) {
     }
 }
 
-impl Policy<Call, Answer, Unanswered> for RetryTransient {
+impl Policy<Attempt, Answer, Unanswered> for RetryTransient {
     type Future = Pin<Box<dyn Future<Output = ()> + Send>>;
 
     fn retry(
         &mut self,
-        call: &mut Call,
+        call: &mut Attempt,
         result: &mut Result<Answer, Unanswered>,
     ) -> Option<Self::Future> {
         let attempt = match &*result {
@@ -183,7 +183,7 @@ impl Policy<Call, Answer, Unanswered> for RetryTransient {
             self.attempts += attempt.map_or_else(|failure| failure.attempts, |_| 1);
             if verdict(call, attempt) == Verdict::Again {
                 call.has_turn = is_uncounted(attempt);
-                call.attempts = self.attempts;
+                call.earlier = self.attempts;
                 return Some(self.wait(call, attempt));
             }
         }
@@ -195,7 +195,7 @@ impl Policy<Call, Answer, Unanswered> for RetryTransient {
         None
     }
 
-    fn clone_request(&mut self, call: &Call) -> Option<Call> {
+    fn clone_request(&mut self, call: &Attempt) -> Option<Attempt> {
         Some(call.clone())
     }
 }

@@ -25,7 +25,7 @@ use tower::{Service, ServiceExt};
 
 use super::{breaker::MAX_OBEYED_RETRY_AFTER, shared_breaker::SharedBreaker};
 use crate::{
-    call::{self, Answer, Call, Trial},
+    call::{self, Answer, Attempt, Call, Trial},
     failure::{Failure, FailureKind, Unanswered},
     rate::Rate,
 };
@@ -173,22 +173,22 @@ impl Turns {
     }
 
     /// Waits for the call's turn if it needs one. Fails if the call may not be made any more.
-    async fn admit(&self, call: &mut Call) -> Result<(), Unanswered> {
+    async fn admit(&self, call: &mut Attempt) -> Result<(), Unanswered> {
         if let Some(why) = call.trial.ended() {
             return Err(Failure::unmade(why.clone()).into());
         }
         if call.expires.is_some_and(|expires| expires <= Instant::now()) {
             return Err(Failure::unmade(FailureKind::Expired).into());
         }
-        if call.attempts > 0 && self.breaker.is_stopping() {
+        if call.earlier > 0 && self.breaker.is_stopping() {
             return Err(Unanswered::Stopping);
         }
         if !call.has_turn {
-            let Call { deadline, expires, since, .. } = *call;
+            let Call { deadline, expires, since, .. } = **call;
             let lifetime = call::Lifetime { deadline, expires, since };
             self.take(&call.name, &call.device, lifetime, &call.trial).await?;
         }
-        call.hurried = call.since.is_some() && self.breaker.is_hurried(call);
+        call.hurried = self.breaker.is_hurried(call);
         call.queued = Some(Instant::now());
         Ok(())
     }
@@ -201,9 +201,9 @@ pub(super) struct Throttle<S> {
     pub(super) turns: Turns,
 }
 
-impl<S> Service<Call> for Throttle<S>
+impl<S> Service<Attempt> for Throttle<S>
 where
-    S: Service<Call, Response = Answer, Error = Failure> + Clone + Send + 'static,
+    S: Service<Attempt, Response = Answer, Error = Failure> + Clone + Send + 'static,
     S::Future: Send,
 {
     type Response = Answer;
@@ -215,11 +215,10 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut call: Call) -> Self::Future {
+    fn call(&mut self, mut call: Attempt) -> Self::Future {
         let (mut inner, turns) = (self.inner.clone(), self.turns.clone());
         Box::pin(async move {
             turns.admit(&mut call).await?;
-            // No `oneshot`: it would have room for the call once more.
             Ok(inner.ready().await?.call(call).await?)
         })
     }
@@ -289,7 +288,7 @@ mod tests {
     async fn a_call_that_keeps_its_turn_waits_for_none() {
         let rates = Rates { per_device: Some("1/h".parse().unwrap()), ..Rates::default() };
         let turns = Turns::new(&rates, shared_breaker(NO_WAIT));
-        let mut call = crate::upstream::fixtures::call("r", "d");
+        let mut call = Attempt::first(crate::upstream::fixtures::call("r", "d"));
         assert!(turns.admit(&mut call).await.is_ok());
         assert!(turns.admit(&mut call.clone()).await.is_err());
         call.has_turn = true;
@@ -300,7 +299,8 @@ mod tests {
     async fn a_device_that_was_asked_to_wait_waits_before_its_next_message_too() {
         let breaker = shared_breaker(NO_WAIT);
         let turns = Turns::new(&Rates::default(), breaker.clone());
-        let (began, mut call) = (Instant::now(), crate::upstream::fixtures::call("r", "d"));
+        let mut call = Attempt::first(crate::upstream::fixtures::call("r", "d"));
+        let began = Instant::now();
         breaker.pause("r", "d", Duration::from_secs(90));
         turns.admit(&mut call).await.unwrap();
         assert_eq!(began.elapsed().as_secs(), 90);

@@ -124,7 +124,7 @@ async fn an_outage_is_said_again_every_few_minutes_as_long_as_it_lasts() {
 
     let held = {
         let upstream = upstream.clone();
-        tokio::spawn(async move { upstream.call(fixtures::call("telemetry", "d1")).await })
+        tokio::spawn(async move { upstream.call(fixtures::call("telemetry", "d1"), None).await })
     };
     // As long as this test has nothing to do, the clock goes on by itself.
     tokio::time::sleep(Duration::from_mins(21)).await;

@@ -69,7 +69,7 @@ impl World {
     fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
         match *step {
             Step::Publish { bytes } => {
-                self.outbox.push(Entry::Publish(publication(self.items.len(), bytes)));
+                self.outbox.push(Entry::Publish(Box::new(publication(self.items.len(), bytes))));
                 self.items.push(Item { bytes: Some(bytes), stage: Stage::Waiting });
             }
             Step::Settle => {
@@ -210,7 +210,7 @@ proptest! {
     ) {
         let mut outbox = Outbox::new();
         for item in 0..30 {
-            outbox.push(Entry::Publish(publication(item, 1)));
+            outbox.push(Entry::Publish(Box::new(publication(item, 1))));
         }
         let (mut got, mut dropped) = (BTreeSet::new(), BTreeSet::new());
         let mut connections = 0;

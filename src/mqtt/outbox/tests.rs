@@ -20,7 +20,7 @@ fn outbox(count: u32, receive_maximum: u16) -> Outbox {
     let mut outbox = Outbox::new();
     outbox.connected(receive_maximum);
     for n in 0..count {
-        outbox.push(Entry::Publish(publication(&n.to_string())));
+        outbox.push(Entry::Publish(Box::new(publication(&n.to_string()))));
     }
     outbox
 }
@@ -52,7 +52,7 @@ fn identifiers_pass_over_those_in_flight() {
     let mut outbox = outbox(1, 4);
     let (held, _) = submit(&mut outbox).unwrap();
     for _ in 0..u32::from(LAST_PACKET_ID) + 10 {
-        outbox.push(Entry::Publish(publication("n")));
+        outbox.push(Entry::Publish(Box::new(publication("n"))));
         let (packet_id, _) = submit(&mut outbox).unwrap();
         assert!(packet_id != held && (1..=LAST_PACKET_ID).contains(&packet_id));
         outbox.take(packet_id).unwrap();
@@ -85,7 +85,7 @@ fn room_is_bounded_in_entries_and_in_bytes_in_flight_or_not() {
     let mut ids = Vec::new();
     while outbox.has_room() {
         let properties = Properties { user: user.clone(), ..Properties::default() };
-        outbox.push(Entry::Publish(Publication { properties, ..publication("a") }));
+        outbox.push(Entry::Publish(Box::new(Publication { properties, ..publication("a") })));
         ids.extend(submit(&mut outbox).map(|(packet_id, _)| packet_id));
     }
     assert!((50..60).contains(&(outbox.waiting.len() + ids.len())));

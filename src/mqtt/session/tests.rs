@@ -103,13 +103,13 @@ impl World {
     }
 
     fn publishes(&mut self, topic: &str) {
-        self.session.command(Command::Publish(Publication {
+        self.session.command(Command::Publish(Box::new(Publication {
             purpose: Purpose::Reply,
             topic: topic.to_owned(),
             payload: Bytes::from_static(b"x"),
             retain: false,
             properties: Properties::default(),
-        }));
+        })));
     }
 
     /// What goes out in one write.
@@ -221,13 +221,13 @@ async fn what_is_to_be_retained_is_if_the_broker_can() {
     for (retain, first) in [(true, 0x33), (false, 0x32)] {
         let mut world = World::new();
         world.connects(Limits { retain, ..Limits::default() });
-        world.session.command(Command::Publish(Publication {
+        world.session.command(Command::Publish(Box::new(Publication {
             purpose: Purpose::Push,
             topic: "a".to_owned(),
             payload: Bytes::from_static(b"x"),
             retain: true,
             properties: Properties::default(),
-        }));
+        })));
         world.publishes("b");
         assert_eq!(world.packets(), [(first, 1), (0x32, 2)]);
     }
@@ -238,13 +238,13 @@ async fn what_waits_in_large_is_not_written_ahead() {
     let mut world = World::connected();
     let payload = Bytes::from(vec![0; 40_000]);
     for _ in 0..10 {
-        world.session.command(Command::Publish(Publication {
+        world.session.command(Command::Publish(Box::new(Publication {
             purpose: Purpose::Reply,
             topic: "a".to_owned(),
             payload: payload.clone(),
             retain: false,
             properties: Properties::default(),
-        }));
+        })));
     }
     assert!(world.written().len() < WRITTEN_AHEAD + 40_100);
 }

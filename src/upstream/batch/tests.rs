@@ -28,7 +28,7 @@ fn waiting(device: &str, body: &str) -> Waiting {
         authorization: Authorization::SpeakersKey(key),
         ..fixtures::call("r", device)
     };
-    Waiting { call, result: oneshot::channel().0 }
+    Waiting { call: Attempt::first(call), result: oneshot::channel().0 }
 }
 
 #[test]
@@ -39,8 +39,8 @@ fn bodies_become_entries_with_their_keys() {
         waiting("\"c", "{}"),
     ];
     let whole = whole(&calls, &form(), 1000).unwrap();
-    assert_eq!((whole.path.as_str(), whole.authorization), ("/all", Authorization::None));
-    let body: Value = serde_json::from_slice(&whole.body.unwrap()).unwrap();
+    assert_eq!((whole.path.as_str(), &whole.authorization), ("/all", &Authorization::None));
+    let body: Value = serde_json::from_slice(whole.body.as_ref().unwrap()).unwrap();
     let expected = json!({
         "a": {"x": 1, "token": "key \"of\" a"},
         "b": {"token": "key \"of\" b"},
@@ -53,7 +53,7 @@ fn bodies_become_entries_with_their_keys() {
 fn an_answer_is_taken_apart_and_only_successes_count() {
     let answer = |status: u16, body: &'static str| Answer {
         status: StatusCode::from_u16(status).unwrap(),
-        content_type: Some("application/json".to_owned()),
+        content_type: Some("application/json".into()),
         body: body.into(),
         retry_after: None,
         attempts: 1,
@@ -92,8 +92,8 @@ fn lines() -> Arc<Batch> {
 async fn joined(devices: &[(&'static str, Authorization)]) -> (Vec<String>, Vec<u16>) {
     let sent = Arc::<Mutex<Vec<String>>>::default();
     let log = sent.clone();
-    let api = tower::service_fn(move |call: Call| {
-        let body = String::from_utf8(call.body.unwrap().to_vec()).unwrap();
+    let api = tower::service_fn(move |call: Attempt| {
+        let body = String::from_utf8(call.body.as_ref().unwrap().to_vec()).unwrap();
         let status = if body.contains("bad") { 400 } else { 204 };
         log.lock().unwrap().push(body);
         async move { Ok(fixtures::answer(status)) }
@@ -107,7 +107,7 @@ async fn joined(devices: &[(&'static str, Authorization)]) -> (Vec<String>, Vec<
             batch: Some(batch.clone()),
             ..fixtures::call("r", body)
         };
-        batches.clone().oneshot(call)
+        batches.clone().oneshot(Attempt::first(call))
     });
     let results = futures_util::future::join_all(calls).await;
     let statuses = results.into_iter().map(|answer| answer.unwrap().status.as_u16()).collect();

@@ -90,7 +90,7 @@ fn every_result_says_something_about_the_api_or_nothing() {
 /// One attempt with this result, and the wait that follows; how the call has ended, if it has.
 async fn attempt(
     policy: &mut RetryTransient,
-    call: &mut Call,
+    call: &mut Attempt,
     result: Result<Answer, Failure>,
 ) -> Option<Failure> {
     let mut result = result.map_err(Unanswered::from);
@@ -125,8 +125,8 @@ async fn attempts_are_counted_and_the_deadline_ends_them_while_others_are_served
     let breaker = shared_breaker(second);
     serve(&breaker);
     let mut policy = RetryTransient::new(second, breaker.clone());
-    let mut call = call(Method::POST, Retry::Always);
-    call.since = Some(Duration::ZERO);
+    let since = Some(Duration::ZERO);
+    let mut call = Attempt::first(Call { since, ..call(Method::POST, Retry::Always) });
     // Nobody else is served: it is held, however long.
     let mut attempts = 0;
     let began = Instant::now();
@@ -153,14 +153,14 @@ async fn attempts_are_counted_and_the_deadline_ends_them_while_others_are_served
 async fn a_wait_ends_when_the_message_expires_or_the_gateway_stops() {
     let breaker = shared_breaker(NO_WAIT);
     let busy = || Ok(Answer { retry_after: Some(Duration::from_secs(70)), ..answer(429) });
-    let mut call = call(Method::POST, Retry::Always);
     let began = Instant::now();
-    call.expires = Some(began + Duration::from_secs(5));
+    let expires = Some(began + Duration::from_secs(5));
+    let call = || call(Method::POST, Retry::Always);
     let mut policy = RetryTransient::new(NO_WAIT, breaker.clone());
-    policy.retry(&mut call, &mut busy()).unwrap().await;
+    let mut expiring = Attempt::first(Call { expires, ..call() });
+    policy.retry(&mut expiring, &mut busy()).unwrap().await;
     assert_eq!(began.elapsed().as_secs(), 5);
-    call.expires = None;
-    let wait = policy.retry(&mut call, &mut busy()).unwrap();
+    let wait = policy.retry(&mut Attempt::first(call()), &mut busy()).unwrap();
     breaker.stop();
     wait.await;
     assert_eq!(began.elapsed().as_secs(), 5);
@@ -171,8 +171,8 @@ async fn retry_after_is_obeyed_to_the_second_and_ends_nothing_before_it_is_over(
     let breaker = shared_breaker(NO_WAIT);
     let serving = keep_serving(&breaker);
     let busy = || Ok(Answer { retry_after: Some(Duration::from_secs(70)), ..answer(429) });
-    let mut call = call(Method::POST, Retry::Always);
-    call.since = Some(Duration::ZERO);
+    let since = Some(Duration::ZERO);
+    let mut call = Attempt::first(Call { since, ..call(Method::POST, Retry::Always) });
     let mut policy = RetryTransient::new(NO_WAIT, breaker.clone());
     let began = Instant::now();
     // Longer than the deadline, and tried once more.
@@ -189,7 +189,8 @@ async fn a_retry_after_of_nothing_or_in_the_past_is_no_hot_loop() {
     let second = Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(1) };
     let breaker = shared_breaker(second);
     let mut policy = RetryTransient::new(second, breaker);
-    let (began, mut call) = (Instant::now(), call(Method::POST, Retry::Always));
+    let mut call = Attempt::first(call(Method::POST, Retry::Always));
+    let began = Instant::now();
     for _ in 0..100 {
         let mut result = Ok(Answer { retry_after: Some(Duration::ZERO), ..answer(429) });
         policy.retry(&mut call, &mut result).unwrap().await;
@@ -200,7 +201,7 @@ async fn a_retry_after_of_nothing_or_in_the_past_is_no_hot_loop() {
 #[tokio::test(start_paused = true)]
 async fn a_device_asked_to_wait_longer_than_any_call_waits_is_not_tried_before() {
     let breaker = shared_breaker(NO_WAIT);
-    let mut call = call(Method::POST, Retry::Always);
+    let mut call = Attempt::first(call(Method::POST, Retry::Always));
     let hour = Duration::from_hours(1);
     let busy = || Ok(Answer { retry_after: Some(hour), ..answer(429) });
     let mut policy = RetryTransient::new(NO_WAIT, breaker.clone());
@@ -227,9 +228,8 @@ async fn a_fault_of_this_machine_says_nothing_about_the_api() {
     let second = Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(1) };
     let breaker = shared_breaker(second);
     let mut policy = RetryTransient::new(second, breaker.clone());
-    let mut call = call(Method::POST, Retry::Never);
-    call.since = Some(Duration::ZERO);
-    call.deadline = Duration::ZERO;
+    let (since, deadline) = (Some(Duration::ZERO), Duration::ZERO);
+    let mut call = Attempt::first(Call { deadline, since, ..call(Method::POST, Retry::Never) });
     for _ in 0..20 {
         let mut result = Err(FailureKind::Local("too many open files".to_owned()).into());
         policy.retry(&mut call, &mut result).unwrap().await;
