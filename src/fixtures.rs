@@ -13,11 +13,10 @@ use crate::{
 
 /// A message on this topic, with these user properties.
 pub(crate) fn message(topic: &str, user: &[(&str, &str)], payload: &[u8]) -> Message {
-    let user = user.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     Message {
         topic: topic.to_owned(),
         payload: Bytes::copy_from_slice(payload),
-        properties: Properties { user: user.collect(), ..Properties::default() },
+        properties: Properties { user: user.iter().copied().collect(), ..Properties::default() },
         received_at: SystemTime::UNIX_EPOCH,
         trace: None,
         arrived: Instant::now(),

@@ -36,6 +36,7 @@ mod tls;
 pub mod topic;
 pub mod traces;
 mod upstream;
+pub mod user_properties;
 mod version;
 mod wall_clock;
 

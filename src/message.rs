@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::traces::Span;
+use crate::{traces::Span, user_properties::UserProperties};
 
 /// The user property that marks everything a gateway publishes; its value is the client identifier.
 /// A message that carries it and no credentials is not taken as a request, so that topics cannot loop.
@@ -17,8 +17,8 @@ pub const VIA: &str = "via";
 /// The MQTT v5 properties of a PUBLISH that mean something to the gateway [MQTT 5.0, 3.3.2.3].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Properties {
-    /// User properties in the order in which they stood; a name may stand more than once.
-    pub user: Vec<(String, String)>,
+    /// User properties.
+    pub user: UserProperties,
     /// Response Topic [MQTT 5.0, 3.3.2.3.5].
     pub response_topic: Option<String>,
     /// Correlation Data, opaque bytes [MQTT 5.0, 3.3.2.3.6].
@@ -60,7 +60,7 @@ impl Message {
 
     /// The values of all user properties of this name.
     pub fn user_property<'m>(&'m self, name: &str) -> impl Iterator<Item = &'m str> {
-        self.properties.user.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.properties.user.get(name)
     }
 
     /// The moment after which the message must not be sent any more.
@@ -112,9 +112,10 @@ impl Publication {
             format!("left out: {} bytes are more than the broker takes", self.payload.len());
         let is_letter = matches!(self.purpose, Purpose::DeadLetter(_));
         (is_letter && !self.payload.is_empty()).then(|| {
-            let mut shorter = Self { payload: Bytes::new(), ..self.clone() };
-            shorter.properties.user.insert(0, ("payload".to_owned(), left_out));
-            shorter
+            let first = [("payload", &*left_out)].into_iter();
+            let user = first.chain(self.properties.user.iter()).collect();
+            let properties = Properties { user, ..self.properties.clone() };
+            Self { payload: Bytes::new(), properties, ..self.clone() }
         })
     }
 }

@@ -453,7 +453,7 @@ proptest! {
         let message = Message {
             topic: format!("t/{device}"),
             payload: Bytes::new(),
-            properties: Properties { user: user.clone(), ..Properties::default() },
+            properties: Properties { user: user.iter().map(|(n, v)| (n, v)).collect(), ..Properties::default() },
             received_at: SystemTime::now(),
             trace: None,
             arrived: tokio::time::Instant::now(),

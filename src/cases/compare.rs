@@ -171,8 +171,7 @@ impl Differences {
             self.add(&part, Some(expected.to_string()), Some(found.retain.to_string()));
         }
         for (name, value) in &expected.properties {
-            let mut values = properties.user.iter().filter(|(own, _)| own == name);
-            let found = values.next().map(|(_, value)| value.as_str());
+            let found = properties.user.get(name).next();
             // Whose it is stands in every publication of a gateway.
             if name != VIA || !value.is_empty() {
                 self.text(&format!("{part}: property {name}"), value, found);

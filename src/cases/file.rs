@@ -156,7 +156,7 @@ fn message(section: &Section<'_>, sent: &mut Sent, folder: &Path) -> Input {
     sent.correlation = correlation.or(sent.correlation.take());
     let Sent { topic, payload, user, response_topic, correlation, content_type } = sent.clone();
     let properties = Properties {
-        user,
+        user: user.into_iter().collect(),
         response_topic,
         correlation_data: correlation,
         content_type,

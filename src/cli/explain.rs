@@ -72,7 +72,7 @@ impl Arguments {
             topic: self.topic,
             payload: Bytes::from(payload),
             properties: Properties {
-                user: self.property,
+                user: self.property.into_iter().collect(),
                 response_topic: self.response_topic,
                 ..Properties::default()
             },

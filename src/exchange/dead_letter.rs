@@ -9,6 +9,7 @@ use crate::{
     message::{DeadLetter, Message, Properties, Publication, Purpose, VIA},
     secrets::{Secret, Secrets},
     table::keys::{Keys, MAX_PROPERTY_BYTES},
+    user_properties::UserProperties,
 };
 
 /// Properties of the gateway's own. The device's, if they are called so, stand behind [`DEVICE`].
@@ -56,8 +57,8 @@ pub(super) fn dead_letter(
     let Envelope { topic, route, key_property, key, secrets, via } = envelope;
     let keys = Keys::new(message, key_property, *key);
     let received_at = humantime::format_rfc3339_millis(message.received_at);
-    let mut user = Vec::new();
-    let mut say = |name: &str, value: String| user.push((name.to_owned(), value));
+    let mut user = UserProperties::default();
+    let mut say = |name: &str, value: String| user.push(name, &value);
     say("topic", printable::short_line(&message.topic, MAX_TOPIC));
     say("reason", outcome.code().to_owned());
     say("status", outcome.status().to_string());
@@ -70,7 +71,7 @@ pub(super) fn dead_letter(
     let (own, left_out) = keys.others(message);
     user.extend(own.into_iter().map(|(name, value)| (own_name(name), printable::line(value))));
     if left_out > 0 {
-        user.push(("left_out".to_owned(), format!("{left_out} properties")));
+        user.push("left_out", &format!("{left_out} properties"));
     }
     let content_type = message.properties.content_type.as_deref();
     let letter = DeadLetter { route: (*route).clone(), reason: outcome.code(), original: None };
@@ -125,11 +126,13 @@ mod tests {
     };
 
     fn letter(user: &[(&str, &str)], outcome: &Outcome) -> Publication {
-        let user = user.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let message = Message {
             topic: "a/d1/b".to_owned(),
             payload: Bytes::from("x"),
-            properties: Properties { user: user.collect(), ..Properties::default() },
+            properties: Properties {
+                user: user.iter().copied().collect(),
+                ..Properties::default()
+            },
             received_at: SystemTime::UNIX_EPOCH,
             trace: None,
             arrived: Instant::now(),
@@ -150,8 +153,7 @@ mod tests {
     }
 
     fn value<'l>(letter: &'l Publication, name: &str) -> Vec<&'l str> {
-        let user = letter.properties.user.iter().filter(|(n, _)| n == name);
-        user.map(|(_, value)| value.as_str()).collect()
+        letter.properties.user.get(name).collect()
     }
 
     fn refused() -> Outcome {
@@ -164,7 +166,7 @@ mod tests {
         let letter = letter(&[&forged[..], &[("Topic", "forged")]].concat(), &refused());
         assert_eq!(value(&letter, "topic"), ["a/d1/b"]);
         assert_eq!(value(&letter, "reason"), ["no_route"]);
-        for (name, value) in &letter.properties.user {
+        for (name, value) in letter.properties.user.iter() {
             let own = OWN.iter().any(|own| own.eq_ignore_ascii_case(name));
             assert!(!own || value != "forged", "{name}");
         }

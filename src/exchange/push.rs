@@ -139,7 +139,7 @@ pub(super) fn publication<'v>(
         payload: push.payload,
         retain: fetch.retain,
         properties: Properties {
-            user: vec![(VIA.to_owned(), via.to_owned())],
+            user: [(VIA, via)].into_iter().collect(),
             response_topic: fetch.response_topic.as_ref().and_then(|topic| topic.topic(value)),
             correlation_data: push.correlation,
             content_type: Some(content_type.unwrap_or(JSON).to_owned()),

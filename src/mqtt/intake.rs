@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 
 /// About what an unsettled message takes beside its packet, in bytes: its entries in window and lane.
 const OVERHEAD: usize = 1024;
-/// What each of its user properties takes beside its text.
+/// What each of its user properties takes beside its text, at most.
 const PROPERTY_OVERHEAD: usize = 100;
 
 /// Whether messages are accepted on this connection.

@@ -25,9 +25,8 @@ pub(super) fn legal(
     }
     let Properties { user, response_topic, correlation_data, content_type, .. } =
         &mut publication.properties;
-    for (name, value) in user {
-        make_legal(name);
-        make_legal(value);
+    if user.iter().any(|(name, value)| !is_legal_text(name) || !is_legal_text(value)) {
+        *user = user.iter().map(|(name, value)| (made_legal(name), made_legal(value))).collect();
     }
     if response_topic.as_deref().is_some_and(|topic| !is_legal_topic(topic)) {
         *response_topic = None;
@@ -35,10 +34,7 @@ pub(super) fn legal(
     if correlation_data.as_ref().is_some_and(|data| data.len() > MAX_BYTES) {
         *correlation_data = None;
     }
-    if content_type
-        .as_ref()
-        .is_some_and(|text| text.len() > MAX_BYTES || !text.chars().all(is_legal))
-    {
+    if content_type.as_ref().is_some_and(|text| !is_legal_text(text)) {
         *content_type = None;
     }
     Ok(publication)
@@ -57,13 +53,15 @@ fn is_legal(c: char) -> bool {
     !c.is_control() && code & 0xFFFE != 0xFFFE && !(0xFDD0..=0xFDEF).contains(&code)
 }
 
-fn make_legal(text: &mut String) {
-    if !text.chars().all(is_legal) {
-        *text = text.chars().map(|c| if is_legal(c) { c } else { '\u{FFFD}' }).collect();
-    }
-    if text.len() > MAX_BYTES {
-        text.truncate(text.floor_char_boundary(MAX_BYTES));
-    }
+fn is_legal_text(text: &str) -> bool {
+    text.len() <= MAX_BYTES && text.chars().all(is_legal)
+}
+
+fn made_legal(text: &str) -> String {
+    let legal = text.chars().map(|c| if is_legal(c) { c } else { '\u{FFFD}' });
+    let mut legal: String = legal.collect();
+    legal.truncate(legal.floor_char_boundary(MAX_BYTES));
+    legal
 }
 
 #[cfg(test)]
@@ -87,7 +85,7 @@ mod tests {
     fn what_is_too_long_or_forbidden_is_cut_replaced_or_left_out() {
         let long = "ä".repeat(40_000);
         let properties = Properties {
-            user: vec![(long.clone(), "a\u{0}b\nc\u{FFFE}".to_owned())],
+            user: [(&*long, "a\u{0}b\nc\u{FFFE}")].into_iter().collect(),
             response_topic: Some("a/".repeat(150)),
             correlation_data: Some(vec![0; 65_536].into()),
             content_type: Some("x".repeat(65_536)),
@@ -95,15 +93,16 @@ mod tests {
         };
         let Properties { user, response_topic, correlation_data, content_type, .. } =
             legal(publication("a", properties)).ok().unwrap().properties;
-        assert_eq!(user[0].0, "ä".repeat(32_767));
-        assert_eq!(user[0].1, "a\u{FFFD}b\u{FFFD}c\u{FFFD}");
+        let cut = "ä".repeat(32_767);
+        let expected = (&*cut, "a\u{FFFD}b\u{FFFD}c\u{FFFD}");
+        assert_eq!(user.iter().collect::<Vec<_>>(), [expected]);
         assert_eq!((response_topic, correlation_data, content_type), (None, None, None));
     }
 
     #[test]
     fn what_is_legal_stays_as_it_is() {
         let properties = Properties {
-            user: vec![("ä".repeat(32_767), "tab is not, 😀 is".to_owned())],
+            user: [("ä".repeat(32_767), "tab is not, 😀 is")].into_iter().collect(),
             response_topic: Some("a/b".to_owned()),
             correlation_data: Some(vec![0; 65_535].into()),
             content_type: Some("text/plain".to_owned()),

@@ -237,7 +237,7 @@ impl OneOff {
     /// Publishes a message that no gateway takes, without a payload, and that nobody keeps; the broker's answer.
     pub(super) async fn publish(&mut self, topic: &str, via: &str) -> Result<u8, OneOffError> {
         let properties = Properties {
-            user: vec![(VIA.to_owned(), via.to_owned())],
+            user: [(VIA, via)].into_iter().collect(),
             correlation_data: Some(self.marker.clone()),
             expiry: Some(Duration::from_secs(1)),
             ..Properties::default()

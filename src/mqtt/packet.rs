@@ -11,7 +11,11 @@ use rumqttc::v5::mqttbytes::{
 };
 
 use super::{Settings, window::PacketId};
-use crate::{message::Publication, secrets::Secret, topic::Pattern};
+use crate::{
+    message::{Properties, Publication},
+    secrets::Secret,
+    topic::Pattern,
+};
 
 /// Largest packet that MQTT knows, in bytes [MQTT 5.0, 2.1.4].
 const LARGEST: usize = 5 + 268_435_455;
@@ -138,14 +142,14 @@ pub(super) fn publish(
     limits: PublishLimits,
     out: &mut BytesMut,
 ) -> bool {
-    let properties = publication.properties.clone();
+    let Properties { user, response_topic, correlation_data, content_type, expiry } =
+        &publication.properties;
     let properties = PublishProperties {
-        response_topic: properties.response_topic,
-        correlation_data: properties.correlation_data,
-        user_properties: properties.user,
-        content_type: properties.content_type,
-        message_expiry_interval: properties
-            .expiry
+        response_topic: response_topic.clone(),
+        correlation_data: correlation_data.clone(),
+        user_properties: user.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect(),
+        content_type: content_type.clone(),
+        message_expiry_interval: expiry
             .map(|left| u32::try_from(left.as_secs()).unwrap_or(u32::MAX)),
         ..PublishProperties::default()
     };

@@ -4,7 +4,7 @@
 //! Invalid UTF-8 is read as U+FFFD, an unknown property ends the properties and not the packet, and a message that is
 //! too large is skipped. Only a stream in which the packets cannot be separated any more ends the connection.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -12,7 +12,7 @@ use super::{
     cursor::{Cursor, Value},
     window::PacketId,
 };
-use crate::message::Properties;
+use crate::{message::Properties, user_properties::UserProperties};
 
 /// So many user properties of a message are kept; one with more is refused.
 const MAX_USER_PROPERTIES: usize = 256;
@@ -230,7 +230,7 @@ fn packet(first: u8, body: &Bytes, size: usize) -> Incoming {
 
 fn reason_string(id: u8, value: &Value<'_>, text: &mut String) {
     if let (0x1F, Value::Text(bytes)) = (id, value) {
-        *text = lossy(bytes);
+        *text = lossy(bytes).into();
     }
 }
 
@@ -262,7 +262,7 @@ fn publish_head(first: u8, cursor: &mut Cursor<'_>) -> Publish {
     let mut publish =
         Publish { dup: first & 0x08 != 0, qos: (first >> 1) & 3, ..Publish::default() };
     let topic = cursor.bytes().unwrap_or_default();
-    publish.topic = lossy(topic);
+    publish.topic = lossy(topic).into();
     if topic.is_empty() {
         // Also where a topic alias stands for it: we allow none [MQTT-3.3.2-9].
         publish.fault = Some("it has no topic");
@@ -288,14 +288,14 @@ fn publish(first: u8, body: &Bytes, size: usize) -> Publish {
         (0x02, Value::U32(seconds)) => {
             properties.expiry = Some(Duration::from_secs(seconds.into()));
         }
-        (0x03, Value::Text(text)) => properties.content_type = Some(lossy(text)),
-        (0x08, Value::Text(text)) => properties.response_topic = Some(lossy(text)),
+        (0x03, Value::Text(text)) => properties.content_type = Some(lossy(text).into()),
+        (0x08, Value::Text(text)) => properties.response_topic = Some(lossy(text).into()),
         (0x09, Value::Text(data)) => {
             properties.correlation_data = Some(Bytes::copy_from_slice(data));
         }
         (0x0B, Value::VarInt(id)) => subscription_ids.push(id),
         (0x26, Value::Pair(name, value)) if properties.user.len() < MAX_USER_PROPERTIES => {
-            properties.user.push((lossy(name), lossy(value)));
+            properties.user.push(&lossy(name), &lossy(value));
         }
         (0x26, _) => *fault = Some("it has more than 256 user properties"),
         _ => {}
@@ -306,7 +306,7 @@ fn publish(first: u8, body: &Bytes, size: usize) -> Publish {
     // One filter, one identifier; more than a handful are not ours.
     subscription_ids.truncate(16);
     if fault.is_some() {
-        properties.user.clear();
+        properties.user = UserProperties::default();
     }
     // Copied: a slice would keep the whole read buffer, which can be twice as large, for as long as the message
     // is held.
@@ -315,10 +315,9 @@ fn publish(first: u8, body: &Bytes, size: usize) -> Publish {
     publish
 }
 
-fn lossy(bytes: &[u8]) -> String {
+fn lossy(bytes: &[u8]) -> Cow<'_, str> {
     // Nearly every text is UTF-8, and that is seen faster than where it is not.
-    str::from_utf8(bytes)
-        .map_or_else(|_| String::from_utf8_lossy(bytes).into_owned(), str::to_owned)
+    str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed)
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ use crate::{
         route::{Credentials, Route},
     },
     topic::{Pattern, PatternIndex, patterns::Patterns, sender::Sender},
+    user_properties::UserProperties,
 };
 
 /// The level below a device's own where answers to replayed messages come.
@@ -245,14 +246,14 @@ impl Replay {
         let own = letter.properties.user.iter().filter_map(|(name, value)| {
             let name = device_property(name)?;
             let spoken_for = [&*identity.id_property, &*identity.key_property, REPLAYED];
-            (!spoken_for.contains(&name)).then(|| (name.to_owned(), value.clone()))
+            (!spoken_for.contains(&name)).then_some((name, value))
         });
-        let mut user: Vec<_> = own.collect();
+        let mut user: UserProperties = own.collect();
         if let Some(key) = key {
-            user.push((identity.id_property.to_string(), device.to_owned()));
-            user.push((identity.key_property.to_string(), key.expose().to_owned()));
+            user.push(&identity.id_property, device);
+            user.push(&identity.key_property, key.expose());
         }
-        user.push((REPLAYED.to_owned(), self.run.clone()));
+        user.push(REPLAYED, &self.run);
         let below = route.sender.own(&route.on, topic).map(|own| format!("{own}/{ANSWERS}"));
         let sender = table.patterns.sender(index, &captures).unwrap_or_default();
         let below = below.filter(|below| !table.patterns.is_anothers(below, &sender));

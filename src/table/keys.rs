@@ -29,7 +29,7 @@ impl<'k> Keys<'k> {
     /// The message's user properties without the keys, and how many are left out for their number or size.
     pub(crate) fn others<'m>(&self, message: &'m Message) -> (Vec<(&'m str, &'m str)>, usize) {
         let (mut taken, mut bytes, mut left_out) = (Vec::new(), 0, 0);
-        for (name, value) in &message.properties.user {
+        for (name, value) in message.properties.user.iter() {
             // First of all: each name is compared with the key's, which takes time by its length.
             let size = name.len() + value.len();
             if taken.len() == MAX_PROPERTIES || bytes + size > MAX_PROPERTY_BYTES {
@@ -38,7 +38,7 @@ impl<'k> Keys<'k> {
             }
             bytes += size;
             if !self.is_key(name, value) {
-                taken.push((name.as_str(), value.as_str()));
+                taken.push((name, value));
             }
         }
         (taken, left_out)

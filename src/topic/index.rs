@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use foldhash::HashMap;
+
 use super::{Level, Pattern, levels};
 
 /// Where a row stands among all, each before those that it lies in.
@@ -11,7 +13,7 @@ pub(super) type Rank = usize;
 #[derive(Debug, Clone, Default)]
 pub(super) struct LevelIndex {
     /// By the place of that level in a topic, and by the level, the rows in their order.
-    by_level: BTreeMap<usize, BTreeMap<Box<str>, Vec<Rank>>>,
+    by_level: BTreeMap<usize, HashMap<Box<str>, Vec<Rank>>>,
     /// Rows without a literal level.
     others: Vec<Rank>,
 }

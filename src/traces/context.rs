@@ -8,6 +8,8 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 
+use crate::user_properties::UserProperties;
+
 const PARENT: &str = "traceparent";
 const STATE: &str = "tracestate";
 
@@ -17,7 +19,7 @@ pub(crate) fn is_context(name: &str) -> bool {
 }
 
 /// What a message says of the span that it belongs below. What is malformed is as if it were not there.
-pub(crate) fn parent(properties: &[(String, String)]) -> Context {
+pub(crate) fn parent(properties: &UserProperties) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), &Properties(properties))
 }
 
@@ -27,18 +29,18 @@ pub(super) fn put(context: &SpanContext, put: impl FnMut(&str, String)) {
     TraceContextPropagator::new().inject_context(&context, &mut Put(put));
 }
 
-struct Properties<'p>(&'p [(String, String)]);
+struct Properties<'p>(&'p UserProperties);
 
 impl Extractor for Properties<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         // Of a name that stands twice the first, as filters see it.
-        let value = self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str());
+        let value = self.0.get(key).next();
         // The library reads numbers that are too short, and signs.
         value.filter(|value| key != PARENT || is_well_formed(value))
     }
 
     fn keys(&self) -> Vec<&str> {
-        self.0.iter().map(|(name, _)| name.as_str()).collect()
+        self.0.iter().map(|(name, _)| name).collect()
     }
 }
 
@@ -70,14 +72,9 @@ mod tests {
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
     fn read(parent_property: &str, state: &str) -> Option<SpanContext> {
-        let property = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let properties = [
-            property("x", "y"),
-            property(PARENT, parent_property),
-            property(PARENT, "second"),
-            property(STATE, state),
-        ];
-        let context = parent(&properties);
+        let properties =
+            [("x", "y"), (PARENT, parent_property), (PARENT, "second"), (STATE, state)];
+        let context = parent(&properties.into_iter().collect());
         let context = context.span().span_context().clone();
         context.is_valid().then_some(context)
     }

@@ -16,6 +16,7 @@ use opentelemetry_sdk::trace::{SdkTracer, Span as SdkSpan};
 use url::Url;
 
 use super::context;
+use crate::user_properties::UserProperties;
 
 /// The row of the table.
 pub(super) const ROW: &str = "mqtt_rest_gateway.row";
@@ -55,7 +56,7 @@ pub(crate) struct Consumed<'m> {
     pub(crate) bytes: usize,
     pub(crate) received_at: SystemTime,
     /// Its user properties.
-    pub(crate) properties: &'m [(String, String)],
+    pub(crate) properties: &'m UserProperties,
 }
 
 impl Consumed<'_> {
@@ -211,9 +212,11 @@ impl Span {
     }
 
     /// Puts its context into user properties, in place of another one.
-    pub(crate) fn put_properties(&self, properties: &mut Vec<(String, String)>) {
-        properties.retain(|(name, _)| !context::is_context(name));
-        context::put(&self.0.context, |name, value| properties.push((name.to_owned(), value)));
+    pub(crate) fn put_properties(&self, properties: &mut UserProperties) {
+        let others = properties.iter().filter(|(name, _)| !context::is_context(name));
+        let mut put: UserProperties = others.collect();
+        context::put(&self.0.context, |name, value| put.push(name, &value));
+        *properties = put;
     }
 
     fn lock(&self) -> MutexGuard<'_, SdkSpan> {

@@ -11,6 +11,7 @@ use opentelemetry_sdk::{
 };
 
 use super::*;
+use crate::user_properties::UserProperties;
 
 /// Keeps what has ended.
 #[derive(Debug, Clone, Default)]
@@ -49,7 +50,7 @@ fn tracer(share: f64) -> (Tracer, Ended) {
 }
 
 fn message(tracer: &Tracer, traceparent: Option<&str>) -> Span {
-    let properties = traceparent.map(|text| ("traceparent".to_owned(), text.to_owned()));
+    let properties = traceparent.map(|text| ("traceparent", text));
     tracer.message(&Consumed {
         topic: "d/d1/t",
         pattern: "d/{id}/t",
@@ -57,7 +58,7 @@ fn message(tracer: &Tracer, traceparent: Option<&str>) -> Span {
         device: "d1",
         bytes: 2,
         received_at: SystemTime::now(),
-        properties: &properties.into_iter().collect::<Vec<_>>(),
+        properties: &properties.into_iter().collect(),
     })
 }
 
@@ -81,9 +82,11 @@ fn a_message_decides_for_itself_and_the_share_for_the_others() {
 fn what_is_not_sampled_goes_on_under_its_own_context() {
     let (none, ended) = tracer(0.0);
     let span = message(&none, None);
-    let mut properties = vec![("traceparent".to_owned(), "another".to_owned())];
+    let mut properties = [("traceparent", "another")].into_iter().collect();
     span.publication("reply", "d/d1/r", 1).put_properties(&mut properties);
-    let [(_, context)] = &*properties else { panic!("{properties:?}") };
+    let [(_, context)] = properties.iter().collect::<Vec<_>>()[..] else {
+        panic!("{properties:?}")
+    };
     assert!(context.ends_with("-00"), "{context}");
     span.concluded("delivered", 200, None);
     drop(span);
@@ -126,7 +129,7 @@ fn the_span_of_a_message_begins_at_its_arrival_and_has_what_came_of_it() {
         device: "d1",
         bytes: 2,
         received_at: arrival,
-        properties: &[],
+        properties: &UserProperties::default(),
     });
     let other = span.clone();
     span.concluded("rejected", 422, Some("the upstream answered 422".to_owned()));

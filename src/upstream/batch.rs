@@ -58,18 +58,26 @@ impl BatchLimits {
 }
 
 /// A service whose calls may travel together.
-#[derive(Clone)]
-pub(super) struct Batches<S> {
+pub(super) struct Batches<S>(Arc<Shared<S>>);
+
+/// In one piece, since each attempt has several clones of its service.
+struct Shared<S> {
     inner: S,
     limits: BatchLimits,
     metrics: Arc<Metrics>,
     /// By the row's name.
-    queues: Arc<Mutex<HashMap<Arc<str>, Queue>>>,
+    queues: Mutex<HashMap<Arc<str>, Queue>>,
 }
 
 impl<S> Batches<S> {
     pub(super) fn new(inner: S, limits: BatchLimits, metrics: Arc<Metrics>) -> Self {
-        Self { inner, limits, metrics, queues: Arc::default() }
+        Self(Arc::new(Shared { inner, limits, metrics, queues: Mutex::default() }))
+    }
+}
+
+impl<S> Clone for Batches<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 
@@ -102,7 +110,7 @@ where
 
     fn call(&mut self, call: Attempt) -> Self::Future {
         let Some(batch) = call.batch.clone().filter(|batch| takes(batch, &call)) else {
-            return Box::pin(self.inner.clone().oneshot(call));
+            return Box::pin(self.0.inner.clone().oneshot(call));
         };
         let batches = self.clone();
         Box::pin(async move {
@@ -112,7 +120,7 @@ where
             match settled.await.ok().flatten() {
                 Some(result) => result,
                 None if is_expired(&call) => Err(Failure::unmade(FailureKind::Expired)),
-                None => batches.inner.oneshot(call).await,
+                None => batches.0.inner.clone().oneshot(call).await,
             }
         })
     }
@@ -131,7 +139,7 @@ where
         if queue.waiting.len() >= batch.max {
             queue.full.notify_waiters();
         }
-        if queue.senders < self.limits.in_flight.div_ceil(batch.max) {
+        if queue.senders < self.0.limits.in_flight.div_ceil(batch.max) {
             queue.senders += 1;
             tokio::spawn(self.clone().send(name, batch.clone()));
         }
@@ -145,10 +153,10 @@ where
         }
         loop {
             // The batch waits for its place first and takes its calls then, so that no call in it expires meanwhile.
-            let mut inner = self.inner.clone();
+            let mut inner = self.0.inner.clone();
             let _ = inner.ready().await;
             let Some(calls) = self.next(&name, &batch) else { return };
-            self.metrics.batch(&name, calls.len());
+            self.0.metrics.batch(&name, calls.len());
             let calls = match (&batch.form, <[Waiting; 1]>::try_from(calls)) {
                 // As if there were no batches; but by this sender, so that what comes meanwhile waits.
                 (BatchForm::Joined(_), Ok([Waiting { call, result }])) => {
@@ -159,7 +167,7 @@ where
                 (BatchForm::Entries(_), Ok(alone)) => Vec::from(alone),
                 (_, Err(calls)) => calls,
             };
-            let answer = match whole(&calls, &batch.form, self.limits.bytes) {
+            let answer = match whole(&calls, &batch.form, self.0.limits.bytes) {
                 None => None,
                 // A panic below must not end the sender: the calls of its row would wait for ever.
                 Some(call) => AssertUnwindSafe(inner.call(call)).catch_unwind().await.ok(),
@@ -194,7 +202,7 @@ where
             && let Some(waiting) = queue.waiting.pop_front_if(|waiting| {
                 // One more for what stands between two.
                 bytes += 1 + waiting.call.body.as_ref().map_or(0, Bytes::len);
-                calls.is_empty() || bytes <= self.limits.of(batch)
+                calls.is_empty() || bytes <= self.0.limits.of(batch)
             })
         {
             if is_expired(&waiting.call) {
@@ -212,7 +220,7 @@ where
 
     fn queues(&self) -> MutexGuard<'_, HashMap<Arc<str>, Queue>> {
         // No code that can panic runs under this lock.
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

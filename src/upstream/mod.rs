@@ -165,7 +165,7 @@ type Stack = Retry<RetryTransient, Throttle<Batches<ConcurrencyLimit<Client>>>>;
 #[derive(Clone)]
 pub(crate) struct Upstream {
     stack: Stack,
-    turns: Turns,
+    turns: Arc<Turns>,
     breaker: Arc<SharedBreaker>,
 }
 
@@ -192,7 +192,7 @@ impl Upstream {
             client.clone(),
             metrics.clone(),
         );
-        let turns = Turns::new(&settings.rates, breaker.clone());
+        let turns = Arc::new(Turns::new(&settings.rates, breaker.clone()));
         let retry = RetryTransient::new(settings.backoff, breaker.clone());
         let limits = BatchLimits {
             in_flight: settings.max_in_flight,

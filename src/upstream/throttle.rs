@@ -118,20 +118,27 @@ struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    /// Waits, unless it would be for `most` or longer, or the message expires before. Ends when the gateway stops.
-    async fn wait(&self, wait: Duration, most: Duration) -> Result<(), Unanswered> {
-        let next = Instant::now() + wait;
-        if wait >= most || self.expires.is_some_and(|expires| expires <= next) {
-            return Err(Failure::unmade(FailureKind::Throttled(wait)).into());
-        }
-        self.trial.excuse(wait);
-        let _delayed = self.breaker.mark_delayed(self.device);
-        tokio::select! {
-            () = tokio::time::sleep_until(next) => {}
-            () = self.breaker.stopped() => return Err(Unanswered::Stopping),
-        }
-        self.breaker.throttled(self.name, wait);
-        Ok(())
+    /// Waits, unless it would be for `most` or longer, or the message expires before. Ends when the gateway stops. In a
+    /// box: what is seldom needed takes no room in each attempt.
+    fn wait(
+        &self,
+        wait: Duration,
+        most: Duration,
+    ) -> Pin<Box<dyn Future<Output = Result<(), Unanswered>> + Send + '_>> {
+        Box::pin(async move {
+            let next = Instant::now() + wait;
+            if wait >= most || self.expires.is_some_and(|expires| expires <= next) {
+                return Err(Failure::unmade(FailureKind::Throttled(wait)).into());
+            }
+            self.trial.excuse(wait);
+            let _delayed = self.breaker.mark_delayed(self.device);
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                () = self.breaker.stopped() => return Err(Unanswered::Stopping),
+            }
+            self.breaker.throttled(self.name, wait);
+            Ok(())
+        })
     }
 
     /// Waits until the API wants calls of this device again, if it has asked for a pause.
@@ -144,15 +151,14 @@ impl Wanted<'_> {
 }
 
 /// Gives out the turns of all limits.
-#[derive(Clone)]
 pub(super) struct Turns {
-    limiters: Option<Arc<Limiters>>,
+    limiters: Option<Limiters>,
     breaker: Arc<SharedBreaker>,
 }
 
 impl Turns {
     pub(super) fn new(rates: &Rates, breaker: Arc<SharedBreaker>) -> Self {
-        Self { limiters: Limiters::new(rates).map(Arc::new), breaker }
+        Self { limiters: Limiters::new(rates), breaker }
     }
 
     /// Waits for a turn.
@@ -198,7 +204,7 @@ impl Turns {
 #[derive(Clone)]
 pub(super) struct Throttle<S> {
     pub(super) inner: S,
-    pub(super) turns: Turns,
+    pub(super) turns: Arc<Turns>,
 }
 
 impl<S> Service<Attempt> for Throttle<S>

@@ -34,7 +34,7 @@ properties = {}
     assert_eq!((&**first_payload, &**payload), (&b"{\"a\":1}"[..], &b"{\"a\":1}"[..]));
     assert_eq!((topic.as_str(), second.after.as_secs()), ("a/d1", 300));
     assert_eq!(properties.response_topic.as_deref(), Some("a/d1/r"));
-    assert_eq!(properties.user, [("id".to_owned(), "d1".to_owned())]);
+    assert_eq!(properties.user.iter().collect::<Vec<_>>(), [("id", "d1")]);
     assert_eq!((&**third_payload, third_properties.user.len()), (&b"ON"[..], 0));
     assert_eq!((first.line, second.line, third.line), (4, 9, 11));
 }

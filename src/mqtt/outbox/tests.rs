@@ -3,7 +3,10 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::message::{Properties, Purpose};
+use crate::{
+    message::{Properties, Purpose},
+    user_properties::UserProperties,
+};
 
 fn publication(name: &str) -> Publication {
     Publication {
@@ -81,7 +84,8 @@ fn room_is_bounded_in_entries_and_in_bytes_in_flight_or_not() {
     assert_eq!(outbox.waiting.len(), MAX_WAITING);
     let mut outbox = Outbox::new();
     outbox.connected(10);
-    let user = vec![("n".repeat(60_000), "v".repeat(60_000)); 5];
+    let (name, value) = ("n".repeat(60_000), "v".repeat(60_000));
+    let user: UserProperties = [(&name, &value); 5].into_iter().collect();
     let mut ids = Vec::new();
     while outbox.has_room() {
         let properties = Properties { user: user.clone(), ..Properties::default() };

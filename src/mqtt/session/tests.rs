@@ -10,6 +10,7 @@ use crate::{
     mqtt::{Address, Transport, reader::Limits},
     tls,
     topic::{patterns::Patterns, sender::Sender},
+    user_properties::UserProperties,
 };
 
 /// A session, what it delivered, and what it was told back.
@@ -252,7 +253,7 @@ async fn what_waits_in_large_is_not_written_ahead() {
 #[tokio::test(start_paused = true)]
 async fn user_properties_count_against_the_bytes_that_may_be_held() {
     let mut world = World::connected();
-    let user = vec![(String::new(), String::new()); 200];
+    let user: UserProperties = [("", ""); 200].into_iter().collect();
     for packet_id in 1..=100 {
         let properties = Properties { user: user.clone(), ..Properties::default() };
         let topic = format!("d{packet_id}/up");
