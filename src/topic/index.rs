@@ -1,19 +1,22 @@
 //! Finds the rows that a topic may belong to without a look at every row: by a level that few rows have in common.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use foldhash::HashMap;
+use foldhash::fast::FixedState;
 
 use super::{Level, Pattern, levels};
 
 /// Where a row stands among all, each before those that it lies in.
 pub(super) type Rank = usize;
 
+/// Rows by a level. The seed is fixed, so that equal tables look equal: what stands in here is the configuration's.
+type Texts = HashMap<Box<str>, Vec<Rank>, FixedState>;
+
 /// The rows by one literal level of each: the one that the fewest others have at that place.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LevelIndex {
     /// By the place of that level in a topic, and by the level, the rows in their order.
-    by_level: BTreeMap<usize, HashMap<Box<str>, Vec<Rank>>>,
+    by_level: BTreeMap<usize, Texts>,
     /// Rows without a literal level.
     others: Vec<Rank>,
 }
