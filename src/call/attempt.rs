@@ -104,3 +104,35 @@ impl Trial {
         self.ended.get()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+
+    #[test]
+    fn a_deadline_runs_from_the_message_or_else_from_the_first_failure() {
+        let (second, clock) = (Duration::from_secs(1), Duration::from_secs(10));
+        let call = fixtures::call("r", "d");
+        assert_eq!(call.spent(clock), Duration::ZERO);
+        for failed_at in [4, 8] {
+            call.trial.failed(failed_at * second);
+            assert_eq!(call.spent(clock), 6 * second);
+        }
+        call.trial.excuse(second);
+        assert_eq!(call.spent(clock), 5 * second);
+        let of_message = Call { since: Some(second), ..fixtures::call("r", "d") };
+        of_message.trial.failed(4 * second);
+        assert_eq!(of_message.spent(clock), 9 * second);
+    }
+
+    #[test]
+    fn the_copies_of_an_attempt_are_of_one_call_and_one_for_several_is_of_another() {
+        let mut first = Attempt::first(fixtures::call("r", "d"));
+        (first.earlier, first.queued) = (1, Some(Instant::now()));
+        first.clone().trial.end(FailureKind::Expired);
+        assert_eq!(first.trial.ended(), Some(&FailureKind::Expired));
+        let whole = first.of(fixtures::call("r", ""));
+        assert_eq!((whole.trial.ended(), whole.earlier, whole.queued), (None, 1, None));
+    }
+}
