@@ -1,5 +1,5 @@
 //! Where a message's CPU goes: instructions by whose code they are (callgrind), and system calls (perf), of one message that
-//! comes alone and of one among many. `cargo run --profile profiling -p bench -- --costs`, as root, which counting system calls takes.
+//! comes alone, of one among many, and of one among many in batches. `cargo run --profile profiling -p bench -- --costs`, as root, which counting system calls takes.
 //! What is inlined counts as of whoever wrote it; but Rust's own library as of whoever it is inlined into.
 
 use std::{
@@ -27,7 +27,21 @@ use crate::{
 /// A message that comes alone: each finds everybody asleep, under valgrind as well.
 const ALONE: Load = Load { messages: 300, devices: 100, size: 0, per_second: Some(50) };
 const SATURATED: Load = Load { messages: 5000, devices: 100, size: 0, per_second: None };
-const KINDS: [Kind; 2] = [Kind::BridgeOneThread, Kind::Gateway];
+const MASS: Load = Load { messages: 10_000, devices: 1000, ..SATURATED };
+/// What is compared, with the load under callgrind and the native one, for which there is time for more.
+const COLUMNS: [(&str, Kind, Load, Load); 6] = [
+    ("alone: least bridge, one thread", Kind::BridgeOneThread, ALONE, STEADY),
+    ("alone: gateway", Kind::Gateway, ALONE, STEADY),
+    ("saturated: least bridge, one thread", Kind::BridgeOneThread, SATURATED, MANY),
+    ("saturated: gateway", Kind::Gateway, SATURATED, MANY),
+    ("mass: least bridge, batch", Kind::BridgeBatch, MASS, MASSES),
+    ("mass: gateway, batch", Kind::GatewayBatch, MASS, MASSES),
+];
+const STEADY: Load = Load { messages: 5000, per_second: Some(500), ..ALONE };
+const MANY: Load = Load { messages: 100_000, ..SATURATED };
+const MASSES: Load = Load { messages: 100_000, ..MASS };
+/// The column by which rows are ordered.
+const ORDERED_BY: usize = 1;
 /// Whose code it is: the first with one of these in the path of its source file.
 const OWNERS: [(&str, &[&str]); 6] = [
     (
@@ -57,7 +71,7 @@ const CALLS: [&str; 6] = ["epoll_wait", "recvfrom", "sendto", "writev", "write",
 
 type Costs = BTreeMap<String, f64>;
 
-/// Measures both kinds, alone and saturated, and prints.
+/// Measures all columns, and prints.
 pub async fn run(record: bool) -> Result<(), String> {
     if profile() != "profiling" {
         return Err("--costs needs the lines that instructions come from: cargo run --profile profiling -p bench -- --costs".to_owned());
@@ -81,19 +95,11 @@ pub async fn run(record: bool) -> Result<(), String> {
 
 async fn tables(results: &mut Results) -> io::Result<()> {
     let (mut instructions, mut calls) = (Vec::new(), Vec::new());
-    for load in [ALONE, SATURATED] {
-        for kind in KINDS {
-            instructions.push(callgrind(kind, load).await?);
-        }
+    for (_, kind, load, _) in COLUMNS {
+        instructions.push(callgrind(kind, load).await?);
     }
-    // Native, so there is time for more.
-    for load in [
-        Load { messages: 5000, per_second: Some(500), ..ALONE },
-        Load { messages: 100_000, ..SATURATED },
-    ] {
-        for kind in KINDS {
-            calls.push(perf(kind, load).await?);
-        }
+    for (_, kind, _, load) in COLUMNS {
+        calls.push(perf(kind, load).await?);
     }
     table(results, "instructions", 0, &instructions);
     table(results, "system calls", 2, &calls);
@@ -102,13 +108,16 @@ async fn tables(results: &mut Results) -> io::Result<()> {
 
 /// One row for each name, the most expensive first; then their sum.
 fn table(results: &mut Results, what: &str, digits: usize, columns: &[Costs]) {
-    results.say(&format!("\n| {what} of one message | alone: least bridge, one thread | alone: gateway | saturated: least bridge, one thread | saturated: gateway |"));
-    results.say("| --- | --- | --- | --- | --- |");
+    let titles = COLUMNS.map(|(title, ..)| title).join(" | ");
+    results.say(&format!(
+        "\n| {what} of one message | {titles} |\n| --- |{}",
+        " --- |".repeat(COLUMNS.len())
+    ));
     let mut names: Vec<&String> = columns.iter().flat_map(Costs::keys).collect();
     names.sort_unstable();
     names.dedup();
     let of = |column: &Costs, name: &str| column.get(name).copied().unwrap_or_default();
-    names.sort_by(|a, b| of(&columns[1], b).total_cmp(&of(&columns[1], a)));
+    names.sort_by(|a, b| of(&columns[ORDERED_BY], b).total_cmp(&of(&columns[ORDERED_BY], a)));
     for name in names {
         let cells: Vec<_> =
             columns.iter().map(|column| format!("{:.digits$}", of(column, name))).collect();
