@@ -198,3 +198,24 @@ fn mq_bridge(broker: u16, api: u16) -> String {
 "
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use mqtt_rest_gateway::config::Config;
+
+    use super::*;
+
+    fn rows(table: &str) -> Vec<bool> {
+        let config = Config::parse(table, &BTreeMap::new()).unwrap();
+        config.table.routes.iter().map(|route| route.batch.is_some()).collect()
+    }
+
+    #[test]
+    fn tables_made_of_the_shipped_one_are_what_they_are_called() {
+        assert_eq!(rows(SHIPPED), vec![false; SHIPPED_ROWS as usize]);
+        assert_eq!(rows(&batch()).iter().filter(|has| **has).count(), 1);
+        assert_eq!(rows(&table(20)).len(), 20);
+    }
+}

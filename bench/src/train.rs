@@ -25,6 +25,9 @@ use crate::{
 
 /// Of each kind.
 const REQUESTS: u64 = 200;
+/// What a device asks, by what is below its part of the topic.
+const KINDS: [&str; 7] =
+    ["telemetry", "config/update", "commands/update", "update", "commands", "config", "get"];
 
 /// Does it all once.
 pub async fn run() -> Result<(), String> {
@@ -65,17 +68,34 @@ async fn requests() {
     gateway.ready().await;
     let mut device = broker.device("d1").await;
     for n in 0..REQUESTS {
-        for (below, payload) in [
-            ("telemetry", json!({"status": "online", "telemetries": {"fan_speed": n}})),
-            ("config/update", json!({"version": n})),
-            ("commands/update", json!({"id": "c", "status": "done"})),
-            ("update", json!({"firmware_version": "1.0.0"})),
-            ("commands", Value::Null),
-            ("config", Value::Null),
-            ("get", Value::Null),
-        ] {
+        for below in KINDS {
+            let payload = match below {
+                "telemetry" => json!({"status": "online", "telemetries": {"fan_speed": n}}),
+                "config/update" => json!({"version": n}),
+                "commands/update" => json!({"id": "c", "status": "done"}),
+                "update" => json!({"firmware_version": "1.0.0"}),
+                _ => Value::Null,
+            };
             device.ask(below, payload).await;
         }
     }
     gateway.stop().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use mqtt_rest_gateway::config::{Config, SHIPPED};
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_request_is_one_of_the_shipped_table() {
+        let config = Config::parse(SHIPPED, &BTreeMap::new()).unwrap();
+        for below in KINDS {
+            let topic = format!("v1/device/d1/{below}");
+            assert!(config.table.patterns.find(&topic).is_some(), "{topic}");
+        }
+    }
 }
