@@ -7,7 +7,8 @@ use std::{
 
 use foldhash::{SharedSeed, quality::SeedableRandomState};
 
-/// Chosen anew by each process, by the system, so that no device can make two values with the same fingerprint.
+/// Chosen anew by each process, and known to nobody outside, as the fingerprints are: so that no device can choose two values
+/// that have the same one. It is no cryptographic hash, and need not be: nobody sees what it makes.
 static KEY: LazyLock<SeedableRandomState> = LazyLock::new(|| {
     SeedableRandomState::with_seed(RandomState::new().hash_one(()), SharedSeed::global_random())
 });

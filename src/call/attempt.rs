@@ -55,6 +55,7 @@ pub struct Trial {
     excused: AtomicU64,
     /// See [`Trial::others_served`]: one more than the number of outages, or 0 for none.
     others_served: AtomicU64,
+    /// See [`Trial::since`].
     since: OnceLock<Duration>,
     ended: OnceLock<FailureKind>,
 }
